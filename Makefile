@@ -1,0 +1,71 @@
+# `make` explains the targets.
+PYTHON ?= python3
+AWS ?= local
+DATASET ?=
+TESTS ?= tests
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test up down status logs lint format check lock clean
+
+help: ## explain the targets
+	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo
+	@echo "  make demo DATASET=PATH-OR-NAME   an archive in CIFAR-100's layout, 'cifar100' or 'generated'"
+	@echo "  make up AWS=real                 Prefect server and worker only, for your own AWS account"
+	@echo "  make test TESTS=tests/unit       a part of the tests"
+	@echo "  make setup PIP_ARGS='...'        arguments for pip, such as PyTorch's CPU index (see README)"
+
+$(VENV)/.installed: requirements.lock
+	@test -e $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	@touch $@
+
+setup: $(VENV)/.installed ## virtual environment with the locked requirements
+
+demo: setup ## run the whole pipeline on this machine and show what came of it
+	@$(RUN) demo.py $(if $(DATASET),--dataset "$(DATASET)")
+
+test: setup ## run every test
+	@$(BIN)/pytest $(TESTS)
+
+up: setup ## start Prefect server, worker and the embedded AWS, and deploy prefect.yaml
+	@$(RUN) deploy.py --aws $(AWS)
+
+down: ## stop them; what they hold is kept in .scones/
+	@test ! -x $(RUN) || $(RUN) -m local_aws down
+
+status: setup ## what runs, and where
+	@$(RUN) -m local_aws status
+
+logs: ## follow the logs of all services
+	@tail -n 20 -F .scones/logs/*.log
+
+lint: setup ## ruff, mypy and cfn-lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/cfn-lint infrastructure/*.yaml
+
+format: setup ## let ruff reformat
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+check: lint test ## all that CI runs
+
+lock: setup ## renew requirements.lock from pyproject.toml
+	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
+	  --no-annotate --extra local --extra dev --output-file requirements.lock pyproject.toml
+	@sed -i.bak -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock && rm requirements.lock.bak
+
+clean: down ## stop everything and remove what setup, services and reports left
+	@rm -rf .scones .mypy_cache .pytest_cache .ruff_cache
+	@find reports -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	@rm -rf $(VENV)

@@ -1,0 +1,163 @@
+"""Runs the pipeline deployment on this machine and shows what came of it: `make demo`.
+
+Ctrl-C cancels the flow run and stops all services.
+"""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import time
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from deploy import DeploymentError, bring_up
+from local_aws import services
+from local_aws.config import LocalConfig
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+DEPLOYMENT = "pipeline/local"
+POLL_SECONDS = 1.0
+CANCEL_SECONDS = 20
+QUIET_LOGGERS = ("sagemaker", "httpx", "botocore")
+
+
+class PipelineFailed(Exception):
+    """The flow run did not complete; the message has its state's."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument(
+        "--dataset",
+        help="'cifar100', 'generated' or the path of an archive in CIFAR-100's layout; by default cifar100 where it can "
+        "be downloaded at once, else generated images",
+    )
+    dataset = parser.parse_args().dataset
+    if dataset and dataset not in ("cifar100", "generated"):
+        dataset = str(Path(dataset).expanduser().resolve())
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    started = time.monotonic()
+    config = LocalConfig()
+    try:
+        print("starting the services")
+        bring_up(config)
+        flow_run = asyncio.run(_run_pipeline({"dataset": dataset, "fall_back_to_generated": dataset is None}))
+        _print_summary(config, flow_run, time.monotonic() - started)
+    except (services.ServicesError, DeploymentError, PipelineFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("\ninterrupted: stopping all services", file=sys.stderr)
+        services.down(config)
+        return 130
+    return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+async def _run_pipeline(parameters: dict[str, Any]) -> "FlowRun":
+    """Starts the deployment and prints its log, and its subflows', until it ends. Returns the evaluation's flow run."""
+    from prefect import get_client
+
+    async with get_client() as client:
+        deployment = await client.read_deployment_by_name(DEPLOYMENT)
+        run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        print(f"flow run {run.name}")
+        try:
+            state = await _follow(client, run.id)
+        except asyncio.CancelledError:
+            await _cancel(client, run.id)
+            raise
+        if not state.is_completed():
+            raise PipelineFailed(f"the pipeline ended {state.name}: {state.message}")
+        children = await _children(client, run.id)
+        return next(child for child in children if child.name.startswith("nightly-evaluation"))
+
+
+async def _follow(client: "PrefectClient", run_id: UUID) -> Any:
+    seen: set[UUID] = set()
+    while True:
+        run = await client.read_flow_run(run_id)
+        await _print_new_logs(client, [run_id, *(child.id for child in await _children(client, run_id))], seen)
+        if run.state and run.state.is_final():
+            return run.state
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def _children(client: "PrefectClient", run_id: UUID) -> "list[FlowRun]":
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    return await client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
+    )
+
+
+async def _print_new_logs(client: "PrefectClient", run_ids: list[UUID], seen: set[UUID]) -> None:
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=run_ids))
+    offset = 0
+    while page := await client.read_logs(wanted, limit=200, offset=offset, sort=LogSort.TIMESTAMP_ASC):
+        offset += len(page)
+        for log in page:
+            if log.id not in seen:
+                seen.add(log.id)
+                if not log.name.startswith(QUIET_LOGGERS):
+                    print(f"{log.timestamp.astimezone(UTC):%H:%M:%S}  {log.message}", flush=True)
+
+
+async def _cancel(client: "PrefectClient", run_id: UUID) -> None:
+    from prefect.states import Cancelling
+
+    print("\ncancelling the flow run", file=sys.stderr)
+    await client.set_flow_run_state(run_id, Cancelling(), force=True)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while time.monotonic() < deadline:
+        run = await client.read_flow_run(run_id)
+        if run.state and run.state.is_final():
+            return
+        await asyncio.sleep(0.5)
+
+
+def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -> None:
+    from settings import settings
+
+    assert evaluation.expected_start_time is not None
+    date = evaluation.expected_start_time.astimezone(UTC).date().isoformat()
+    folder = settings().reports / date / evaluation.id.hex[:12]
+    summary = json.loads((folder / "summary.json").read_text())
+    counts = summary["evaluation"]
+    accuracy = "-" if summary["accuracy"] is None else f"{summary['accuracy']:.3f}"
+    low, high = summary["accuracy_interval_95"]
+    kind = "GENERATED images (not photographs)" if summary["dataset"]["synthetic"] else summary["dataset"]["source"]
+    lines = {
+        "data": f"{kind}: {summary['dataset']['train']} training, {summary['dataset']['test']} test images",
+        "images planned": counts["planned"],
+        "accepted": f"{counts['accepted']} (confidence >= {summary['threshold']:g})",
+        "below threshold": counts["below_threshold"],
+        "failed": counts["failed"],
+        "accuracy": f"{accuracy} (95 % interval {low:.3f} to {high:.3f}, n = {summary['captured']})",
+        "model version": summary["model_version"],
+        "charts": folder,
+        "Prefect UI": config.prefect_url,
+        "took": f"{seconds:.0f} s",
+    }
+    print()
+    for name, value in lines.items():
+        print(f"  {name:<16} {value}")
+    print("\nThe services stay up. `make down` stops them, `. .scones/env.sh` lets a shell use them.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

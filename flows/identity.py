@@ -1,0 +1,23 @@
+"""The identity that a flow's work takes from its flow run, so that a retry finds what the first try began."""
+
+from datetime import UTC
+
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+
+from tasks.evaluation import Run
+
+
+def this_run() -> Run:
+    """RUN: the first 12 hex digits of the flow run's id. DATE: the UTC date of its original expected start."""
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None, "only within a flow"
+    start = context.flow_run.expected_start_time
+    assert start is not None
+    return Run(context.flow_run.id.hex[:12], start.astimezone(UTC).date().isoformat())
+
+
+def run_name() -> str:
+    """A flow run's name in the run history: its date and the RUN that results, report and inference ids carry."""
+    run = Run(str(flow_run.id).replace("-", "")[:12], flow_run.scheduled_start_time.astimezone(UTC).date().isoformat())
+    return f"{flow_run.flow_name} {run.date} {run.id}"

@@ -1,0 +1,85 @@
+"""Sends one image to the SageMaker endpoint and passes its inferences on, without the image.
+
+Event: {"bucket", "key", "image_data", "inference_id"}. Result: {"bucket", "key", "inference_id", "inferences"}.
+"""
+
+import base64
+import binascii
+import json
+import logging
+import os
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+MAX_INFERENCE_ID = 64
+
+logger = logging.getLogger()
+logger.setLevel(logging.INFO)
+
+# A timed-out inference is billed and captured, so botocore tries again only once.
+runtime = boto3.client(
+    "sagemaker-runtime",
+    config=Config(connect_timeout=2, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2}),
+)
+
+
+class InvalidInput(Exception):
+    """The event lacks a field, or its image_data is not base64."""
+
+
+class UnreadableImage(Exception):
+    """The model could not read the image (a 4xx of the model's own)."""
+
+
+class ModelError(Exception):
+    """The model failed, or answered with something that is not a list of probabilities."""
+
+
+class EndpointNotFound(Exception):
+    """There is no such endpoint, or it is not in service."""
+
+
+def handler(event: Any, context: Any) -> dict[str, Any]:
+    image, inference_id = _request(event)
+    try:
+        response = runtime.invoke_endpoint(
+            EndpointName=os.environ["ENDPOINT_NAME"],
+            ContentType="application/x-image",
+            Accept="application/json",
+            InferenceId=inference_id,
+            Body=image,
+        )
+    except runtime.exceptions.ModelError as error:
+        status, message = error.response["OriginalStatusCode"], error.response["OriginalMessage"]
+        kind = UnreadableImage if 400 <= status < 500 else ModelError
+        raise kind(f"the model answered {status}: {message}") from error
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ValidationError":
+            raise EndpointNotFound(error.response["Error"]["Message"]) from error
+        raise
+    inferences = _inferences(response["Body"].read())
+    logger.info("classified %s as %s", inference_id, inferences)
+    return {"bucket": event["bucket"], "key": event["key"], "inference_id": inference_id, "inferences": inferences}
+
+
+def _request(event: Any) -> tuple[bytes, str]:
+    fields = ("bucket", "key", "image_data", "inference_id")
+    if not isinstance(event, dict) or not all(isinstance(event.get(field), str) for field in fields):
+        raise InvalidInput(f"expected an object with the strings {', '.join(fields)}")
+    if not 1 <= len(event["inference_id"]) <= MAX_INFERENCE_ID:
+        raise InvalidInput(f"inference_id must have 1 to {MAX_INFERENCE_ID} characters; it is the execution's name")
+    try:
+        return base64.b64decode(event["image_data"], validate=True), event["inference_id"]
+    except binascii.Error as error:
+        raise InvalidInput(f"image_data is not base64: {error}") from error
+
+
+def _inferences(body: bytes) -> list[float]:
+    try:
+        inferences = json.loads(body)
+        return [float(probability) for probability in inferences]
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"the model's answer is not a list of probabilities: {body[:200]!r}") from error

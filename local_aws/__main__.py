@@ -1,0 +1,40 @@
+"""The local services: python -m local_aws up | down | status."""
+
+import argparse
+import sys
+
+from local_aws import services
+from local_aws.config import LocalConfig
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m local_aws", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("up", help="start Prefect server, ministack, SageMaker server and worker")
+    start.add_argument(
+        "--aws",
+        choices=["local", "real"],
+        default="local",
+        help="real: only Prefect server and worker, which then use the shell's own AWS credentials",
+    )
+    commands.add_parser("down", help="stop them all")
+    commands.add_parser("status", help="say what runs, and where")
+    arguments = parser.parse_args()
+    config = LocalConfig()
+    try:
+        if arguments.command == "up":
+            services.up(config, real_aws=arguments.aws == "real")
+            print(services.status(config))
+        elif arguments.command == "down":
+            services.down(config)
+        else:
+            print(services.status(config))
+            return 0 if services.mode(config) else 3
+    except services.ServicesError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The environment of local processes, in which nothing of the shell's own AWS account or Prefect workspace is left."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from local_aws.config import ROOT, LocalConfig
+
+FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "SAGEMAKER_", "SM_", "BOTO_")
+# A proxy must not stand between processes of one machine.
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+ACCOUNT_ID = "000000000000"
+REGION = "us-east-1"
+
+
+def foreign_variables() -> list[str]:
+    """Names in the environment that could lead a local process to a real account or workspace."""
+    return sorted(name for name in os.environ if name.startswith(FOREIGN_PREFIXES) or name in PROXIES)
+
+
+def prefect_variables(config: LocalConfig) -> dict[str, str]:
+    """A Prefect server and worker of our own."""
+    home = config.state / "prefect"
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_API_URL": f"{config.prefect_url}/api",
+        "PREFECT_UI_URL": config.prefect_url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_WORKER_PREFETCH_SECONDS": "10",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def aws_variables(config: LocalConfig) -> dict[str, str]:
+    """Dummy credentials, endpoints on this machine, and no other source of either."""
+    nowhere = str(config.state / "aws" / "no-such-file")
+    return {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ENDPOINT_URL": config.aws_url,
+        "AWS_ENDPOINT_URL_SAGEMAKER": config.sagemaker_url,
+        "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": config.sagemaker_url,
+        "AWS_CA_BUNDLE": str(config.certificate),
+        "AWS_CONFIG_FILE": nowhere,
+        "AWS_SHARED_CREDENTIALS_FILE": nowhere,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+        # ministack runs a custom runtime's bootstrap as it is, and keeps the names of errors only so.
+        "SCONES_LAMBDA_RUNTIME": "provided.al2023",
+        "SCONES_LAMBDA_CONCURRENCY": "8",
+    }
+
+
+def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str, str]:
+    """The shell's environment without foreign variables, and with ours. `real_aws` keeps the shell's AWS_*."""
+    ours = prefect_variables(config) | ({} if real_aws else aws_variables(config))
+    dropped = ("PREFECT_",) if real_aws else FOREIGN_PREFIXES
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(dropped) and (real_aws or name not in PROXIES)
+    }
+    binaries = str(Path(sys.executable).parent)
+    kept["PATH"] = os.pathsep.join([binaries, kept.get("PATH", "")])
+    kept["SCONES_STATE"] = str(config.state)
+    kept["SCONES_ROOT"] = str(ROOT)
+    return kept | ours
+
+
+def enter(config: LocalConfig, real_aws: bool = False) -> None:
+    """Makes that the environment of this very process; to be called before boto3 or prefect are imported."""
+    environment = process_environment(config, real_aws)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def ministack_variables(config: LocalConfig) -> dict[str, str]:
+    """What ministack itself is told."""
+    return {
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(config.aws_port),
+        "SERVICES": "s3,lambda,stepfunctions,iam,sts,cloudformation,logs,events,cloudtrail",
+        # Policies are enforced: a permission that a role lacks fails here, not first on AWS.
+        "AUTH": "true",
+        "MINISTACK_ACCOUNT_ID": ACCOUNT_ID,
+        "PERSIST_STATE": "1",
+        "STATE_DIR": str(config.state / "aws" / "state"),
+        "S3_PERSIST": "1",
+        "S3_DATA_DIR": str(config.state / "aws" / "s3"),
+        "IOT_MTLS_ENABLED": "0",
+        "TMPDIR": str(config.state / "aws" / "tmp"),
+        "USE_SSL": "1",
+        "MINISTACK_SSL_CERT": str(config.certificate),
+        "MINISTACK_SSL_KEY": str(config.key),
+    }
+
+
+def shell_script(config: LocalConfig, real_aws: bool) -> str:
+    """Shell commands that give a shell the environment of the running services."""
+    environment = process_environment(config, real_aws)
+    ours = prefect_variables(config) | ({} if real_aws else aws_variables(config))
+    dropped = [name for name in foreign_variables() if not real_aws or name.startswith("PREFECT_")]
+    # Sourced later and elsewhere: what that shell exports by then is not known here.
+    pattern = "PREFECT_" if real_aws else "|".join(FOREIGN_PREFIXES)
+    lines = [
+        f"for name in $(env | cut -d= -f1 | grep -E '^({pattern})'); do unset \"$name\"; done",
+        *(f"unset {name}" for name in sorted({*dropped, *(() if real_aws else PROXIES)})),
+        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(ours.items())),
+        f"export SCONES_STATE={shlex.quote(environment['SCONES_STATE'])}",
+        f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,55 @@
+"""Runs ministack with this project's configuration: python -m local_aws.ministack."""
+
+import asyncio
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config as HypercornConfig
+
+from local_aws.config import LocalConfig
+from local_aws.environment import ministack_variables
+
+SNAPSHOT_SECONDS = 10
+SNAPSHOT_SERVICES = ("s3", "lambda", "stepfunctions", "iam", "cloudformation", "cloudwatch_logs", "eventbridge")
+
+
+def main() -> None:
+    config = LocalConfig()
+    variables = ministack_variables(config)
+    Path(variables["TMPDIR"]).mkdir(parents=True, exist_ok=True)
+    os.environ.update(variables)
+    tempfile.tempdir = variables["TMPDIR"]
+    # ministack reads its environment when it is imported. Its own main() is not used: with TLS that listens on port
+    # 443 as well.
+    from ministack.app import _build_persistence_save_dict, app
+    from ministack.core.persistence import save_all
+
+    async def snapshot() -> None:
+        """ministack saves its state only when it is stopped; this bounds what a kill can lose."""
+        logging.getLogger("persistence").setLevel(logging.WARNING)
+        while True:
+            await asyncio.sleep(SNAPSHOT_SECONDS)
+            services = {name: state for name, state in _build_persistence_save_dict().items() if name in wanted}
+            await asyncio.to_thread(save_all, services)
+
+    async def run() -> None:
+        snapshots = asyncio.create_task(snapshot())
+        await serve(app, server)  # type: ignore[arg-type]
+        snapshots.cancel()
+
+    wanted = set(SNAPSHOT_SERVICES)
+    server = HypercornConfig()
+    server.bind = [f"127.0.0.1:{config.aws_port}"]
+    server.certfile = str(config.certificate)
+    server.keyfile = str(config.key)
+    server.keep_alive_timeout = 75
+    server.graceful_timeout = 2
+    server.loglevel = "WARNING"
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()

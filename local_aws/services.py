@@ -1,0 +1,246 @@
+"""Starts and stops the local services under supervisord, and leaves no process of theirs behind.
+
+Every process that supervisord starts carries SCONES_SUPERVISED in its environment and hands it on to its children, in
+whatever session or process group they put themselves: that is how strays are found.
+"""
+
+import fcntl
+import hashlib
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from local_aws.certificate import ensure_certificate
+from local_aws.config import ROOT, LocalConfig
+from local_aws.environment import process_environment, shell_script
+
+MARK = "SCONES_SUPERVISED"
+START_SECONDS = 90
+STOP_SECONDS = 40
+
+
+class ServicesError(Exception):
+    """The services can't be started or stopped; the message says what to do."""
+
+
+def up(config: LocalConfig, real_aws: bool = False) -> bool:
+    """Starts what is not running and waits until it answers. Returns False where all stood already."""
+    for folder in ("logs", "prefect", "aws/tmp"):
+        (config.state / folder).mkdir(parents=True, exist_ok=True)
+    with _lock(config):
+        running = mode(config)
+        wanted = "real" if real_aws else "local"
+        if running == wanted and all(_answers(config, name) for name in _checked_services(real_aws)):
+            return False
+        if running not in (None, wanted):
+            raise ServicesError(f"the services are up with AWS={running}; run `make down` first")
+        _stop(config)
+        _check_ports(config, real_aws)
+        if not real_aws:
+            ensure_certificate(config.certificate, config.key)
+        (config.state / "mode").write_text(wanted)
+        (config.state / "env.sh").write_text(shell_script(config, real_aws))
+        _supervisor(config, "supervisord", real_aws=real_aws)
+        try:
+            _start(config, real_aws)
+        except BaseException:
+            _stop(config)
+            raise
+    return True
+
+
+def down(config: LocalConfig) -> None:
+    """Stops the services and every process that they left."""
+    if config.state.exists():
+        with _lock(config):
+            _stop(config)
+
+
+def mode(config: LocalConfig) -> str | None:
+    """'local' or 'real' while the supervisor runs, else None."""
+    if _supervisor_process(config) is None:
+        return None
+    file = config.state / "mode"
+    return file.read_text() if file.exists() else None
+
+
+def status(config: LocalConfig) -> str:
+    """A line per service, or that they are down."""
+    current = mode(config)
+    if current is None:
+        return "The services are down. `make up` starts them."
+    lines = _supervisor(config, "supervisorctl", "status").stdout.strip()
+    where = [f"Prefect UI      {config.prefect_url}"]
+    if current == "local":
+        where += [f"ministack       {config.aws_url}", f"SageMaker       {config.sagemaker_url}"]
+    return "\n".join([lines, "", *where, f"state and logs  {config.state}"])
+
+
+def supervised_processes(config: LocalConfig) -> list[psutil.Process]:
+    """Every process that carries this installation's mark."""
+    mark = _mark(config)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _start(config: LocalConfig, real_aws: bool) -> None:
+    services = _checked_services(real_aws)
+    _supervisor(config, "supervisorctl", "start", *services)
+    deadline = time.monotonic() + START_SECONDS
+    for name in services:
+        while not _answers(config, name):
+            if time.monotonic() > deadline:
+                log = config.state / "logs" / f"{name}.log"
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
+                raise ServicesError(f"{name} does not answer after {START_SECONDS} s; the end of {log}:\n{tail}")
+            time.sleep(0.2)
+    environment = process_environment(config, real_aws)
+    pool = ["prefect", "work-pool", "create", "local", "--type", "process", "--overwrite"]
+    subprocess.run(pool, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    _supervisor(config, "supervisorctl", "start", "worker")
+
+
+def _stop(config: LocalConfig) -> None:
+    supervisor = _supervisor_process(config)
+    if supervisor is not None:
+        supervisor.terminate()
+        try:
+            supervisor.wait(STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            supervisor.kill()
+    # What is left was started in a session of its own, or its supervisor was killed. SIGTERM first, so that ministack
+    # saves its state.
+    me = {os.getpid()}
+    strays = [process for process in supervised_processes(config) if process.pid not in me]
+    for process in strays:
+        _quietly(process.terminate)
+    psutil.wait_procs(strays, timeout=15)
+    for process in supervised_processes(config):
+        _quietly(process.kill)
+    psutil.wait_procs(strays, timeout=5)
+    (config.state / "mode").unlink(missing_ok=True)
+
+
+def _quietly(signal: object) -> None:
+    assert callable(signal)
+    try:
+        signal()
+    except psutil.NoSuchProcess:
+        pass
+
+
+def _checked_services(real_aws: bool) -> list[str]:
+    return ["prefect-server"] if real_aws else ["prefect-server", "ministack", "sagemaker"]
+
+
+def _answers(config: LocalConfig, name: str) -> bool:
+    url = {
+        "prefect-server": f"{config.prefect_url}/api/health",
+        "ministack": f"{config.aws_url}/_ministack/health",
+        "sagemaker": f"{config.sagemaker_url}/ping",
+    }[name]
+    context = ssl.create_default_context(cafile=str(config.certificate)) if url.startswith("https") else None
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if context:
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _check_ports(config: LocalConfig, real_aws: bool) -> None:
+    ports = [("Prefect server", "SCONES_PREFECT_PORT", config.prefect_port)]
+    if not real_aws:
+        ports += [
+            ("ministack", "SCONES_AWS_PORT", config.aws_port),
+            ("SageMaker server", "SCONES_SAGEMAKER_PORT", config.sagemaker_port),
+        ]
+    for service, variable, port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise ServicesError(
+                    f"port {port} for the {service} is taken{_taken_by(port)}; stop that process, or choose another "
+                    f"port with {variable}"
+                ) from error
+
+
+def _taken_by(port: int) -> str:
+    for process in psutil.process_iter(["name"]):
+        try:
+            connections = process.net_connections(kind="tcp")
+        except psutil.Error:
+            continue
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+            return f" by {process.info['name']} (process {process.pid})"
+    return ""
+
+
+def _supervisor(
+    config: LocalConfig, command: str, *arguments: str, real_aws: bool = False
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **process_environment(config, real_aws),
+        "SCONES_SOCKET": str(_socket(config)),
+        "SCONES_PREFECT_PORT": str(config.prefect_port),
+        "SCONES_AWS_PORT": str(config.aws_port),
+        "SCONES_SAGEMAKER_PORT": str(config.sagemaker_port),
+    }
+    if command == "supervisord":
+        environment[MARK] = _mark(config)
+    program = [str(Path(sys.executable).parent / command), "-c", str(ROOT / "supervisord.conf"), *arguments]
+    # A session of its own, so that Ctrl-C in the terminal does not reach it.
+    done = subprocess.run(program, env=environment, cwd=ROOT, text=True, capture_output=True, start_new_session=True)
+    if command == "supervisord" and done.returncode:
+        raise ServicesError(f"supervisord did not start: {done.stdout}{done.stderr}")
+    return done
+
+
+def _supervisor_process(config: LocalConfig) -> psutil.Process | None:
+    file = config.state / "supervisord.pid"
+    try:
+        process = psutil.Process(int(file.read_text()))
+        # The number may belong to another process by now.
+        return process if process.environ().get(MARK) == _mark(config) else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def _mark(config: LocalConfig) -> str:
+    return str(config.state.resolve())
+
+
+def _socket(config: LocalConfig) -> Path:
+    # Not below the state folder: a socket's path has about 100 characters at most.
+    digest = hashlib.sha256(_mark(config).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"scones-{os.getuid()}-{digest}.sock"
+
+
+@contextmanager
+def _lock(config: LocalConfig) -> Iterator[None]:
+    """One `up` or `down` at a time."""
+    config.state.mkdir(parents=True, exist_ok=True)
+    with (config.state / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,82 @@
+"""Clients of AWS, and what its errors mean to a person."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+)
+from prefect_aws import AwsCredentials
+
+from settings import settings
+
+CONFIG = Config(
+    connect_timeout=5, read_timeout=60, max_pool_connections=64, retries={"mode": "standard", "total_max_attempts": 6}
+)
+QUOTA_CODES = {"ResourceLimitExceeded", "LimitExceededException", "ServiceQuotaExceededException"}
+ACCESS_CODES = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnrecognizedClientException"}
+
+
+class AwsError(Exception):
+    """AWS refused or could not be reached; the message says what to do."""
+
+
+@cache
+def session() -> boto3.Session:
+    """The session of the AwsCredentials block that the settings name, else of the environment."""
+    name = settings().aws_credentials_block
+    credentials = AwsCredentials.load(name) if name else AwsCredentials(region_name=_region())
+    assert isinstance(credentials, AwsCredentials)
+    return credentials.get_boto3_session()
+
+
+@cache
+def client(service: str) -> Any:
+    """A client with explicit timeouts and retries, shared by the threads of this process."""
+    return session().client(service, config=CONFIG)
+
+
+def sdk() -> dict[str, Any]:
+    """Arguments that make a call of sagemaker.core.resources use the same session."""
+    return {"session": session(), "region": session().region_name}
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turns errors of the AWS SDK into AwsError with what was being done, AWS's own words and a next step."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        message = error.response["Error"].get("Message", "")
+        advice = ""
+        if code in QUOTA_CODES:
+            advice = "; ask for a higher quota in the Service Quotas console, or free what uses it"
+        elif code in ACCESS_CODES:
+            advice = "; run it with the flow runner's role, or one that may do this"
+        raise AwsError(f"{doing}: {code}: {message}{advice}") from error
+    except (NoCredentialsError, NoRegionError) as error:
+        raise AwsError(f"{doing}: {error} Set AWS credentials and a region, or run `make up` for a local AWS") from error
+    except (EndpointConnectionError, ConnectTimeoutError) as error:
+        raise AwsError(f"{doing}: AWS is out of reach: {error} Is the network, or `make up`, there?") from error
+    except BotoCoreError as error:
+        raise AwsError(f"{doing}: {error}") from error
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _region() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")

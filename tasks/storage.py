@@ -1,0 +1,79 @@
+"""Objects in the bucket: many at once, and none that is already there with the same content."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tasks.aws import client, explained
+
+PARALLEL_REQUESTS = 16
+
+
+def list_etags(bucket: str, prefix: str) -> dict[str, str]:
+    """ETag by key of every object below a prefix."""
+    pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    with explained(f"list s3://{bucket}/{prefix}"):
+        return {item["Key"]: item["ETag"].strip('"') for page in pages for item in page.get("Contents", [])}
+
+
+def upload_changed(bucket: str, prefix: str, contents: dict[str, bytes]) -> int:
+    """Uploads objects below `prefix` (full keys) whose content differs from what is there; returns how many."""
+    there = list_etags(bucket, prefix)
+    # The ETag of an object that was put in one piece and is not encrypted with KMS is its MD5.
+    changed = [
+        key
+        for key, content in contents.items()
+        if there.get(key) != hashlib.md5(content, usedforsecurity=False).hexdigest()
+    ]
+    with explained(f"upload to s3://{bucket}/{prefix}"), ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
+        list(threads.map(lambda key: put(bucket, key, contents[key]), changed))
+    return len(changed)
+
+
+def delete_others(bucket: str, prefix: str, keep: Iterable[str]) -> int:
+    """Deletes objects below `prefix` whose keys are not in `keep`; the bucket's versioning still has them."""
+    others = sorted(set(list_etags(bucket, prefix)) - set(keep))
+    with explained(f"delete below s3://{bucket}/{prefix}"):
+        for start in range(0, len(others), 1000):
+            keys = [{"Key": key} for key in others[start : start + 1000]]
+            client("s3").delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    return len(others)
+
+
+def put(bucket: str, key: str, content: bytes) -> None:
+    client("s3").put_object(Bucket=bucket, Key=key, Body=content)
+
+
+def get(bucket: str, key: str) -> bytes | None:
+    """An object's content; None where there is none."""
+    s3 = client("s3")
+    with explained(f"read s3://{bucket}/{key}"):
+        try:
+            content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+            return content
+        except s3.exceptions.NoSuchKey:
+            return None
+
+
+def put_json(bucket: str, key: str, value: Any) -> None:
+    with explained(f"write s3://{bucket}/{key}"):
+        put(bucket, key, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def put_json_lines(bucket: str, key: str, rows: Iterable[Any]) -> None:
+    with explained(f"write s3://{bucket}/{key}"):
+        put(bucket, key, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def get_json(bucket: str, key: str) -> Any:
+    """The JSON value of an object; None where there is none."""
+    content = get(bucket, key)
+    return None if content is None else json.loads(content)
+
+
+def get_json_lines(bucket: str, key: str) -> list[Any] | None:
+    """A value per line of an object; None where there is none."""
+    content = get(bucket, key)
+    return None if content is None else [json.loads(line) for line in content.splitlines()]

@@ -1,0 +1,265 @@
+"""SageMaker training jobs: started or re-attached to, watched with their log, and stopped on cancel."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+from prefect import task
+from prefect.logging import get_run_logger
+from sagemaker.core import image_uris
+from sagemaker.core.resources import TrainingJob
+from sagemaker.core.shapes import (
+    AlgorithmSpecification,
+    Channel,
+    DataSource,
+    MetricDefinition,
+    OutputDataConfig,
+    ResourceConfig,
+    S3DataSource,
+    StoppingCondition,
+)
+
+from settings import CODE_PREFIX, MANIFESTS_PREFIX, MODELS_PREFIX, ROOT, TRAIN_PREFIX, settings
+from tasks import storage
+from tasks.aws import client, explained, sdk
+from tasks.infrastructure import Installation
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+POLL_SECONDS = 2.0
+# A role that was made seconds ago can't be assumed everywhere yet.
+ROLE_SECONDS = 90
+SOURCES = ("train.py", "network.py", "inference.py", "requirements.txt")
+METRICS = {"train:loss": r"train_loss=([0-9.]+)", "train:accuracy": r"train_accuracy=([0-9.]+)"}
+
+Progress = Callable[[str], None]
+
+
+class TrainingError(Exception):
+    """The job did not complete; the message has AWS's reason."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a job is to be run with; the same plan has the same fingerprint."""
+
+    source_uri: str
+    hyperparameters: dict[str, str]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A completed job's artifact and last metrics."""
+
+    job_name: str
+    artifact_uri: str
+    metrics: dict[str, float]
+    fingerprint: str
+
+
+@task(task_run_name="plan training")
+def plan_training(installation: Installation) -> TrainingPlan:
+    """Uploads the training code and derives the hyperparameters from data and settings."""
+    manifest = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}train.lst")
+    if not manifest:
+        raise TrainingError("there is no training data; run the prepare-data deployment first")
+    hyperparameters = {
+        "image_shape": "3,32,32",
+        "num_classes": str(len(installation.classes)),
+        "num_training_samples": str(len(manifest.splitlines())),
+        "epochs": str(settings().epochs),
+        "learning_rate": str(settings().learning_rate),
+        "mini_batch_size": str(settings().mini_batch_size),
+        "seed": str(settings().seed),
+    }
+    source = source_archive()
+    key = f"{CODE_PREFIX}classifier-{hashlib.sha256(source).hexdigest()[:16]}.tar.gz"
+    storage.upload_changed(installation.bucket, CODE_PREFIX, {key: source})
+    data = storage.list_etags(installation.bucket, TRAIN_PREFIX)
+    identity = json.dumps([sorted(data.items()), manifest.decode(), key, hyperparameters], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    return TrainingPlan(f"s3://{installation.bucket}/{key}", hyperparameters, fingerprint)
+
+
+@task(task_run_name="train {run}")
+def train(installation: Installation, plan: TrainingPlan, run: str) -> TrainedModel:
+    """Trains, or re-attaches to the job of this run, and waits for it with its log in the flow run's log."""
+    logger = get_run_logger()
+    name = start_or_attach(installation, plan, run, logger.info)
+    return wait(name, plan.fingerprint, logger.info)
+
+
+def start_or_attach(installation: Installation, plan: TrainingPlan, run: str, progress: Progress) -> str:
+    """The name of this run's job that is running or complete; starts one where there is none.
+
+    A job of the run that failed or was stopped is left alone and the next attempt gets a number.
+    """
+    for attempt in range(1, 100):
+        name = f"{settings().stack}-{run}" + (f"-{attempt}" if attempt > 1 else "")
+        job = _find(name)
+        if job is None:
+            _start(name, installation, plan)
+            progress(f"started training job {name}")
+            return name
+        if job.training_job_status in ("InProgress", "Completed"):
+            progress(f"training job {name} is {job.training_job_status}: re-attached")
+            return name
+    raise TrainingError(f"run {run} has 99 training jobs that did not complete")
+
+
+def wait(name: str, fingerprint: str, progress: Progress) -> TrainedModel:
+    """Waits for the job to complete. Raises TrainingError for every other end; a cancelled flow stops the job."""
+    log = _JobLog(name, progress)
+    status = ""
+    try:
+        while True:
+            with explained(f"look at training job {name}"):
+                job = TrainingJob.get(name, **sdk())
+            log.read()
+            if job.secondary_status != status:
+                status = str(job.secondary_status)
+                progress(f"training job {name}: {status}")
+            if job.training_job_status in ("Completed", "Failed", "Stopped"):
+                break
+            time.sleep(POLL_SECONDS)
+    except Exception:
+        raise  # the job goes on, and a retry of the flow run re-attaches to it
+    except BaseException:
+        progress(f"cancelled: stopping training job {name}")
+        stop(name)
+        raise
+    log.read()
+    if job.training_job_status != "Completed":
+        reason = getattr(job, "failure_reason", None)
+        raise TrainingError(f"training job {name} is {job.training_job_status}: {reason or job.secondary_status}")
+    metrics = job.final_metric_data_list if isinstance(job.final_metric_data_list, list) else []
+    return TrainedModel(
+        name,
+        str(job.model_artifacts.s3_model_artifacts),
+        {str(metric.metric_name): float(metric.value) for metric in metrics},
+        fingerprint,
+    )
+
+
+def stop(name: str) -> None:
+    """Stops a job that runs; one that has ended, or is gone, is left alone."""
+    try:
+        client("sagemaker").stop_training_job(TrainingJobName=name)
+    except ClientError:
+        pass
+
+
+def source_archive() -> bytes:
+    """classifier/ as sourcedir.tar.gz, the same bytes for the same source."""
+    buffer = io.BytesIO()
+    # gzip keeps a time in its header, so the archive is compressed apart from tarfile.
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
+        for name in SOURCES:
+            content = (ROOT / "classifier" / name).read_bytes()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _find(name: str) -> TrainingJob | None:
+    with explained(f"look for training job {name}"):
+        try:
+            return TrainingJob.get(name, **sdk())
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "ValidationException":
+                return None
+            raise
+
+
+def _start(name: str, installation: Installation, plan: TrainingPlan) -> None:
+    bucket = installation.bucket
+    chosen = settings()
+    image = image_uris.retrieve(
+        "pytorch",
+        region=sdk()["region"],
+        version=chosen.training_pytorch,
+        py_version=chosen.training_python,
+        instance_type=chosen.training_instance_type,
+        image_scope="training",
+    )
+    metrics = [MetricDefinition(name=metric, regex=regex) for metric, regex in METRICS.items()]
+    deadline = time.monotonic() + ROLE_SECONDS
+    while True:
+        with explained(f"create training job {name}"):
+            try:
+                TrainingJob.create(
+                    training_job_name=name,
+                    role_arn=installation.training_role_arn,
+                    algorithm_specification=AlgorithmSpecification(
+                        training_image=image, training_input_mode="File", metric_definitions=metrics
+                    ),
+                    hyper_parameters={
+                        **plan.hyperparameters,
+                        "sagemaker_program": "train.py",
+                        "sagemaker_submit_directory": plan.source_uri,
+                    },
+                    input_data_config=[
+                        _channel("train", f"s3://{bucket}/{TRAIN_PREFIX}"),
+                        _channel("train_lst", f"s3://{bucket}/{MANIFESTS_PREFIX}train.lst"),
+                    ],
+                    output_data_config=OutputDataConfig(s3_output_path=f"s3://{bucket}/{MODELS_PREFIX}"),
+                    resource_config=ResourceConfig(
+                        instance_type=chosen.training_instance_type, instance_count=1, volume_size_in_gb=10
+                    ),
+                    stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
+                    **sdk(),
+                )
+                return
+            except ClientError as error:
+                if not role_not_ready(error) or time.monotonic() > deadline:
+                    raise
+        time.sleep(5)
+
+
+def role_not_ready(error: ClientError) -> bool:
+    """Whether SageMaker could not assume a role that may have been made just now."""
+    message = error.response["Error"].get("Message", "")
+    return error.response["Error"]["Code"] == "ValidationException" and "assume" in message.lower()
+
+
+def _channel(name: str, uri: str) -> Channel:
+    source = S3DataSource(s3_data_type="S3Prefix", s3_uri=uri, s3_data_distribution_type="FullyReplicated")
+    return Channel(channel_name=name, data_source=DataSource(s3_data_source=source))
+
+
+class _JobLog:
+    """Hands each new line of the job's CloudWatch log to `progress`. A log that is not there (yet) is no error."""
+
+    def __init__(self, job_name: str, progress: Progress) -> None:
+        self._job_name = job_name
+        self._progress = progress
+        self._tokens: dict[str, str] = {}
+
+    def read(self) -> None:
+        logs = client("logs")
+        try:
+            streams = logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._job_name}/")
+            for stream in streams["logStreams"]:
+                self._read(logs, stream["logStreamName"])
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ResourceNotFoundException":
+                raise
+
+    def _read(self, logs: Any, stream: str) -> None:
+        while True:
+            token = self._tokens.get(stream)
+            position = {"nextToken": token} if token else {"startFromHead": True}
+            page = logs.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, **position)
+            for event in page["events"]:
+                self._progress(event["message"])
+            self._tokens[stream] = page["nextForwardToken"]
+            if page["nextForwardToken"] == token or not page["events"]:
+                return
