@@ -26,6 +26,7 @@ DEPLOYMENT = "pipeline/local"
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 20
 QUIET_LOGGERS = ("sagemaker", "httpx", "botocore")
+QUIET_MESSAGES = ("Finished in state", "View at")
 
 
 class PipelineFailed(Exception):
@@ -36,8 +37,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument(
         "--dataset",
-        help="'cifar100', 'generated' or the path of an archive in CIFAR-100's layout; by default cifar100 where it can "
-        "be downloaded at once, else generated images",
+        help="'cifar100', 'generated' or the path of an archive in CIFAR-100's layout; by default cifar100 where it "
+        "can be downloaded at once, else generated images",
     )
     dataset = parser.parse_args().dataset
     if dataset and dataset not in ("cifar100", "generated"):
@@ -66,7 +67,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 async def _run_pipeline(parameters: dict[str, Any]) -> "FlowRun":
-    """Starts the deployment and prints its log, and its subflows', until it ends. Returns the evaluation's flow run."""
+    """Starts the deployment, prints its log and its subflows' until it ends, and returns the evaluation's flow run."""
     from prefect import get_client
 
     async with get_client() as client:
@@ -113,7 +114,7 @@ async def _print_new_logs(client: "PrefectClient", run_ids: list[UUID], seen: se
         for log in page:
             if log.id not in seen:
                 seen.add(log.id)
-                if not log.name.startswith(QUIET_LOGGERS):
+                if not log.name.startswith(QUIET_LOGGERS) and not log.message.startswith(QUIET_MESSAGES):
                     print(f"{log.timestamp.astimezone(UTC):%H:%M:%S}  {log.message}", flush=True)
 
 

@@ -57,7 +57,10 @@ class Settings(BaseSettings):
 
     # Workflow
     threshold: float | None = Field(
-        default=None, ge=0, le=1, description="Confidence threshold to deploy; without it the stack keeps its own (0.93)."
+        default=None,
+        ge=0,
+        le=1,
+        description="Confidence threshold to deploy; without it the stack keeps its own (0.93).",
     )
     lambda_runtime: str = Field(default="python3.13", description="Runtime of the functions.")
     lambda_concurrency: int = Field(default=0, ge=0, description="Reserved concurrency of each function; 0 for none.")

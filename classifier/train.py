@@ -4,11 +4,15 @@ Channels: `train` holds the images, `train_lst` a manifest of index, label and f
 state dict, its metadata and the inference code to SM_MODEL_DIR.
 """
 
+import os
+
+# Before torch is imported: threads that spin while they wait stall one another where a core is busy with other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import copy
 import json
 import math
-import os
 import random
 import shutil
 import time

@@ -5,7 +5,6 @@ from typing import Any
 from prefect import flow
 
 from flows.identity import run_name
-
 from tasks.capture import collect
 from tasks.endpoint import capture_prefix
 from tasks.infrastructure import installation

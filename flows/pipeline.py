@@ -4,19 +4,16 @@ from typing import Any
 
 from prefect import flow
 
-from flows.identity import run_name
-
 from flows.confidence_report import confidence_report
 from flows.deploy_endpoint import deploy_endpoint
+from flows.identity import run_name
 from flows.nightly_evaluation import nightly_evaluation
 from flows.prepare_data import prepare_data
 from flows.train_model import train_model
 
 
 @flow(name="pipeline", flow_run_name=run_name, log_prints=True)
-def pipeline(
-    dataset: str | None = None, fall_back_to_generated: bool = False, retrain: bool = False
-) -> dict[str, Any]:
+def pipeline(dataset: str | None = None, fall_back_to_generated: bool = False, retrain: bool = False) -> dict[str, Any]:
     """retrain: train even where a model of the same data, code and hyperparameters is registered.
 
     Returns the evaluation's summary.

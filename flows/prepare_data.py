@@ -3,7 +3,6 @@
 from prefect import flow
 
 from flows.identity import run_name
-
 from tasks.images import load_dataset, upload_dataset
 from tasks.infrastructure import deploy_infrastructure
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, HTTPClientError
 
 MAX_INFERENCE_ID = 64
+# What may be gone a few seconds later; the state machine tries again.
+PASSING = {"ServiceUnavailable", "InternalFailure", "InternalDependencyException", "ThrottlingException"}
 
 logger = logging.getLogger()
 logger.setLevel(logging.INFO)
@@ -42,6 +44,10 @@ class EndpointNotFound(Exception):
     """There is no such endpoint, or it is not in service."""
 
 
+class EndpointUnavailable(Exception):
+    """The endpoint refused for now, or could not be reached in time."""
+
+
 def handler(event: Any, context: Any) -> dict[str, Any]:
     image, inference_id = _request(event)
     try:
@@ -57,9 +63,14 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         kind = UnreadableImage if 400 <= status < 500 else ModelError
         raise kind(f"the model answered {status}: {message}") from error
     except ClientError as error:
-        if error.response["Error"]["Code"] == "ValidationError":
-            raise EndpointNotFound(error.response["Error"]["Message"]) from error
+        code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
+        if code == "ValidationError":
+            raise EndpointNotFound(message) from error
+        if code in PASSING:
+            raise EndpointUnavailable(f"{code}: {message}") from error
         raise
+    except HTTPClientError as error:
+        raise EndpointUnavailable(str(error)) from error
     inferences = _inferences(response["Body"].read())
     logger.info("classified %s as %s", inference_id, inferences)
     return {"bucket": event["bucket"], "key": event["key"], "inference_id": inference_id, "inferences": inferences}

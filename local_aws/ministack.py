@@ -37,7 +37,7 @@ def main() -> None:
 
     async def run() -> None:
         snapshots = asyncio.create_task(snapshot())
-        await serve(app, server)  # type: ignore[arg-type]
+        await serve(app, server)
         snapshots.cancel()
 
     wanted = set(SNAPSHOT_SERVICES)

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -140,10 +140,8 @@ def _stop(config: LocalConfig) -> None:
 
 def _quietly(signal: object) -> None:
     assert callable(signal)
-    try:
+    with suppress(psutil.NoSuchProcess):
         signal()
-    except psutil.NoSuchProcess:
-        pass
 
 
 def _checked_services(real_aws: bool) -> list[str]:

@@ -67,7 +67,9 @@ def explained(doing: str) -> Iterator[None]:
             advice = "; run it with the flow runner's role, or one that may do this"
         raise AwsError(f"{doing}: {code}: {message}{advice}") from error
     except (NoCredentialsError, NoRegionError) as error:
-        raise AwsError(f"{doing}: {error} Set AWS credentials and a region, or run `make up` for a local AWS") from error
+        raise AwsError(
+            f"{doing}: {error} Set AWS credentials and a region, or run `make up` for a local AWS"
+        ) from error
     except (EndpointConnectionError, ConnectTimeoutError) as error:
         raise AwsError(f"{doing}: AWS is out of reach: {error} Is the network, or `make up`, there?") from error
     except BotoCoreError as error:

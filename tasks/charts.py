@@ -100,7 +100,16 @@ def threshold_bar(table: pd.DataFrame, classes: tuple[str, ...], caption: Captio
     for label, colour, hatch in zip(classes, COLOURS, HATCHES, strict=False):
         rows = table["predicted_class"] == label
         counts = np.array([(rows & above).sum(), (rows & ~above).sum()])
-        axes.bar(names, counts, bottom=base, width=0.55, color=colour, hatch=hatch, edgecolor="white", label=f"predicted {label}")
+        axes.bar(
+            names,
+            counts,
+            bottom=base,
+            width=0.55,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            label=f"predicted {label}",
+        )
         base += counts
     for position, side in enumerate((above, ~above)):
         n, wrong = int(side.sum()), int((~table["correct"] & side).sum())
@@ -166,5 +175,3 @@ def _threshold_line(draw: object, caption: Caption) -> None:
 
 def _legend(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9, frameon=False, borderaxespad=0)
-
-

@@ -54,7 +54,9 @@ def generated(classes: Sequence[str], train_per_class: int, test_per_class: int)
 
     def split(first: int, per_class: int) -> Split:
         seeds = range(first, first + per_class)
-        images = [(draw(name, seed), label, f"{name}_{seed:05d}.png") for label, name in enumerate(classes) for seed in seeds]
+        images = [
+            (draw(name, seed), label, f"{name}_{seed:05d}.png") for label, name in enumerate(classes) for seed in seeds
+        ]
         pixels, labels, names = zip(*images, strict=True)
         return Split(np.stack(pixels), np.array(labels), names)
 
@@ -159,13 +161,13 @@ def download(url: str, md5: str, folder: Path, progress: Progress, patience: flo
                             progress(f"downloaded {have / 1e6:.0f} of {total / 1e6:.0f} MB")
                         if patience is not None and now - started > patience:
                             raise DatasetError(
-                                f"{url} is too slow to wait for ({have / 1e6:.0f} MB in {patience:.0f} s); what came is "
-                                "kept and the next attempt goes on from there"
+                                f"{url} is too slow to wait for ({have / 1e6:.0f} MB in {patience:.0f} s); what came "
+                                "is kept and the next attempt goes on from there"
                             )
     except httpx.HTTPError as error:
         raise DatasetError(
-            f"can't download {url}: {error or type(error).__name__}; set SCONES_CIFAR_URL to a mirror, or give the path "
-            "of the archive as the data set"
+            f"can't download {url}: {error or type(error).__name__}; set SCONES_CIFAR_URL to a mirror, or give the "
+            "path of the archive as the data set"
         ) from error
     digest = hashlib.md5(usedforsecurity=False)
     with partial.open("rb") as file:

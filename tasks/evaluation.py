@@ -1,4 +1,4 @@
-"""One evaluation: what is planned, what came of each image, and the figures of the whole. Pure functions and one task."""
+"""One evaluation: what is planned, what came of each image, and the figures of the whole."""
 
 import hashlib
 import json
@@ -106,8 +106,7 @@ def execute(
         )
     finally:
         complete = [
-            results.get(image.inference_id)
-            or not_submitted(image, installation.threshold, endpoint.model_version)
+            results.get(image.inference_id) or not_submitted(image, installation.threshold, endpoint.model_version)
             for image in planned
         ]
         summary = summarize(complete, run, endpoint, installation, note)

@@ -38,7 +38,9 @@ def read_evaluation(bucket: str, date: str | None, run: str | None) -> tuple[Run
 
 
 @task(task_run_name="write report {run.date} {run.id}")
-def write(bucket: str, run: Run, evaluation: dict[str, Any], results: list[dict[str, Any]], captured: Captured) -> dict[str, Any]:
+def write(
+    bucket: str, run: Run, evaluation: dict[str, Any], results: list[dict[str, Any]], captured: Captured
+) -> dict[str, Any]:
     """Writes reports/DATE/RUN/ here and in the bucket, and returns the summary."""
     table = join(captured.records, results, tuple(evaluation["classes"]))
     summary = summarize(run, evaluation, results, captured, table)

@@ -1,5 +1,6 @@
 """SageMaker training jobs: started or re-attached to, watched with their log, and stopped on cancel."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -150,10 +151,8 @@ def wait(name: str, fingerprint: str, progress: Progress) -> TrainedModel:
 
 def stop(name: str) -> None:
     """Stops a job that runs; one that has ended, or is gone, is left alone."""
-    try:
+    with contextlib.suppress(ClientError):
         client("sagemaker").stop_training_job(TrainingJobName=name)
-    except ClientError:
-        pass
 
 
 def source_archive() -> bytes:
@@ -259,7 +258,8 @@ class _JobLog:
             position = {"nextToken": token} if token else {"startFromHead": True}
             page = logs.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, **position)
             for event in page["events"]:
-                self._progress(event["message"])
+                if event["message"].strip():
+                    self._progress(event["message"].rstrip())
             self._tokens[stream] = page["nextForwardToken"]
             if page["nextForwardToken"] == token or not page["events"]:
                 return

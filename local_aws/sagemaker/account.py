@@ -1,5 +1,6 @@
 """The AWS around this server: the account's identity, and S3 and CloudWatch Logs as a service role sees them."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -125,7 +126,5 @@ class LogStream:
             (logs.create_log_group, {"logGroupName": self.group}),
             (logs.create_log_stream, {"logGroupName": self.group, "logStreamName": self.stream}),
         ):
-            try:
+            with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
                 call(**names)
-            except logs.exceptions.ResourceAlreadyExistsException:
-                pass

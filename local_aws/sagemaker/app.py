@@ -128,9 +128,7 @@ async def _invoke(state: dict[str, Any], name: str, request: Request) -> Respons
         exchange = Exchange(
             body, forwarded["content-type"], answer.content, content_type, inference_id, attributes, time
         )
-        record = partial(
-            state["capture"].record, capture_config, instance.role_arn, name, instance.variant, exchange
-        )
+        record = partial(state["capture"].record, capture_config, instance.role_arn, name, instance.variant, exchange)
         await anyio.to_thread.run_sync(record)
     answered = {"content-type": content_type, "x-amzn-invoked-production-variant": instance.variant}
     if attributes:

@@ -7,7 +7,6 @@ spool file carries its object's key from the start, so that an upload repeated a
 import base64
 import json
 import logging
-import os
 import random
 import threading
 import uuid
@@ -108,7 +107,7 @@ class CaptureSpool:
     def _finish(self, path: Path) -> None:
         target = self._ready / path.relative_to(self._open)
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, target)
+        path.replace(target)
 
 
 def _record(config: dict[str, Any], exchange: Exchange) -> dict[str, Any]:

@@ -5,7 +5,6 @@ code/inference.py is driven by AWS's inference toolkit. GET /ping answers once t
 """
 
 import argparse
-import os
 import sys
 from typing import Any
 
@@ -72,8 +71,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True, help="file descriptor of a listening socket")
     parser.add_argument("--model-dir", required=True, help="folder of the unpacked model.tar.gz")
     arguments = parser.parse_args()
-    code = os.path.join(arguments.model_dir, "code")
-    sys.path.insert(0, code)
+    sys.path.insert(0, f"{arguments.model_dir}/code")
     app = create_app(arguments.model_dir)
     uvicorn.run(app, fd=arguments.fd, log_level="warning", access_log=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 import botocore.session
 from botocore.model import ListShape, MapShape, OperationModel, ServiceModel, Shape, StringShape, StructureShape
 
-PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
+PYTHON_TYPES: dict[str, Any] = {
     "structure": dict,
     "map": dict,
     "list": list,

@@ -1,5 +1,6 @@
 """Training jobs: each runs under AWS's training toolkit in a process group of its own."""
 
+import contextlib
 import json
 import logging
 import os
@@ -93,9 +94,7 @@ class TrainingJobs:
         self._upload(job, folder, s3)
         return status
 
-    def _run_toolkit(
-        self, job: Record, folder: Path, credentials: dict[str, str], stream: account.LogStream
-    ) -> str:
+    def _run_toolkit(self, job: Record, folder: Path, credentials: dict[str, str], stream: account.LogStream) -> str:
         name = job["TrainingJobName"]
         environment = {
             **os.environ,
@@ -252,21 +251,23 @@ def _failure_reason(folder: Path, exit_code: int) -> str:
     failure = folder / "output" / "failure"
     text = failure.read_text(errors="replace").strip() if failure.exists() else ""
     lines = [line for line in text.splitlines() if line.strip()]
-    return f"AlgorithmError: {lines[-1] if lines else 'the script wrote no failure file'}, exit code: {exit_code}"[:1024]
+    return f"AlgorithmError: {lines[-1] if lines else 'the script wrote no failure file'}, exit code: {exit_code}"[
+        :1024
+    ]
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def check_request(request: Record) -> None:
     """Raises ValidationException for what the API's description does not forbid but no job can run with."""
     image = request["AlgorithmSpecification"].get("TrainingImage")
     if not image:
-        raise ValidationException("AlgorithmSpecification.TrainingImage is required: algorithms by name do not exist here")
+        raise ValidationException(
+            "AlgorithmSpecification.TrainingImage is required: algorithms by name do not exist here"
+        )
     for channel in request.get("InputDataConfig", []):
         source = channel["DataSource"].get("S3DataSource", {})
         try:
