@@ -79,6 +79,7 @@ def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str
 def enter(config: LocalConfig, real_aws: bool = False) -> None:
     """Makes that the environment of this very process; to be called before boto3 or prefect are imported."""
     environment = process_environment(config, real_aws)
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     os.environ.clear()
     os.environ.update(environment)
 

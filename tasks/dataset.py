@@ -87,7 +87,9 @@ def from_archive(path: Path, classes: Sequence[str], official: bool = False) -> 
                 raise DatasetError(f"{path} has no class {', '.join(unknown)}; it has {', '.join(fine_labels)}")
             wanted = [fine_labels.index(name) for name in classes]
             splits = {split: _split(_member(archive, split), wanted, split) for split in ("train", "test")}
-    except (tarfile.TarError, EOFError, OSError, pickle.UnpicklingError, KeyError, AttributeError, ValueError) as error:
+    except DatasetError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
         raise DatasetError(f"{path} is not a readable archive in CIFAR-100's layout (truncated?): {error}") from error
     dataset = Dataset(splits["train"], splits["test"], tuple(classes), path.name, False)
     check(dataset)

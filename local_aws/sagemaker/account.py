@@ -40,6 +40,7 @@ def role_credentials(role_arn: str) -> dict[str, str]:
     credentials = boto3.client("sts", config=CONFIG).assume_role(RoleArn=role_arn, RoleSessionName="SageMaker")[
         "Credentials"
     ]
+    logger.info("acting as %s with access key %s", role_arn, credentials["AccessKeyId"])
     return {
         "AWS_ACCESS_KEY_ID": credentials["AccessKeyId"],
         "AWS_SECRET_ACCESS_KEY": credentials["SecretAccessKey"],
@@ -83,7 +84,8 @@ def download_prefix(s3: Any, uri: str, folder: Path) -> int:
 class LogStream:
     """One CloudWatch Logs stream, written in batches once a second. A log that can't be delivered is dropped."""
 
-    def __init__(self, group: str, stream: str) -> None:
+    def __init__(self, role_arn: str, group: str, stream: str) -> None:
+        self.role_arn = role_arn
         self.group = group
         self.stream = stream
         self._events: list[dict[str, Any]] = []
@@ -102,16 +104,15 @@ class LogStream:
         self._thread.join(timeout=10)
 
     def _deliver(self) -> None:
-        logs = boto3.client("logs", config=CONFIG)
-        created = False
+        logs: Any = None
         while True:
             last = self._closed.wait(1)
             with self._lock:
                 events, self._events = self._events, []
             try:
-                if not created:
+                if logs is None:
+                    logs = client_as(self.role_arn, "logs")
                     self._create(logs)
-                    created = True
                 for start in range(0, len(events), 1000):
                     logs.put_log_events(
                         logGroupName=self.group, logStreamName=self.stream, logEvents=events[start : start + 1000]

@@ -224,7 +224,7 @@ def start_instance(
     endpoint: str, variant: str, weight: float, role_arn: str, model_dir: Path, environment: dict[str, str]
 ) -> Instance:
     """Starts a model process and waits until it answers; raises HostingFailed with its last words."""
-    logs = account.LogStream(f"{LOG_GROUP}/{endpoint}", f"{variant}/i-{os.urandom(8).hex()}")
+    logs = account.LogStream(role_arn, f"{LOG_GROUP}/{endpoint}", f"{variant}/i-{os.urandom(8).hex()}")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)

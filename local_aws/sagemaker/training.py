@@ -64,7 +64,7 @@ class TrainingJobs:
     def _run(self, name: str) -> None:
         job = self._store.get(KIND, name)
         assert job is not None
-        stream = account.LogStream(LOG_GROUP, f"{name}/algo-1-{int(time.time())}")
+        stream = account.LogStream(job["RoleArn"], LOG_GROUP, f"{name}/algo-1-{int(time.time())}")
         try:
             status = self._train(job, stream)
             self._end(name, "Stopped" if status == "MaxRuntimeExceeded" else status, status)

@@ -1,0 +1,114 @@
+"""The tests' ground: a shell that is set up for somebody else's AWS account and Prefect workspace.
+
+All tests run in it. A trap listens where its variables point to, and must not have been called when the session ends.
+"""
+
+import http.server
+import os
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from local_aws.config import LocalConfig
+from local_aws.environment import enter
+
+
+class Trap(http.server.ThreadingHTTPServer):
+    """Stands for the real account and workspace; keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        trap = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def handle_one_request(self) -> None:
+                trap.calls.append(self.rfile.readline().decode(errors="replace"))
+                self.close_connection = True
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def poison(trap: Trap, folder: Path) -> dict[str, str]:
+    """What an engineer with a real account and workspace may have exported."""
+    config = folder / "aws-config"
+    config.write_text(f"[profile production]\nregion = eu-central-1\nendpoint_url = {trap.url}\n")
+    credentials = folder / "aws-credentials"
+    credentials.write_text("[production]\naws_access_key_id = AKIAREALKEY\naws_secret_access_key = real\n")
+    return {
+        "AWS_PROFILE": "production",
+        "AWS_CONFIG_FILE": str(config),
+        "AWS_SHARED_CREDENTIALS_FILE": str(credentials),
+        "AWS_ACCESS_KEY_ID": "AKIAREALKEY",
+        "AWS_SECRET_ACCESS_KEY": "real",
+        "AWS_SESSION_TOKEN": "real",
+        "AWS_REGION": "eu-central-1",
+        "AWS_ENDPOINT_URL": trap.url,
+        "AWS_ENDPOINT_URL_S3": trap.url,
+        "AWS_ENDPOINT_URL_STS": trap.url,
+        "AWS_ENDPOINT_URL_SAGEMAKER": trap.url,
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{trap.url}/credentials",
+        "HTTP_PROXY": trap.url,
+        "HTTPS_PROXY": trap.url,
+        "ALL_PROXY": trap.url,
+        "PREFECT_API_URL": f"{trap.url}/api/accounts/1/workspaces/2",
+        "PREFECT_API_KEY": "pnu_real",
+        "PREFECT_PROFILE": "cloud",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# Before anything imports boto3 or prefect.
+_folder = Path(tempfile.mkdtemp(prefix="scones-tests-"))
+TRAP = Trap()
+POISON = poison(TRAP, _folder)
+os.environ.update(POISON)
+for _name in [name for name in os.environ if name.startswith("SCONES_")]:
+    del os.environ[_name]
+os.environ.update(
+    {
+        "SCONES_STATE": str(_folder / "state"),
+        "SCONES_PREFECT_PORT": str(free_port()),
+        "SCONES_AWS_PORT": str(free_port()),
+        "SCONES_SAGEMAKER_PORT": str(free_port()),
+        "SCONES_REPORTS": str(_folder / "reports"),
+        "SCONES_CACHE": str(_folder / "cache"),
+        # Small, so that the tests are quick; enough to tell the drawings apart now and then.
+        "SCONES_GENERATED_PER_CLASS": "40",
+        "SCONES_GENERATED_TEST_PER_CLASS": "10",
+        "SCONES_EPOCHS": "4",
+        "SCONES_CAPTURE_MAX_SECONDS": "60",
+        # Which role called what is read from it.
+        "CLOUDTRAIL_RECORDING": "1",
+    }
+)
+CONFIG = LocalConfig()
+enter(CONFIG)
+
+
+@pytest.fixture(scope="session")
+def config() -> LocalConfig:
+    return CONFIG
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_reaches_the_real_account():  # type: ignore[no-untyped-def]
+    yield
+    assert TRAP.calls == []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests first; they need no services."""
+    items.sort(key=lambda item: "unit" not in item.path.parts)

@@ -1,0 +1,80 @@
+"""The local stack, started once for the session, with the pipeline run once through its deployment."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_aws import services
+from local_aws.config import ROOT, LocalConfig
+
+
+@pytest.fixture(scope="session")
+def stack(config: LocalConfig) -> Iterator[LocalConfig]:
+    """Prefect server, worker, ministack and SageMaker server, with prefect.yaml applied."""
+    from deploy import bring_up
+
+    try:
+        bring_up(config)
+        yield config
+    finally:
+        services.down(config)
+    assert services.supervised_processes(config) == []
+
+
+@pytest.fixture(scope="session")
+def demo(stack: LocalConfig) -> subprocess.CompletedProcess[str]:
+    """`make demo` on generated images, through the worker."""
+    return run_demo("--dataset", "generated")
+
+
+def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "demo.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=400)
+
+
+@pytest.fixture(scope="session")
+def installed(demo: subprocess.CompletedProcess[str]) -> Any:
+    """The installation that the demo left."""
+    from tasks.infrastructure import installation
+
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    return installation()
+
+
+@pytest.fixture(scope="session")
+def evaluation(installed: Any) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Summary, results and manifest of the demo's evaluation, as they are in the bucket."""
+    from tasks import storage
+
+    keys = storage.list_etags(installed.bucket, "evaluations/")
+    prefix = min(key for key in keys if key.endswith("summary.json")).removesuffix("summary.json")
+    results = storage.get_json_lines(installed.bucket, f"{prefix}results.jsonl")
+    manifest = storage.get_json_lines(installed.bucket, f"{prefix}manifest.jsonl")
+    assert results is not None and manifest is not None
+    return storage.get_json(installed.bucket, f"{prefix}summary.json"), results, manifest
+
+
+def run_flow(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, with the local environment and more."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+def reports_folder() -> Path:
+    return Path(os.environ["SCONES_REPORTS"])
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())

@@ -1,0 +1,109 @@
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from local_aws.config import ROOT
+
+EVENTS = ROOT / "tests" / "events"
+HANDLERS = ("serialize_image_data", "classify_image", "filter_low_confidence")
+# What AWS's managed Python runtimes bring besides the standard library.
+MANAGED = ("boto3", "botocore", "s3transfer", "jmespath", "dateutil", "urllib3", "six.py")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "lambdas" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def filter_low_confidence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setenv("CLASSES", "bicycle,motorcycle")
+    monkeypatch.setenv("THRESHOLD", "0.93")
+    return load("filter_low_confidence")
+
+
+def golden(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((EVENTS / f"{name}.json").read_text())
+    return content
+
+
+def test_the_filter_gives_the_golden_result(filter_low_confidence: ModuleType) -> None:
+    case = golden("filter_low_confidence")
+    assert filter_low_confidence.handler(case["event"], None) == case["result"]
+    assert json.loads(json.dumps(case["result"])) == case["result"]
+
+
+@pytest.mark.parametrize(("confidence", "meets"), [(0.93, True), (0.9299999, False), (1.0, True), (0.5, False)])
+def test_the_threshold_itself_is_accepted(filter_low_confidence: ModuleType, confidence: float, meets: bool) -> None:
+    event = {**golden("filter_low_confidence")["event"], "inferences": [1 - confidence, confidence]}
+    result = filter_low_confidence.handler(event, None)
+    assert result["meets_threshold"] is meets
+    assert result["confidence"] == confidence
+
+
+@pytest.mark.parametrize(
+    "inferences", [[], [1.0], [0.2, 0.3, 0.5], ["a", "b"], [True, False], [2, -1], [float("nan"), 0.5], None, "0.9"]
+)
+def test_inferences_that_are_no_probabilities_are_refused(
+    filter_low_confidence: ModuleType, inferences: object
+) -> None:
+    with pytest.raises(filter_low_confidence.InvalidInferences):
+        filter_low_confidence.handler({**golden("filter_low_confidence")["event"], "inferences": inferences}, None)
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+@pytest.mark.parametrize("event", [None, [], "text", {}, {"bucket": 1, "key": 2}, {"bucket": "", "key": ""}])
+def test_events_of_another_shape_are_invalid_input(monkeypatch: pytest.MonkeyPatch, name: str, event: object) -> None:
+    monkeypatch.setenv("CLASSES", "bicycle,motorcycle")
+    monkeypatch.setenv("THRESHOLD", "0.93")
+    module = load(name)
+    with pytest.raises(module.InvalidInput):
+        module.handler(event, None)
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_data": "not base64!"}, {"inference_id": ""}, {"inference_id": "x" * 65}, {"inference_id": 7}]
+)
+def test_classify_checks_its_event_before_it_calls(change: dict[str, Any]) -> None:
+    module = load("classify_image")
+    event = {**golden("classify_image")["event"], "image_data": "aGVsbG8=", **change}
+    with pytest.raises(module.InvalidInput):
+        module.handler(event, None)
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_handler_needs_only_what_the_managed_runtime_has(tmp_path: Path, name: str) -> None:
+    import boto3
+
+    packages = Path(boto3.__file__).parent.parent
+    for package in MANAGED:
+        (tmp_path / package).symlink_to(packages / package)
+    shutil.copy(ROOT / "lambdas" / f"{name}.py", tmp_path)
+    # -I -S: no site-packages and nothing of this environment but what the folder holds.
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import {name}; assert callable({name}.handler)"
+    done = subprocess.run(
+        [managed_python(), "-I", "-S", "-c", code],
+        env={"AWS_DEFAULT_REGION": "us-east-1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def managed_python() -> str:
+    """The template's Python version where this machine has it, else this one."""
+    candidates = [shutil.which("python3.13"), *map(str, Path.home().glob(".pyenv/versions/3.13.*/bin/python3"))]
+    for candidate in candidates:
+        if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+            return candidate
+    return sys.executable

@@ -1,0 +1,110 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from local_aws import services
+from local_aws.config import ROOT, LocalConfig
+from local_aws.environment import process_environment, shell_script
+from local_aws.sagemaker.protocol import ApiError, ValidationException, operation, shaped, validate
+from local_aws.sagemaker.store import Store
+from tests.conftest import POISON
+
+
+def test_local_processes_get_nothing_of_a_real_account(config: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in POISON.items():
+        monkeypatch.setenv(name, value)
+    environment = process_environment(config)
+    real = set(POISON.values())
+    assert not [name for name, value in environment.items() if value in real]
+    assert environment["AWS_ACCESS_KEY_ID"] == "test"
+    assert "127.0.0.1" in environment["PREFECT_API_URL"]
+    assert not {"AWS_PROFILE", "PREFECT_API_KEY", "AWS_SESSION_TOKEN", "HTTPS_PROXY"} & set(environment)
+
+
+def test_real_aws_keeps_the_shells_account_but_not_its_workspace(
+    config: LocalConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in POISON.items():
+        monkeypatch.setenv(name, value)
+    environment = process_environment(config, real_aws=True)
+    assert environment["AWS_PROFILE"] == "production"
+    assert "127.0.0.1" in environment["PREFECT_API_URL"]
+    assert "PREFECT_API_KEY" not in environment
+
+
+def test_the_shell_script_unsets_what_a_shell_exports_later(config: LocalConfig) -> None:
+    import subprocess
+
+    script = shell_script(config, real_aws=False)
+    done = subprocess.run(
+        ["sh", "-c", script + "\nenv"], env={"PATH": "/usr/bin:/bin", **POISON}, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "AKIAREALKEY" not in done.stdout
+    assert "pnu_real" not in done.stdout
+    assert f"PREFECT_API_URL={config.prefect_url}/api" in done.stdout
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = LocalConfig(state=tmp_path, sagemaker_port=taken.getsockname()[1])
+        with pytest.raises(services.ServicesError, match=rf"port {taken.getsockname()[1]} .*SCONES_SAGEMAKER_PORT"):
+            services._check_ports(config, real_aws=False)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({}, "Value null at 'endpointName' failed to satisfy constraint: Member must not be null"),
+        ({"EndpointName": "a b", "EndpointConfigName": "c"}, "regular expression pattern"),
+        ({"EndpointName": "a" * 64, "EndpointConfigName": "c"}, "length less than or equal to 63"),
+        ({"EndpointName": 7, "EndpointConfigName": "c"}, "must be of type string"),
+    ],
+)
+def test_requests_are_checked_against_the_api(request_: dict[str, object], message: str) -> None:
+    shape = operation("CreateEndpoint").input_shape
+    assert shape is not None
+    with pytest.raises(ValidationException, match=message):
+        validate(shape, request_)
+
+
+def test_an_operation_that_aws_does_not_have_is_named() -> None:
+    with pytest.raises(ApiError, match="MakeTea"):
+        operation("MakeTea")
+
+
+def test_answers_have_only_the_members_of_the_api() -> None:
+    shape = operation("DescribeEndpoint").output_shape
+    answer = shaped(shape, {"EndpointName": "e", "Secret": 1, "FailureReason": None})
+    assert answer == {"EndpointName": "e"}
+
+
+def test_records_survive_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "resources.sqlite"
+    assert Store(path).create("model", "m", {"ModelName": "m"})
+    again = Store(path)
+    assert again.get("model", "m") == {"ModelName": "m"}
+    assert not again.create("model", "m", {})
+    assert again.update("model", "m", Extra=1) == {"ModelName": "m", "Extra": 1}
+    assert again.delete("model", "m") and not again.delete("model", "m")
+
+
+def test_the_island_imports_nothing_of_the_rest() -> None:
+    own = {"settings", "flows", "tasks", "deploy", "demo"}
+    for folder in ("local_aws", "lambdas", "classifier"):
+        for path in (ROOT / folder).rglob("*.py"):
+            imports = [line.split()[1].split(".")[0] for line in path.read_text().splitlines() if is_import(line)]
+            assert not own & set(imports), path
+
+
+def is_import(line: str) -> bool:
+    return line.lstrip().startswith(("import ", "from "))
+
+
+def test_the_lock_has_no_local_version() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "+" not in lock
+    assert "torch==2.13.0\n" in lock
