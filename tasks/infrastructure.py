@@ -192,7 +192,18 @@ def _failure(name: str) -> str:
     if not failed:
         return "no event names a failed resource"
     event = min(failed, key=lambda event: event["Timestamp"])
-    return f"{event['LogicalResourceId']} ({event['ResourceType']}): {event.get('ResourceStatusReason')}"
+    reason = event.get("ResourceStatusReason")
+    if event["ResourceType"] == "AWS::CloudFormation::Stack":  # refused before any resource was tried
+        event, reason = _failed_validation(name) or (event, reason)
+    return f"{event['LogicalResourceId']} ({event['ResourceType']}): {reason}"
+
+
+def _failed_validation(name: str) -> tuple[dict[str, Any], str] | None:
+    """The first resource that CloudFormation's validation refused, with the reason."""
+    with explained(f"read the validations of the stack {name}"):
+        events = client("cloudformation").describe_events(StackName=name)["OperationEvents"]
+    failed = [event for event in events if event.get("ValidationStatus") == "FAILED"]
+    return (failed[0], failed[0]["ValidationStatusReason"]) if failed else None
 
 
 def _upload_code(bucket: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ code/inference.py is driven by AWS's inference toolkit. GET /ping answers once t
 """
 
 import argparse
+import logging
 import sys
 from typing import Any
 
@@ -73,6 +74,8 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.path.insert(0, f"{arguments.model_dir}/code")
     app = create_app(arguments.model_dir)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.info("the model is loaded and answers")
     uvicorn.run(app, fd=arguments.fd, log_level="warning", access_log=False)
 
 

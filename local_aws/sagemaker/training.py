@@ -250,10 +250,8 @@ def _lay_out(job: Record, folder: Path, s3: Any) -> None:
 def _failure_reason(folder: Path, exit_code: int) -> str:
     failure = folder / "output" / "failure"
     text = failure.read_text(errors="replace").strip() if failure.exists() else ""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return f"AlgorithmError: {lines[-1] if lines else 'the script wrote no failure file'}, exit code: {exit_code}"[
-        :1024
-    ]
+    # The exception stands at the end, and a reason has 1,024 characters at most.
+    return f"AlgorithmError: {text[-900:] or 'the script wrote no failure file'}, exit code: {exit_code}"
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

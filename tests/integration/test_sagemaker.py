@@ -39,7 +39,7 @@ def test_a_failing_script_gives_its_exception_as_the_reason(installed: Any) -> N
     lines: list[str] = []
     plan = plan_of(installed, 'print("hello from the script")\nraise RuntimeError("the kettle is empty")\n')
     name = start_or_attach(installed, plan, f"fail{uuid.uuid4().hex[:8]}", lines.append)
-    with pytest.raises(TrainingError, match="is Failed: .*kettle is empty"):
+    with pytest.raises(TrainingError, match=r"(?s)is Failed: .*kettle is empty"):
         wait(name, "f", lines.append)
     assert any("hello from the script" in line for line in lines)
 
@@ -73,7 +73,7 @@ def test_missing_training_data_is_named(installed: Any) -> None:
         ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
         StoppingCondition={"MaxRuntimeInSeconds": 60},
     )
-    with pytest.raises(TrainingError, match="no S3 objects found under .*no-such-prefix"):
+    with pytest.raises(TrainingError, match=r"no S3 objects found under .*no-such-prefix"):
         wait(name, "f", lambda line: None)
 
 

@@ -1,0 +1,158 @@
+"""What a process starts, it stops; and nothing of it reaches an account or workspace that the shell names."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from local_aws import services
+from local_aws.config import ROOT, LocalConfig
+from tests.conftest import POISON, free_port
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[tuple[LocalConfig, dict[str, str]]]:
+    """An installation of its own, and the poisoned environment of the shell that it is used from."""
+    variables = {
+        "SCONES_STATE": str(tmp_path / "state"),
+        "SCONES_PREFECT_PORT": str(free_port()),
+        "SCONES_AWS_PORT": str(free_port()),
+        "SCONES_SAGEMAKER_PORT": str(free_port()),
+        "SCONES_REPORTS": str(tmp_path / "reports"),
+    }
+    config = LocalConfig(
+        state=tmp_path / "state",
+        prefect_port=int(variables["SCONES_PREFECT_PORT"]),
+        aws_port=int(variables["SCONES_AWS_PORT"]),
+        sagemaker_port=int(variables["SCONES_SAGEMAKER_PORT"]),
+    )
+    yield config, {**os.environ, **POISON, **variables}
+    services.down(config)
+
+
+def call(environment: dict[str, str], *command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def listening(config: LocalConfig) -> list[int]:
+    ports = []
+    for port in (config.prefect_port, config.aws_port, config.sagemaker_port):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                ports.append(port)
+    return ports
+
+
+def addresses_of(processes: list[psutil.Process]) -> set[str]:
+    found = set()
+    for process in processes:
+        found |= {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+def test_a_killed_supervisor_leaves_nothing_behind_after_the_next_up(
+    own: tuple[LocalConfig, dict[str, str]],
+) -> None:
+    config, environment = own
+    assert call(environment, sys.executable, "-m", "local_aws", "up").returncode == 0
+    bucket = "import boto3; boto3.client('s3').create_bucket(Bucket='kept'); "
+    bucket += "boto3.client('s3').put_object(Bucket='kept', Key='k', Body=b'v')"
+    shell = f'. "{config.state}/env.sh" && python -c "{bucket}"'
+    assert call(environment, "sh", "-c", shell).returncode == 0
+    first = services.supervised_processes(config)
+    assert addresses_of(first) == {"127.0.0.1"}
+    supervisor = services._supervisor_process(config)
+    assert supervisor is not None
+    supervisor.send_signal(signal.SIGKILL)
+    supervisor.wait(10)
+    assert len(listening(config)) == 3  # they live on without it
+
+    assert call(environment, sys.executable, "-m", "local_aws", "up").returncode == 0
+    assert not {process.pid for process in first} & {p.pid for p in services.supervised_processes(config)}
+    read = "import boto3; print(boto3.client('s3').get_object(Bucket='kept', Key='k')['Body'].read())"
+    assert "b'v'" in call(environment, "sh", "-c", f'. "{config.state}/env.sh" && python -c "{read}"').stdout
+
+    assert call(environment, "make", "down").returncode == 0
+    assert services.supervised_processes(config) == []
+    assert listening(config) == []
+
+
+def test_ctrl_c_in_the_demo_stops_everything(own: tuple[LocalConfig, dict[str, str]]) -> None:
+    config, environment = own
+    demo = subprocess.Popen(
+        ["make", "demo", "DATASET=generated"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout is not None
+    seen = []
+    for line in demo.stdout:
+        seen.append(line)
+        if "epoch=1 " in line:  # a training job runs in a session of its own by now
+            break
+    assert "epoch=1 " in seen[-1], "".join(seen)
+    os.killpg(demo.pid, signal.SIGINT)
+    output = demo.communicate(timeout=90)[0]
+    assert demo.returncode != 0
+    assert "interrupted" in output
+    assert services.supervised_processes(config) == []
+    assert listening(config) == []
+
+
+def test_real_aws_starts_only_server_and_worker(own: tuple[LocalConfig, dict[str, str]]) -> None:
+    config, environment = own
+    done = call(environment, "make", "up", "AWS=real")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert listening(config) == [config.prefect_port]
+    worker = next(p for p in services.supervised_processes(config) if "worker" in p.cmdline())
+    assert worker.environ()["AWS_PROFILE"] == "production"
+    assert worker.environ()["PREFECT_API_URL"] == f"{config.prefect_url}/api"
+    refused = call(environment, "make", "up")
+    assert refused.returncode != 0
+    assert "make down" in refused.stderr
+    assert call(environment, "make", "down").returncode == 0
+    assert services.supervised_processes(config) == []
+
+
+def test_status_and_help_explain(own: tuple[LocalConfig, dict[str, str]]) -> None:
+    _, environment = own
+    assert "make up" in call(environment, "make", "status").stdout
+    text = call(environment, "make").stdout
+    for target in ("demo", "test", "up", "down", "status", "logs", "lint", "check", "clean"):
+        assert f"make {target}" in text
+
+
+def test_a_second_run_of_the_tests_keeps_to_itself(own: tuple[LocalConfig, dict[str, str]]) -> None:
+    _, environment = own
+    done = call(environment, "make", "test", "TESTS=tests/unit/test_settings.py")
+    assert done.returncode == 0, done.stdout
+
+
+def test_clean_removes_what_was_made_and_nothing_else(own: tuple[LocalConfig, dict[str, str]], tmp_path: Path) -> None:
+    _, environment = own
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in files:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, checkout / name)
+    (checkout / ".venv").symlink_to(ROOT / ".venv")
+    (checkout / "reports" / "2026-11-22").mkdir()
+    (checkout / ".scones").mkdir()
+    kept = {name: value for name, value in environment.items() if name != "SCONES_STATE"}
+    done = call(kept, "make", "clean", cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    left = {str(path.relative_to(checkout)) for path in checkout.rglob("*") if path.is_file()}
+    assert left == set(files)
+    assert (ROOT / ".venv" / "bin" / "python").exists()
