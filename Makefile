@@ -63,7 +63,7 @@ check: lint test ## all that CI runs
 lock: setup ## renew requirements.lock from pyproject.toml
 	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
 	  --no-annotate --extra local --extra dev --output-file requirements.lock pyproject.toml
-	@sed -i.bak -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock && rm requirements.lock.bak
+	@sed -i.bak -E -e "s/^(torch==[0-9.]+)\+cpu/\1/" -e "/^pip==/d" requirements.lock && rm requirements.lock.bak
 
 clean: down ## stop everything and remove what setup, services and reports left
 	@rm -rf .scones .mypy_cache .pytest_cache .ruff_cache
