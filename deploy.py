@@ -28,6 +28,7 @@ def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
     digest = _digest()
     if marker.exists() and marker.read_text() == digest:
         return
+    print("applying prefect.yaml")
     _apply_deployments(config.state / "logs" / "deploy.log")
     asyncio.run(_apply_automations())
     marker.write_text(digest)
@@ -75,8 +76,10 @@ def main() -> int:
     config = LocalConfig()
     try:
         bring_up(config, real_aws)
-    except (services.ServicesError, DeploymentError):
+    except (services.ServicesError, DeploymentError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
+    print(services.status(config))
     return 0
 
 
