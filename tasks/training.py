@@ -203,6 +203,7 @@ def _start(name: str, installation: Installation, plan: TrainingPlan) -> None:
                     hyper_parameters={
                         **plan.hyperparameters,
                         "sagemaker_program": "train.py",
+                        "sagemaker_container_log_level": "30",  # the toolkit would print its whole environment
                         "sagemaker_submit_directory": plan.source_uri,
                     },
                     input_data_config=[
