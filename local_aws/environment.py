@@ -52,6 +52,8 @@ def aws_variables(config: LocalConfig) -> dict[str, str]:
         "AWS_CONFIG_FILE": nowhere,
         "AWS_SHARED_CREDENTIALS_FILE": nowhere,
         "AWS_EC2_METADATA_DISABLED": "true",
+        "SAGEMAKER_ADMIN_CONFIG_OVERRIDE": str(_sdk_defaults(config)),
+        "SAGEMAKER_USER_CONFIG_OVERRIDE": str(_sdk_defaults(config)),
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
         # ministack runs a custom runtime's bootstrap as it is, and keeps the names of errors only so.
@@ -79,9 +81,21 @@ def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str
 def enter(config: LocalConfig, real_aws: bool = False) -> None:
     """Makes that the environment of this very process; to be called before boto3 or prefect are imported."""
     environment = process_environment(config, real_aws)
-    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    prepare(config)
     os.environ.clear()
     os.environ.update(environment)
+
+
+def prepare(config: LocalConfig) -> None:
+    """Makes the folders and the file that the environment names."""
+    for folder in ("logs", "prefect", "aws/tmp"):
+        (config.state / folder).mkdir(parents=True, exist_ok=True)
+    _sdk_defaults(config).write_text("SchemaVersion: '1.0'\n")
+
+
+def _sdk_defaults(config: LocalConfig) -> Path:
+    """In place of the SageMaker SDK's defaults of this user and machine, which may name real roles and buckets."""
+    return config.state / "sagemaker-defaults.yaml"
 
 
 def ministack_variables(config: LocalConfig) -> dict[str, str]:

@@ -23,7 +23,7 @@ import psutil
 
 from local_aws.certificate import ensure_certificate
 from local_aws.config import ROOT, LocalConfig
-from local_aws.environment import process_environment, shell_script
+from local_aws.environment import prepare, process_environment, shell_script
 
 MARK = "SCONES_SUPERVISED"
 START_SECONDS = 90
@@ -36,8 +36,7 @@ class ServicesError(Exception):
 
 def up(config: LocalConfig, real_aws: bool = False) -> bool:
     """Starts what is not running and waits until it answers. Returns False where all stood already."""
-    for folder in ("logs", "prefect", "aws/tmp"):
-        (config.state / folder).mkdir(parents=True, exist_ok=True)
+    prepare(config)
     with _lock(config):
         running = mode(config)
         wanted = "real" if real_aws else "local"

@@ -60,10 +60,10 @@ def evaluation(installed: Any) -> tuple[dict[str, Any], list[dict[str, Any]], li
     return storage.get_json(installed.bucket, f"{prefix}summary.json"), results, manifest
 
 
-def run_flow(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_flow(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Python in a process of its own, with the local environment and more."""
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},
         text=True,

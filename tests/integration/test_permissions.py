@@ -18,6 +18,7 @@ from tasks.infrastructure import stack_outputs
 from tests.integration.conftest import run_flow
 
 STACK = "permissions"
+SMALL = {"SCONES_GENERATED_PER_CLASS": "12", "SCONES_GENERATED_TEST_PER_CLASS": "2", "SCONES_EPOCHS": "1"}
 PIPELINE = """
 from flows.pipeline import pipeline
 from flows.teardown import teardown
@@ -59,13 +60,16 @@ EVENT_NAMES = {"s3:ListBucket": ["ListObjects", "ListObjectsV2"], "s3:DeleteObje
 @pytest.fixture(scope="module")
 def called(stack: LocalConfig, installed: Any) -> dict[str, set[str]]:
     """Actions by role name."""
-    prepared = run_flow("from flows.prepare_data import prepare_data; prepare_data('generated')", SCONES_STACK=STACK)
+    prepared = run_flow(
+        "from flows.prepare_data import prepare_data; prepare_data('generated')", SCONES_STACK=STACK, **SMALL
+    )
     assert prepared.returncode == 0, prepared.stderr
     runner = stack_outputs(STACK)["FlowRunnerRoleArn"]
     credentials = client("sts").assume_role(RoleArn=runner, RoleSessionName="permissions-test")["Credentials"]
     done = run_flow(
         PIPELINE,
         SCONES_STACK=STACK,
+        **SMALL,
         AWS_ACCESS_KEY_ID=credentials["AccessKeyId"],
         AWS_SECRET_ACCESS_KEY=credentials["SecretAccessKey"],
         AWS_SESSION_TOKEN=credentials["SessionToken"],
