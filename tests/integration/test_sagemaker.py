@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import time
 import uuid
@@ -11,6 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 from sagemaker.core.resources import Endpoint, TrainingJob
 
+from local_aws.config import ROOT
 from tasks import storage
 from tasks.aws import client, sdk
 from tasks.infrastructure import Installation
@@ -204,3 +208,31 @@ def wait_for(name: str) -> dict[str, Any]:
             return endpoint
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_cancelling_a_flow_run_stops_its_training_job(installed: Any) -> None:
+    """A worker cancels with SIGTERM; the flow's main thread gets it while it waits for the job."""
+    flow = subprocess.Popen(
+        [sys.executable, "-c", "from flows.train_model import train_model; train_model()"],
+        cwd=ROOT,
+        env={**os.environ, "SCONES_EPOCHS": "5000"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    job = None
+    deadline = time.monotonic() + 90
+    while job is None or job["SecondaryStatus"] != "Training":
+        assert time.monotonic() < deadline and flow.poll() is None
+        time.sleep(0.5)
+        summaries = client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
+        names = [summary["TrainingJobName"] for summary in summaries]
+        job = client("sagemaker").describe_training_job(TrainingJobName=names[0]) if names else None
+    flow.terminate()
+    log = flow.communicate(timeout=60)[1]
+    assert f"stopping training job {job['TrainingJobName']}" in log
+    while job["TrainingJobStatus"] in ("InProgress", "Stopping"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+        job = client("sagemaker").describe_training_job(TrainingJobName=job["TrainingJobName"])
+    assert job["TrainingJobStatus"] == "Stopped"
