@@ -66,10 +66,11 @@ class Settings(BaseSettings):
     lambda_concurrency: int = Field(default=0, ge=0, description="Reserved concurrency of each function; 0 for none.")
 
     # Training
-    epochs: int = Field(default=60, ge=1)
+    epochs: int = Field(default=40, ge=1)
     learning_rate: float = Field(default=0.002, gt=0)
     mini_batch_size: int = Field(default=64, ge=2)
     seed: int = Field(default=1, ge=0)
+    members: int = Field(default=4, ge=1, description="Networks that are trained and answer together.")
     training_instance_type: str = "ml.m5.xlarge"
     training_pytorch: str = Field(default="2.10.0", description="PyTorch version of AWS's training image.")
     training_python: str = Field(default="py313", description="Python version of AWS's training image.")

@@ -19,7 +19,7 @@ from tasks.dataset import Dataset, from_archive, generated, manifest, png
 from tasks.metrics import wilson_interval
 
 sys.path.insert(0, str(ROOT / "classifier"))
-from network import Classifier, normalize, probabilities
+from network import Ensemble, normalize, probabilities
 
 
 def main() -> None:
@@ -61,6 +61,7 @@ def train_and_score(dataset: Dataset, seed: int) -> tuple[float, float]:
             "learning_rate": chosen.learning_rate,
             "mini_batch_size": chosen.mini_batch_size,
             "seed": seed,
+            "members": chosen.members,
             "train": folder / "train",
             "train_lst": folder / "train_lst",
             "model_dir": folder / "model",
@@ -71,7 +72,7 @@ def train_and_score(dataset: Dataset, seed: int) -> tuple[float, float]:
         started = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - started
-        model = Classifier(len(dataset.classes))
+        model = Ensemble(chosen.members, len(dataset.classes))
         model.load_state_dict(torch.load(folder / "model" / "model.pt", weights_only=True))
     model.eval()
     images = normalize(torch.from_numpy(dataset.test.pixels).permute(0, 3, 1, 2))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from network import Classifier, normalize, probabilities
+from network import Ensemble, normalize, probabilities
 from PIL import Image
 from sagemaker_inference.errors import BaseInferenceToolkitError
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ def model_fn(model_dir: str) -> nn.Module:
     folder = Path(model_dir)
     metadata = json.loads((folder / "model.json").read_text())
     channels, height, width = (int(size) for size in metadata["image_shape"].split(","))
-    model = Classifier(metadata["num_classes"], (channels, height, width))
+    model = Ensemble(metadata["members"], metadata["num_classes"], (channels, height, width))
     model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
     model.eval()
     probabilities(model, torch.zeros(1, channels, height, width))  # the first call is slow

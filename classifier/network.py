@@ -34,6 +34,19 @@ class Classifier(nn.Module):
         return logits
 
 
+class Ensemble(nn.Module):
+    """Several classifiers that answer together, with the mean of their probabilities."""
+
+    def __init__(self, members: int, num_classes: int, image_shape: tuple[int, int, int] = (3, 32, 32)) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(Classifier(num_classes, image_shape) for _ in range(members))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (n, channels, height, width) from `normalize`. Returns logits (n, num_classes)."""
+        each = torch.stack([functional.log_softmax(member(images), dim=1) for member in self.members])
+        return torch.logsumexp(each, dim=0)
+
+
 def normalize(pixels: Tensor) -> Tensor:
     """(n, 3, height, width) uint8 to float32 around 0."""
     mean = torch.tensor(MEAN).view(1, 3, 1, 1)

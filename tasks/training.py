@@ -79,6 +79,7 @@ def plan_training(installation: Installation) -> TrainingPlan:
         "learning_rate": str(settings().learning_rate),
         "mini_batch_size": str(settings().mini_batch_size),
         "seed": str(settings().seed),
+        "members": str(settings().members),
     }
     source = source_archive()
     key = f"{CODE_PREFIX}classifier-{hashlib.sha256(source).hexdigest()[:16]}.tar.gz"

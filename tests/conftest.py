@@ -89,6 +89,7 @@ os.environ.update(
         "SCONES_GENERATED_PER_CLASS": "40",
         "SCONES_GENERATED_TEST_PER_CLASS": "10",
         "SCONES_EPOCHS": "4",
+        "SCONES_MEMBERS": "1",
         "SCONES_CAPTURE_MAX_SECONDS": "60",
         # Which role called what is read from it.
         "CLOUDTRAIL_RECORDING": "1",

@@ -29,6 +29,7 @@ def run_training(
         (folder / "train" / damage).write_bytes(b"not an image")
     (folder / "train_lst" / "train.lst").write_text(manifest(dataset.train))
     defaults = ["--num_classes", "2", "--num_training_samples", str(samples), "--epochs", "2", "--seed", "3"]
+    defaults += ["--members", "2"]
     environment = {
         **os.environ,
         "SM_CHANNEL_TRAIN": str(folder / "train"),
@@ -44,7 +45,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     done = run_training(folder)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["epoch=1", "epoch=2"]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    epochs = sorted((line[2], line[0]) for line in lines)
+    assert epochs == [(f"member={m}", f"epoch={e}") for m in (1, 2) for e in (1, 2)]
     return folder / "model"
 
 
@@ -56,7 +59,7 @@ def test_the_artifact_has_weights_and_code(model: Path) -> None:
 def test_a_seed_gives_the_same_weights_again(model: Path, tmp_path: Path) -> None:
     import torch
 
-    assert run_training(tmp_path, "--threads", str(os.cpu_count())).returncode == 0
+    assert run_training(tmp_path).returncode == 0
     first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (model, tmp_path / "model"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
