@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     learning_rate: float = Field(default=0.002, gt=0)
     mini_batch_size: int = Field(default=64, ge=2)
     seed: int = Field(default=1, ge=0)
-    members: int = Field(default=4, ge=1, description="Networks that are trained and answer together.")
+    members: int = Field(default=2, ge=1, description="Networks that are trained and answer together.")
     training_instance_type: str = "ml.m5.xlarge"
     training_pytorch: str = Field(default="2.10.0", description="PyTorch version of AWS's training image.")
     training_python: str = Field(default="py313", description="Python version of AWS's training image.")

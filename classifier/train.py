@@ -180,7 +180,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--learning_rate", type=float, default=0.002)
     parser.add_argument("--mini_batch_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--members", type=int, default=4, help="networks that answer together")
+    parser.add_argument("--members", type=int, default=2, help="networks that answer together")
     parser.add_argument("--train", type=Path, default=environment.get("SM_CHANNEL_TRAIN"))
     parser.add_argument("--train_lst", type=Path, default=environment.get("SM_CHANNEL_TRAIN_LST"))
     parser.add_argument("--model_dir", type=Path, default=environment.get("SM_MODEL_DIR"))
