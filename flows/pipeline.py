@@ -19,8 +19,8 @@ def pipeline(dataset: str | None = None, fall_back_to_generated: bool = False, r
     Returns the evaluation's summary.
     """
     prepare_data(dataset, fall_back_to_generated)
-    train_model(reuse=not retrain)
-    deploy_endpoint()
+    model = train_model(reuse=not retrain)
+    deploy_endpoint(model.number)
     evaluation = nightly_evaluation()
     confidence_report(evaluation["date"], evaluation["run"])
     return evaluation

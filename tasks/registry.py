@@ -71,14 +71,15 @@ def register(model: TrainedModel) -> ModelVersion:
     return version
 
 
-@task(task_run_name="newest approved model")
-def newest_approved() -> ModelVersion:
-    """The newest approved version. Raises NoModel where there is none."""
+@task(task_run_name="choose the model")
+def approved_model(number: int | None = None) -> ModelVersion:
+    """The approved version of that number, or the newest one. Raises NoModel where there is none."""
     for version in versions(approved=True):
-        return version
+        if number in (None, version.number):
+            return version
+    wanted = "approved version" if number is None else f"approved version {number}"
     raise NoModel(
-        f"the model package group {settings().model_package_group} has no approved version; run the train-model "
-        "deployment first"
+        f"the model package group {settings().model_package_group} has no {wanted}; run the train-model deployment first"
     )
 
 

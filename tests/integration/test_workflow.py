@@ -71,7 +71,7 @@ def test_a_blend_of_both_classes_ends_in_low_confidence(installed: Any) -> None:
 
 
 def test_the_fixture_is_what_its_test_says() -> None:
-    blend = (draw("bicycle", 7).astype(float) + draw("motorcycle", 7)) / 2
+    blend = (draw("bicycle", 96).astype(float) + draw("motorcycle", 96)) / 2
     assert (ROOT / "tests" / "fixtures" / "ambiguous.png").read_bytes() == png(blend.astype(np.uint8))
 
 
