@@ -78,9 +78,8 @@ def approved_model(number: int | None = None) -> ModelVersion:
         if number in (None, version.number):
             return version
     wanted = "approved version" if number is None else f"approved version {number}"
-    raise NoModel(
-        f"the model package group {settings().model_package_group} has no {wanted}; run the train-model deployment first"
-    )
+    group = settings().model_package_group
+    raise NoModel(f"the model package group {group} has no {wanted}; run the train-model deployment first")
 
 
 def versions(approved: bool = False) -> list[ModelVersion]:
