@@ -5,6 +5,7 @@ All tests run in it. A trap listens where its variables point to, and must not h
 
 import http.server
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -107,6 +108,7 @@ def config() -> LocalConfig:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_reaches_the_real_account():  # type: ignore[no-untyped-def]
     yield
+    shutil.rmtree(_folder, ignore_errors=True)
     assert TRAP.calls == []
 
 
