@@ -12,6 +12,7 @@ import pytest
 
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig
+from tests.conftest import POISON
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +35,10 @@ def demo(stack: LocalConfig) -> subprocess.CompletedProcess[str]:
 
 
 def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """From a shell that is set up for somebody else's account."""
     command = [sys.executable, "demo.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=400)
+    environment = {**os.environ, **POISON}
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400)
 
 
 @pytest.fixture(scope="session")
