@@ -14,11 +14,6 @@ ACCOUNT_ID = "000000000000"
 REGION = "us-east-1"
 
 
-def foreign_variables() -> list[str]:
-    """Names in the environment that could lead a local process to a real account or workspace."""
-    return sorted(name for name in os.environ if name.startswith(FOREIGN_PREFIXES) or name in PROXIES)
-
-
 def prefect_variables(config: LocalConfig) -> dict[str, str]:
     """A Prefect server and worker of our own."""
     home = config.state / "prefect"
@@ -121,16 +116,14 @@ def ministack_variables(config: LocalConfig) -> dict[str, str]:
 
 def shell_script(config: LocalConfig, real_aws: bool) -> str:
     """Shell commands that give a shell the environment of the running services."""
-    environment = process_environment(config, real_aws)
     ours = prefect_variables(config) | ({} if real_aws else aws_variables(config))
-    dropped = [name for name in foreign_variables() if not real_aws or name.startswith("PREFECT_")]
     # Sourced later and elsewhere: what that shell exports by then is not known here.
     pattern = "PREFECT_" if real_aws else "|".join(FOREIGN_PREFIXES)
     lines = [
         f"for name in $(env | cut -d= -f1 | grep -E '^({pattern})'); do unset \"$name\"; done",
-        *(f"unset {name}" for name in sorted({*dropped, *(() if real_aws else PROXIES)})),
+        *(f"unset {name}" for name in (() if real_aws else PROXIES)),
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(ours.items())),
-        f"export SCONES_STATE={shlex.quote(environment['SCONES_STATE'])}",
+        f"export SCONES_STATE={shlex.quote(str(config.state))}",
         f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
     ]
     return "\n".join(lines) + "\n"

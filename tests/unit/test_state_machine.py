@@ -1,6 +1,5 @@
 """What neither cfn-lint nor the emulator would notice in the ASL document."""
 
-import importlib.util
 import json
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import yaml
 
 from local_aws.config import ROOT
+from tests.unit.test_lambdas import load
 
 ASL: dict[str, Any] = json.loads((ROOT / "statemachine" / "classify_image.asl.json").read_text())
 STATES: dict[str, Any] = ASL["States"]
@@ -70,21 +70,13 @@ def test_retries_are_those_that_aws_recommends_and_never_of_a_decision() -> None
 def test_timeouts_nest() -> None:
     functions = template("workflow.yaml")["Resources"]
     for state_name in TASKS:
-        module = load_lambda(TASKS[state_name])
-        client = module.s3 if hasattr(module, "s3") else module.runtime
+        module = load(TASKS[state_name])
+        client: Any = module.s3 if hasattr(module, "s3") else module.runtime
         config = client.meta.config
         sdk = config.retries["total_max_attempts"] * (config.connect_timeout + config.read_timeout)
         function = functions[state_name]["Properties"]["Timeout"]
         task = STATES[state_name]["TimeoutSeconds"]
         assert sdk < function < task < ASL["TimeoutSeconds"], state_name
-
-
-def load_lambda(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "lambdas" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_substitutions_of_the_template_are_those_of_the_document() -> None:
