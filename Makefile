@@ -2,7 +2,7 @@
 PYTHON ?= python3
 AWS ?= local
 DATASET ?=
-TESTS ?= tests
+TESTS ?=
 PIP_ARGS ?=
 
 VENV := .venv
@@ -10,12 +10,12 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test up down status logs lint format check lock clean
+.PHONY: help setup demo test bench-sagemaker up down status logs lint format check lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 	@echo
 	@echo "  make demo DATASET=PATH-OR-NAME   an archive in CIFAR-100's layout, 'cifar100' or 'generated'"
 	@echo "  make up AWS=real                 Prefect server and worker only, for your own AWS account"
@@ -34,7 +34,10 @@ demo: setup ## run the whole pipeline on this machine and show what came of it
 	@$(RUN) demo.py $(if $(DATASET),--dataset "$(DATASET)")
 
 test: setup ## run every test
-	@$(BIN)/pytest $(TESTS)
+	@$(if $(TESTS),$(BIN)/pytest $(TESTS),$(RUN) -m tests)
+
+bench-sagemaker: setup ## measure the SageMaker server against its goals (about 5 minutes)
+	@$(RUN) -m benchmarks.sagemaker
 
 up: setup ## start Prefect server, worker and the embedded AWS, and deploy prefect.yaml
 	@$(RUN) deploy.py --aws $(AWS)

@@ -1,11 +1,19 @@
 """Where the local services listen and keep their state: SCONES_STATE and SCONES_*_PORT."""
 
+import socket
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class LocalConfig(BaseSettings):
@@ -17,6 +25,10 @@ class LocalConfig(BaseSettings):
     prefect_port: int = Field(default=4210, ge=1, le=65535, description="Prefect's API and UI")
     aws_port: int = Field(default=4567, ge=1, le=65535, description="ministack")
     sagemaker_port: int = Field(default=4568, ge=1, le=65535, description="the SageMaker server")
+
+    sagemaker_options: str = Field(
+        default="", description="options of the SageMaker server, such as --capture-delay 120"
+    )
 
     @property
     def prefect_url(self) -> str:

@@ -70,6 +70,10 @@ def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str
     kept["PATH"] = os.pathsep.join([binaries, kept.get("PATH", "")])
     kept["SCONES_STATE"] = str(config.state)
     kept["SCONES_ROOT"] = str(ROOT)
+    kept["SCONES_PREFECT_PORT"] = str(config.prefect_port)
+    kept["SCONES_AWS_PORT"] = str(config.aws_port)
+    kept["SCONES_SAGEMAKER_PORT"] = str(config.sagemaker_port)
+    kept["SCONES_SAGEMAKER_OPTIONS"] = config.sagemaker_options
     return kept | ours
 
 
@@ -98,7 +102,7 @@ def ministack_variables(config: LocalConfig) -> dict[str, str]:
     return {
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(config.aws_port),
-        "SERVICES": "s3,lambda,stepfunctions,iam,sts,cloudformation,logs,events,cloudtrail",
+        "SERVICES": "s3,lambda,stepfunctions,iam,sts,cloudformation,logs,events,cloudtrail,monitoring",
         # Policies are enforced: a permission that a role lacks fails here, not first on AWS.
         "AUTH": "true",
         "MINISTACK_ACCOUNT_ID": ACCOUNT_ID,

@@ -40,7 +40,7 @@ def up(config: LocalConfig, real_aws: bool = False) -> bool:
     with _lock(config):
         running = mode(config)
         wanted = "real" if real_aws else "local"
-        if running == wanted and all(_answers(config, name) for name in _checked_services(real_aws)):
+        if running == wanted and all(answers(config, name) for name in _checked_services(real_aws)):
             return False
         if running not in (None, wanted):
             raise ServicesError(f"the services are up with AWS={running}; run `make down` first")
@@ -104,7 +104,7 @@ def _start(config: LocalConfig, real_aws: bool) -> None:
     _supervisor(config, "supervisorctl", "start", *services)
     deadline = time.monotonic() + START_SECONDS
     for name in services:
-        while not _answers(config, name):
+        while not answers(config, name):
             if time.monotonic() > deadline:
                 log = config.state / "logs" / f"{name}.log"
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
@@ -147,7 +147,8 @@ def _checked_services(real_aws: bool) -> list[str]:
     return ["prefect-server"] if real_aws else ["prefect-server", "ministack", "sagemaker"]
 
 
-def _answers(config: LocalConfig, name: str) -> bool:
+def answers(config: LocalConfig, name: str) -> bool:
+    """Whether prefect-server, ministack or sagemaker is up and healthy."""
     url = {
         "prefect-server": f"{config.prefect_url}/api/health",
         "ministack": f"{config.aws_url}/_ministack/health",
@@ -197,13 +198,7 @@ def _taken_by(port: int) -> str:
 def _supervisor(
     config: LocalConfig, command: str, *arguments: str, real_aws: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **process_environment(config, real_aws),
-        "SCONES_SOCKET": str(_socket(config)),
-        "SCONES_PREFECT_PORT": str(config.prefect_port),
-        "SCONES_AWS_PORT": str(config.aws_port),
-        "SCONES_SAGEMAKER_PORT": str(config.sagemaker_port),
-    }
+    environment = {**process_environment(config, real_aws), "SCONES_SOCKET": str(_socket(config))}
     if command == "supervisord":
         environment[MARK] = _mark(config)
     program = [str(Path(sys.executable).parent / command), "-c", str(ROOT / "supervisord.conf"), *arguments]

@@ -26,6 +26,8 @@ from tasks.registry import ModelVersion
 from tasks.training import ROLE_SECONDS, role_not_ready
 
 POLL_SECONDS = 1.0
+# Nothing is in progress any more.
+ENDED = ("InService", "Failed", "OutOfService", "UpdateRollbackFailed")
 
 Progress = Callable[[str], None]
 
@@ -53,13 +55,18 @@ def deploy(installation: Installation, version: ModelVersion) -> ServingEndpoint
     model = f"{settings().stack}-{version.name}"
     config = _ensure_config(installation, version, model)
     endpoint = _find(installation.endpoint)
-    if endpoint is not None and str(endpoint.endpoint_status) not in ("InService", "Failed", "OutOfService"):
+    if endpoint is not None and str(endpoint.endpoint_status) not in ENDED:
         endpoint = _wait(installation.endpoint, logger.info)  # somebody else's change, or an earlier attempt's
+    if endpoint is not None and str(endpoint.endpoint_status) != "InService":
+        # It serves nothing, and deleting is all that AWS allows.
+        logger.warning("endpoint %s is %s: %s", installation.endpoint, endpoint.endpoint_status, _reason(endpoint))
+        delete_endpoint(installation.endpoint)
+        endpoint = None
     if endpoint is None:
         logger.info("creating endpoint %s", installation.endpoint)
         with explained(f"create endpoint {installation.endpoint}"):
             Endpoint.create(endpoint_name=installation.endpoint, endpoint_config_name=config, **sdk())
-    elif str(endpoint.endpoint_config_name) != config or str(endpoint.endpoint_status) != "InService":
+    elif str(endpoint.endpoint_config_name) != config:
         logger.info("updating endpoint %s to %s", installation.endpoint, version.name)
         with explained(f"update endpoint {installation.endpoint}"):
             client("sagemaker").update_endpoint(EndpointName=installation.endpoint, EndpointConfigName=config)
@@ -115,9 +122,11 @@ def capture_prefix(endpoint: str) -> str:
 
 def delete_endpoint(name: str) -> bool:
     """Deletes an endpoint and waits until it is gone; False where there was none."""
-    if _find(name) is None:
+    endpoint = _find(name)
+    if endpoint is None:
         return False
-    _wait(name, lambda line: None)
+    if str(endpoint.endpoint_status) not in ENDED:
+        _wait(name, lambda line: None)
     with explained(f"delete endpoint {name}"):
         client("sagemaker").delete_endpoint(EndpointName=name)
     while _find(name) is not None:
@@ -191,7 +200,7 @@ def _wait(name: str, progress: Progress) -> Endpoint:
             progress(f"endpoint {name}: {status}")
         if status == "InService":
             return endpoint
-        if status in ("Failed", "OutOfService", "UpdateRollbackFailed"):
+        if status in ENDED:
             raise EndpointError(f"endpoint {name} is {status}: {_reason(endpoint)}")
         if time.monotonic() > deadline:
             raise EndpointError(f"endpoint {name} is {status} for {settings().endpoint_max_seconds} s")

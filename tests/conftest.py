@@ -6,14 +6,13 @@ All tests run in it. A trap listens where its variables point to, and must not h
 import http.server
 import os
 import shutil
-import socket
 import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from local_aws.config import LocalConfig
+from local_aws.config import LocalConfig, free_port
 from local_aws.environment import enter
 
 
@@ -63,12 +62,6 @@ def poison(trap: Trap, folder: Path) -> dict[str, str]:
         "PREFECT_API_KEY": "pnu_real",
         "PREFECT_PROFILE": "cloud",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # Before anything imports boto3 or prefect.

@@ -4,23 +4,40 @@ import argparse
 import logging
 from pathlib import Path
 
-import uvicorn
+import uvloop
+from aiohttp import web
 
-from local_aws.sagemaker.app import create_app
+from local_aws.sagemaker.server import ServerConfig, create_app
+
+OPTIONS = {
+    "training_jobs": "training jobs that run at once; others wait as Starting",
+    "instances": "instances of all endpoints together; one more is ResourceLimitExceeded",
+    "requests_per_instance": "requests in flight on an instance; one more is ServiceUnavailable",
+    "capture_interval": "seconds between uploads of captured records",
+    "capture_delay": "seconds that a captured record waits at least before it is uploaded",
+    "model_seconds": "seconds that a model has to answer",
+    "stop_grace": "seconds that a stopped training job has to end by itself",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local_aws.sagemaker", description=__doc__)
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     parser.add_argument("--state", type=Path, required=True, help="folder for resources, models and spooled capture")
-    parser.add_argument(
-        "--capture-interval", type=float, default=2.0, help="seconds between uploads of captured records (default: 2)"
-    )
-    arguments = parser.parse_args()
+    for name, meaning in OPTIONS.items():
+        default = getattr(ServerConfig, name)
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=type(default), default=default, help=f"{meaning} (default: {default:g})")
+    arguments = vars(parser.parse_args())
+    port = arguments.pop("port")
+    for name in OPTIONS:
+        if arguments[name] < (0 if isinstance(arguments[name], float) else 1):
+            parser.error(f"--{name.replace('_', '-')} must not be {arguments[name]:g}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    app = create_app(arguments.state, arguments.capture_interval)
-    uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="warning", access_log=False)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    app = create_app(ServerConfig(**arguments))
+    loop = uvloop.new_event_loop()
+    web.run_app(app, host="127.0.0.1", port=port, access_log=None, print=None, shutdown_timeout=2, loop=loop)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The AWS around this server: the account's identity, and S3 and CloudWatch Logs as a service role sees them."""
 
 import contextlib
+import json
 import logging
 import os
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,11 @@ logger = logging.getLogger(__name__)
 
 CONFIG = Config(max_pool_connections=32, retries={"mode": "standard", "total_max_attempts": 5})
 PARALLEL_DOWNLOADS = 16
+# An assumed role's session lasts an hour.
+CLIENT_SECONDS = 1800
+MAX_EVENT_BYTES = 200_000
+MAX_BATCH_BYTES = 900_000
+MAX_WAITING_EVENTS = 10_000
 
 
 @cache
@@ -48,10 +55,19 @@ def role_credentials(role_arn: str) -> dict[str, str]:
     }
 
 
+_clients: dict[tuple[str, str], tuple[float, Any]] = {}
+_clients_lock = threading.Lock()
+
+
 def client_as(role_arn: str, service: str) -> Any:
-    """A boto3 client that acts as the role."""
-    credentials = role_credentials(role_arn)
-    return boto3.client(service, config=CONFIG, **{name.lower(): value for name, value in credentials.items()})
+    """A boto3 client that acts as the role, kept for less long than its session lasts."""
+    with _clients_lock:
+        made, client = _clients.get((role_arn, service), (0.0, None))
+        if client is None or time.monotonic() - made > CLIENT_SECONDS:
+            credentials = {name.lower(): value for name, value in role_credentials(role_arn).items()}
+            client = boto3.client(service, config=CONFIG, **credentials)
+            _clients[role_arn, service] = (time.monotonic(), client)
+        return client
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -63,64 +79,95 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def download_prefix(s3: Any, uri: str, folder: Path) -> int:
-    """Downloads every object below a prefix, or the one object of that key; returns how many there were."""
+    """Downloads every object whose key begins with the URI's, into paths relative to it; returns how many.
+
+    Raises ValueError for a key that would lead out of the folder.
+    """
     bucket, prefix = split_uri(uri)
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     keys = [item["Key"] for page in pages for item in page.get("Contents", []) if not item["Key"].endswith("/")]
+    # The key of one object is a prefix as well; its file is named after its last part.
+    names = {key: key.removeprefix(prefix).lstrip("/") or key.rsplit("/", 1)[-1] for key in keys}
+    _download(s3, bucket, names, folder)
+    return len(keys)
+
+
+def download_manifest(s3: Any, uri: str, folder: Path) -> int:
+    """Downloads what a manifest lists: `[{"prefix": "s3://BUCKET/PREFIX"}, "relative path", ...]`; returns how many.
+
+    Raises ValueError where it is no such list.
+    """
+    bucket, key = split_uri(uri)
+    try:
+        first, *paths = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        source, prefix = split_uri(first["prefix"])
+        keys = {prefix + path: path.lstrip("/") for path in paths}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{uri} is no manifest: {error!r}") from error
+    _download(s3, source, keys, folder)
+    return len(keys)
+
+
+def _download(s3: Any, bucket: str, names: dict[str, str], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
 
     def download(key: str) -> None:
-        name = key.removeprefix(prefix).lstrip("/") if key != prefix else key.rsplit("/", 1)[-1]
-        target = (folder / name).resolve()
+        target = (folder / names[key]).resolve()
         if not target.is_relative_to(folder.resolve()):
             raise ValueError(f"the key {key!r} leads out of its channel")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
 
     with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as threads:
-        list(threads.map(download, keys))
-    return len(keys)
+        list(threads.map(download, names))
 
 
 class LogStream:
-    """One CloudWatch Logs stream, written in batches once a second. A log that can't be delivered is dropped."""
+    """One CloudWatch Logs stream, written in batches once a second. While Logs is away, the last lines are kept."""
 
     def __init__(self, role_arn: str, group: str, stream: str) -> None:
         self.role_arn = role_arn
         self.group = group
         self.stream = stream
-        self._events: list[dict[str, Any]] = []
-        self._lock = threading.Lock()
+        self._events: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING_EVENTS)
+        self._created = False
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._deliver, name=f"logs-{stream}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"logs-{stream}", daemon=True)
         self._thread.start()
 
     def write(self, line: str) -> None:
-        with self._lock:
-            self._events.append({"timestamp": int(time.time() * 1000), "message": line or " "})
+        # CloudWatch Logs refuses an empty event and one over 256 KiB.
+        message = line.encode()[:MAX_EVENT_BYTES].decode(errors="ignore") or " "
+        self._events.append({"timestamp": int(time.time() * 1000), "message": message})
 
     def close(self) -> None:
         """Delivers what is left and returns."""
         self._closed.set()
         self._thread.join(timeout=10)
 
+    def _run(self) -> None:
+        while not self._closed.wait(1):
+            self._deliver()
+        self._deliver()
+
     def _deliver(self) -> None:
-        logs: Any = None
-        while True:
-            last = self._closed.wait(1)
-            with self._lock:
-                events, self._events = self._events, []
-            try:
-                if logs is None:
-                    logs = client_as(self.role_arn, "logs")
-                    self._create(logs)
-                for start in range(0, len(events), 1000):
-                    logs.put_log_events(
-                        logGroupName=self.group, logStreamName=self.stream, logEvents=events[start : start + 1000]
-                    )
-            except (BotoCoreError, ClientError) as error:
-                logger.warning("lost %d log lines of %s: %s", len(events), self.stream, error)
-            if last:
-                return
+        try:
+            logs = client_as(self.role_arn, "logs")
+            if not self._created:
+                self._create(logs)
+            while self._events:
+                batch: list[dict[str, Any]] = []
+                size = 0
+                while self._events and len(batch) < 1000 and size < MAX_BATCH_BYTES - MAX_EVENT_BYTES:
+                    batch.append(self._events.popleft())
+                    size += len(batch[-1]["message"].encode()) + 26
+                try:
+                    logs.put_log_events(logGroupName=self.group, logStreamName=self.stream, logEvents=batch)
+                except (BotoCoreError, ClientError):
+                    self._events.extendleft(reversed(batch))
+                    raise
+        except (BotoCoreError, ClientError) as error:
+            logger.warning("%d log lines of %s wait: %s", len(self._events), self.stream, error)
 
     def _create(self, logs: Any) -> None:
         for call, names in (
@@ -129,3 +176,4 @@ class LogStream:
         ):
             with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
                 call(**names)
+        self._created = True

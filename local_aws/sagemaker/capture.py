@@ -1,7 +1,8 @@
 """Data capture: a record is on disk before its answer is sent, and in S3 within seconds.
 
 Layout and fields follow AWS's: {DestinationS3Uri}/{endpoint}/{variant}/yyyy/mm/dd/hh/mm-ss-SSS-uuid.jsonl, in UTC. A
-spool file carries its object's key from the start, so that an upload repeated after a crash overwrites itself.
+spool file carries its object's key from the start, so that an upload repeated after a crash overwrites itself. "On
+disk" is the system's page cache: it outlives any kill of this server, not a loss of power.
 """
 
 import base64
@@ -9,6 +10,7 @@ import json
 import logging
 import random
 import threading
+import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, unquote
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws.sagemaker import account
@@ -37,77 +40,103 @@ class Exchange:
 
 
 class CaptureSpool:
-    """Keeps records in files below `folder` and uploads them every `interval` seconds.
+    """Keeps records in files below `folder` and uploads them every `interval` seconds, each at least `delay` old.
 
-    Open files are in open/ROLE/BUCKET/KEY, finished ones in ready/ROLE/BUCKET/KEY.
+    Open files are in open/ROLE/BUCKET/KEY, finished ones in ready/ROLE/BUCKET/KEY. What can't be uploaded stays.
     """
 
-    def __init__(self, folder: Path, interval: float = 2.0) -> None:
+    def __init__(self, folder: Path, interval: float = 2.0, delay: float = 0.0) -> None:
         self._open = folder / "open"
         self._ready = folder / "ready"
         self._interval = interval
-        self._files: dict[tuple[str, str, str], tuple[Path, IO[bytes]]] = {}
+        self._delay = delay
+        self._files: dict[tuple[str, str], tuple[Path, IO[bytes]]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         for path in self._open.glob("**/*.jsonl"):  # left by a server that died
+            _cut_unfinished_line(path)
             self._finish(path)
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
     def record(self, config: dict[str, Any], role_arn: str, endpoint: str, variant: str, exchange: Exchange) -> None:
         """Writes the record of one exchange where the endpoint's DataCaptureConfig asks for it."""
-        if not config.get("EnableCapture") or random.random() * 100 >= config["InitialSamplingPercentage"]:
+        if not config["EnableCapture"] or random.random() * 100 >= config["InitialSamplingPercentage"]:
             return
         line = json.dumps(_record(config, exchange), separators=(",", ":")).encode() + b"\n"
         hour = exchange.time.strftime("%Y/%m/%d/%H")
         prefix = f"{config['DestinationS3Uri'].rstrip('/')}/{endpoint}/{variant}/{hour}"
         with self._lock:
-            file = self._file(role_arn, prefix, exchange.time)
-            file.write(line)
-            file.flush()
+            path, file = self._file(role_arn, prefix, exchange.time)
+            try:
+                if file.write(line) < len(line):
+                    raise OSError("only a part of it could be written")
+            except OSError:
+                # A full disk costs this record, and an endpoint goes on answering; the file must end with a whole line.
+                logger.exception("a capture record is lost")
+                del self._files[role_arn, prefix]
+                file.close()
+                _cut_unfinished_line(path)
+                self._finish(path)
 
     def flush(self) -> None:
-        """Uploads everything that is there; what can't be uploaded stays for the next time."""
+        """Uploads everything that is old enough; what can't be uploaded stays for the next time."""
         with self._lock:
             for path, file in self._files.values():
                 file.close()
                 self._finish(path)
             self._files.clear()
-        clients: dict[str, Any] = {}
+        unreachable = set()
         for path in sorted(self._ready.glob("**/*.jsonl")):
             role, bucket, *key = path.relative_to(self._ready).parts
+            if (role, bucket) in unreachable or time.time() - path.stat().st_mtime < self._delay:
+                continue
             try:
-                if role not in clients:
-                    clients[role] = account.client_as(unquote(role), "s3")
-                clients[role].put_object(Bucket=bucket, Key="/".join(key), Body=path.read_bytes())
+                if path.stat().st_size:
+                    account.client_as(unquote(role), "s3").upload_file(str(path), bucket, "/".join(key))
                 path.unlink()
-            except (BotoCoreError, ClientError) as error:
-                logger.warning("capture stays spooled: %s", error)
-                return
+            except (BotoCoreError, ClientError, S3UploadFailedError) as error:
+                logger.warning("capture for %s stays spooled: %s", bucket, error)
+                unreachable.add((role, bucket))
 
     def shutdown(self) -> None:
+        """Uploads what is old enough; the rest is uploaded after the next start."""
         self._stop.set()
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
-            self.flush()
-        self.flush()
+            self._flush_safely()
+        self._flush_safely()
 
-    def _file(self, role_arn: str, prefix: str, time: datetime) -> IO[bytes]:
-        bucket, key = account.split_uri(prefix)
-        identity = (role_arn, bucket, key)
+    def _flush_safely(self) -> None:
+        try:
+            self.flush()
+        except Exception:
+            logger.exception("capture stays spooled")
+
+    def _file(self, role_arn: str, prefix: str, moment: datetime) -> tuple[Path, IO[bytes]]:
+        identity = (role_arn, prefix)
         if identity not in self._files:
-            name = f"{time:%M-%S}-{time.microsecond // 1000:03d}-{uuid.uuid4()}.jsonl"
+            bucket, key = account.split_uri(prefix)
+            name = f"{moment:%M-%S}-{moment.microsecond // 1000:03d}-{uuid.uuid4()}.jsonl"
             path = self._open / quote(role_arn, safe="") / bucket / key / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._files[identity] = (path, path.open("ab"))
-        return self._files[identity][1]
+            # Unbuffered: a record is one write to the system.
+            self._files[identity] = (path, path.open("ab", buffering=0))
+        return self._files[identity]
 
     def _finish(self, path: Path) -> None:
         target = self._ready / path.relative_to(self._open)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """Removes what follows the last line end: a record whose answer was never sent."""
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 def _record(config: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
@@ -128,11 +157,16 @@ def _record(config: dict[str, Any], exchange: Exchange) -> dict[str, Any]:
 
 
 def _payload(headers: dict[str, list[str]], mode: str, content_type: str, body: bytes) -> dict[str, str]:
-    media_type = content_type.split(";")[0].strip()
-    encoding = "BASE64"
-    if media_type in headers.get("JsonContentTypes", []):
-        encoding = "JSON"
-    elif media_type in headers.get("CsvContentTypes", []):
-        encoding = "CSV"
-    data = base64.b64encode(body).decode() if encoding == "BASE64" else body.decode("utf-8", "replace")
+    encoding, data = "BASE64", ""
+    media_type = content_type.split(";")[0].strip().lower()
+    for candidate, field in (("JSON", "JsonContentTypes"), ("CSV", "CsvContentTypes")):
+        if media_type in (listed.lower() for listed in headers.get(field, [])):
+            encoding = candidate
+    if encoding != "BASE64":
+        try:
+            data = body.decode()
+        except UnicodeDecodeError:  # not what it says it is; as text it would be lost
+            encoding = "BASE64"
+    if encoding == "BASE64":
+        data = base64.b64encode(body).decode()
     return {"observedContentType": content_type, "mode": mode, "data": data, "encoding": encoding}

@@ -1,311 +1,555 @@
-"""Endpoints: each variant's model is served by a process of its own, kept alive and swapped on update."""
+"""Endpoints: fleets of model processes, kept alive, chosen by weight, and replaced without a failed request."""
 
 import logging
-import os
 import random
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 import time
+import urllib.request
+import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws.sagemaker import account
-from local_aws.sagemaker.store import Record, Store
+from local_aws.sagemaker.container import Container
+from local_aws.sagemaker.resources import ENDPOINT, Resources
+from local_aws.sagemaker.store import Record
 
 logger = logging.getLogger(__name__)
 
-ENDPOINT = "endpoint"
-CONFIG = "endpoint-config"
-MODEL = "model"
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 STARTUP_SECONDS = 120
-TOOLKIT_IMAGES = ("pytorch",)
+STOP_GRACE_SECONDS = 3.0
+PING_EVERY = 5
+PING_SECONDS = 2
+PINGS_MISSED = 3
+MAX_BACKOFF_SECONDS = 30
+IMAGES = ("pytorch",)
 
 
 class HostingFailed(Exception):
     """A fleet can't serve; the message is the endpoint's FailureReason."""
 
 
-@dataclass
+class Unavailable(Exception):
+    """No instance can take a request now; the message says why."""
+
+
+@dataclass(eq=False)
 class Instance:
-    """One model process behind a variant."""
+    """One model process. `in_flight` counts the requests that it works on."""
 
-    variant: str
-    weight: float
-    role_arn: str
-    model_dir: Path
-    environment: dict[str, str]
-    process: subprocess.Popen[bytes]
+    container: Container
     url: str
-    logs: account.LogStream
-    reader: threading.Thread
+    in_flight: int = 0
+    missed_pings: int = 0
+
+    @property
+    def healthy(self) -> bool:
+        return self.container.exit_code is None and self.missed_pings < PINGS_MISSED
+
+    def ping(self) -> bool:
+        """Whether GET /ping answers; no proxy of the shell's stands between."""
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                f"{self.url}/ping", timeout=PING_SECONDS
+            ) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def stop(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, number)
-                self.process.wait(timeout=3)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        self.process.wait()
-        self.reader.join(timeout=3)
-        self.logs.close()
+        self.container.stop(STOP_GRACE_SECONDS)
 
 
+@dataclass(eq=False)
+class Variant:
+    """The running instances of a production variant. `plan` says what each of them runs."""
+
+    plan: Record
+    instances: list[Instance] = field(default_factory=list)
+    failures: int = 0
+    retry_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return str(self.plan["VariantName"])
+
+    @property
+    def weight(self) -> float:
+        return float(self.plan["Weight"])
+
+
+@dataclass(eq=False)
 class Fleet:
-    """The running instances of one endpoint config."""
+    """The variants of one endpoint config."""
 
-    def __init__(self, config: Record, instances: list[Instance]) -> None:
-        self.config = config
-        self.instances = instances
+    plan: Record
+    variants: list[Variant]
 
-    def choose(self, variant: str | None) -> Instance | None:
-        """The instance of the named variant, or one drawn by weight; None where there is none."""
-        candidates = [instance for instance in self.instances if variant in (None, instance.variant)]
-        if not candidates:
-            return None
-        return random.choices(candidates, weights=[instance.weight for instance in candidates])[0]
+    @property
+    def instances(self) -> list[Instance]:
+        return [instance for variant in self.variants for instance in variant.instances]
 
-    def stop(self) -> None:
-        for instance in self.instances:
-            instance.stop()
+    def choose(self, target: str | None) -> Variant | None:
+        """The named variant, or one drawn by weight; None where there is no such variant."""
+        if target is not None:
+            return next((variant for variant in self.variants if variant.name == target), None)
+        weights = [variant.weight for variant in self.variants]
+        return random.choices(self.variants, weights)[0] if any(weights) else random.choice(self.variants)
+
+    def wait_until_idle(self, seconds: float) -> None:
+        """Returns when no request is in flight, or after that time."""
+        deadline = time.monotonic() + seconds
+        while any(instance.in_flight for instance in self.instances) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+@dataclass
+class Traffic:
+    """Which fleet answers an endpoint's requests; during an update a share of them goes to the incoming one."""
+
+    fleet: Fleet
+    incoming: Fleet | None = None
+    share: float = 0.0
+
+    def choose(self, target: str | None) -> Variant | None:
+        if self.incoming and random.random() < self.share:
+            return self.incoming.choose(target) or self.fleet.choose(target)
+        return self.fleet.choose(target)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How an update moves traffic: the shares of the new fleet one after another, and the waits in seconds."""
+
+    shares: tuple[float, ...] = (1.0,)
+    wait_seconds: float = 0.0
+    termination_wait_seconds: float = 0.0
+    max_seconds: float = 28800.0
+    alarms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A request's hold on an instance."""
+
+    fleet: Fleet
+    variant: Variant
+    instance: Instance
 
 
 class Endpoints:
-    """Brings fleets up and down, and restarts a model process that died."""
+    """Brings fleets up and down and keeps them alive. A plan is what Describe, a restart and an update work from:
+    EndpointConfigName, DataCaptureConfig, and for each variant name, weight, instance count and what it runs."""
 
-    def __init__(self, store: Store, folder: Path) -> None:
-        self._store = store
+    def __init__(self, resources: Resources, folder: Path, queue_per_instance: int, model_seconds: float) -> None:
+        self._resources = resources
         self._folder = folder
-        self._fleets: dict[str, Fleet] = {}
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="hosting")
+        self._queue = queue_per_instance
+        self._model_seconds = model_seconds
+        self._lock = threading.Lock()
+        self._traffic: dict[str, Traffic] = {}
+        self._live: set[Instance] = set()
         self._stop = threading.Event()
-        for endpoint in store.all(ENDPOINT):
-            if endpoint["EndpointStatus"] in ("InService", "Updating", "Creating"):
-                self._threads.submit(self._deploy, endpoint["EndpointName"], endpoint["EndpointConfigName"])
-        threading.Thread(target=self._watch, name="hosting-watch", daemon=True).start()
+        self._remove_unused_models()
+        for endpoint in resources.store.all(ENDPOINT.path):
+            if endpoint["EndpointStatus"] != "Failed":
+                resources.update(ENDPOINT, endpoint["EndpointName"], EndpointStatus="SystemUpdating")
+                self._start_thread(self._recover, endpoint)
+        self._start_thread(self._watch)
 
-    def create(self, name: str, config_name: str) -> None:
-        self._threads.submit(self._deploy, name, config_name)
+    # What the runtime asks
 
-    def update(self, name: str, config_name: str) -> None:
-        self._store.update(ENDPOINT, name, EndpointStatus="Updating", LastModifiedTime=time.time())
-        self._threads.submit(self._deploy, name, config_name)
+    def lease(self, name: str, target: str | None) -> Lease | None:
+        """Takes the least busy instance of a variant for one request, to be given back with `release`.
+
+        None where the endpoint or the target variant does not exist; raises Unavailable where none can take it now.
+        """
+        with self._lock:
+            traffic = self._traffic.get(name)
+            if traffic is None:
+                endpoint = self._resources.store.get(ENDPOINT.path, name)
+                if endpoint and endpoint["EndpointStatus"] == "SystemUpdating":
+                    raise Unavailable(f"Endpoint {name} is starting again after a restart of the server.")
+                return None
+            variant = traffic.choose(target)
+            if variant is None:
+                return None
+            fleet = traffic.incoming if traffic.incoming and variant in traffic.incoming.variants else traffic.fleet
+            instances = [instance for instance in variant.instances if instance.healthy]
+            if not instances:
+                raise Unavailable(f"No instance of variant {variant.name} is healthy.")
+            instance = min(instances, key=lambda instance: instance.in_flight)
+            if instance.in_flight >= self._queue:
+                raise Unavailable(f"Every instance of variant {variant.name} has {self._queue} requests in flight.")
+            instance.in_flight += 1
+            return Lease(fleet, variant, instance)
+
+    def release(self, lease: Lease) -> None:
+        with self._lock:
+            lease.instance.in_flight -= 1
+
+    def condemn(self, instance: Instance) -> None:
+        """Has an instance replaced whose model does not come back."""
+        instance.missed_pings = PINGS_MISSED
+
+    # What the control plane asks
+
+    def create(self, name: str, plan: Record) -> None:
+        self._start_thread(self._create, name, plan)
+
+    def update(self, name: str, plan: Record, shift: Shift) -> None:
+        self._start_thread(self._update, name, plan, shift)
+
+    def scale(self, name: str, plan: Record) -> None:
+        """Sets weights and instance counts; `plan` differs from the present one in nothing else."""
+        self._start_thread(self._scale, name, plan)
 
     def delete(self, name: str) -> None:
-        self._store.update(ENDPOINT, name, EndpointStatus="Deleting", LastModifiedTime=time.time())
-        self._threads.submit(self._remove, name)
-
-    def fleet(self, name: str) -> Fleet | None:
-        return self._fleets.get(name)
+        self._start_thread(self._delete, name)
 
     def shutdown(self) -> None:
         self._stop.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(Fleet.stop, list(self._fleets.values())))
+        with ThreadPoolExecutor(16) as threads:
+            while self._live:
+                list(threads.map(self._stop_instance, list(self._live)))
 
-    def _deploy(self, name: str, config_name: str) -> None:
-        """Starts the config's fleet beside the old one and switches only when it answers."""
+    # Each in a thread of its own
+
+    def _create(self, name: str, plan: Record) -> None:
         try:
-            fleet = self._start_fleet(name, config_name)
+            fleet = self._start_fleet(name, plan)
         except Exception as error:
             logger.warning("endpoint %s: %s", name, error)
-            # An update that fails leaves the old fleet serving, as on AWS.
-            status = "InService" if name in self._fleets else "Failed"
-            self._store.update(
-                ENDPOINT, name, EndpointStatus=status, FailureReason=str(error)[:1024], LastModifiedTime=time.time()
+            self._give_up(name, error)
+            return
+        self._serve(name, fleet)
+
+    def _update(self, name: str, plan: Record, shift: Shift) -> None:
+        """Starts the new fleet beside the old one and moves traffic when it answers; else the old one stays."""
+        previous = self._traffic[name].fleet
+        fleet = None
+        try:
+            fleet = self._start_fleet(name, plan)
+            self._move_traffic(name, previous, fleet, shift)
+        except Exception as error:
+            if self._stop.is_set():  # done again after the restart
+                return
+            logger.warning("endpoint %s keeps %s: %s", name, previous.plan["EndpointConfigName"], error)
+            self._set(name, EndpointStatus="RollingBack")
+            self._set_traffic(name, Traffic(previous))
+            if fleet:
+                self._retire(fleet)
+            self._set(
+                name,
+                EndpointStatus="InService",
+                FailureReason=str(error)[:1024],
+                PendingPlan=None,
+                PendingDeploymentSummary=None,
             )
             return
-        previous, self._fleets[name] = self._fleets.get(name), fleet
-        self._store.update(
-            ENDPOINT,
-            name,
-            EndpointStatus="InService",
-            EndpointConfigName=config_name,
-            ProductionVariants=_variant_summaries(fleet.config),
-            DataCaptureConfig=_capture_summary(fleet.config),
-            FailureReason=None,
-            LastModifiedTime=time.time(),
-        )
-        if previous:
-            previous.stop()
+        self._stop.wait(shift.termination_wait_seconds)
+        self._serve(name, fleet)
+        self._retire(previous)
 
-    def _remove(self, name: str) -> None:
-        fleet = self._fleets.pop(name, None)
-        if fleet:
-            fleet.stop()
-        self._store.delete(ENDPOINT, name)
+    def _scale(self, name: str, plan: Record) -> None:
+        fleet = self._traffic[name].fleet
+        failure = None
+        for variant, wanted in zip(fleet.variants, plan["Variants"], strict=True):
+            try:
+                missing = wanted["InstanceCount"] - len(variant.instances)
+                started = self._start_instances(name, [variant.plan] * missing)
+                with self._lock:
+                    variant.instances += [instance for instance in started if instance]
+                    variant.plan = wanted
+                    surplus = variant.instances[wanted["InstanceCount"] :]
+                    del variant.instances[wanted["InstanceCount"] :]
+                self._retire(Fleet(plan, [Variant(wanted, surplus)]))
+            except HostingFailed as error:
+                failure = str(error)[:1024]
+        fleet.plan = {**plan, "Variants": [variant.plan for variant in fleet.variants]}
+        self._serve(name, fleet, failure)
 
-    def _start_fleet(self, name: str, config_name: str) -> Fleet:
-        config = self._store.get(CONFIG, config_name)
-        if config is None:
-            raise HostingFailed(f"endpoint config {config_name!r} does not exist")
-        instances: list[Instance] = []
-        try:
-            for variant in config["ProductionVariants"]:
-                instances.append(self._start_variant(name, variant))
-        except BaseException:
-            Fleet(config, instances).stop()
-            raise
-        return Fleet(config, instances)
+    def _delete(self, name: str) -> None:
+        with self._lock:
+            traffic = self._traffic.pop(name, None)
+        if traffic:
+            self._retire(traffic.fleet)
+        self._resources.delete(ENDPOINT, name)
 
-    def _start_variant(self, endpoint: str, variant: Record) -> Instance:
-        model = self._store.get(MODEL, variant["ModelName"])
-        if model is None:
-            raise HostingFailed(f"model {variant['ModelName']!r} does not exist")
-        container = model["PrimaryContainer"]
-        if not any(framework in container.get("Image", "") for framework in TOOLKIT_IMAGES):
-            raise HostingFailed(f"this server runs PyTorch inference images only, not {container.get('Image')!r}")
-        model_dir = self._unpack(model)
-        return start_instance(
-            endpoint=endpoint,
-            variant=variant["VariantName"],
-            weight=variant.get("InitialVariantWeight", 1.0),
-            role_arn=model["ExecutionRoleArn"],
-            model_dir=model_dir,
-            environment=container.get("Environment", {}),
-        )
-
-    def _unpack(self, model: Record) -> Path:
-        """Downloads and unpacks a model once; a folder of that name is complete."""
-        target = self._folder / model["ModelName"]
-        if target.exists():
-            return target
-        url = model["PrimaryContainer"].get("ModelDataUrl")
-        if not url:
-            raise HostingFailed(f"model {model['ModelName']!r} has no ModelDataUrl")
-        partial = target.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        archive = partial / "model.tar.gz"
-        bucket, key = account.split_uri(url)
-        s3 = account.client_as(model["ExecutionRoleArn"], "s3")
-        archive.write_bytes(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
-        with tarfile.open(archive) as tar:
-            tar.extractall(partial, filter="data")
-        archive.unlink()
-        partial.rename(target)
-        return target
+    def _recover(self, endpoint: Record) -> None:
+        """After a restart of the server: what was served is served again, what was under way is done again."""
+        name = endpoint["EndpointName"]
+        if endpoint["EndpointStatus"] == "Deleting":
+            self._delete(name)
+            return
+        plan = endpoint.get("Plan") or endpoint["PendingPlan"]
+        delay = 1.0
+        while not self._stop.is_set():
+            try:
+                fleet = self._start_fleet(name, plan)
+                break
+            except HostingFailed as error:
+                self._give_up(name, error)
+                return
+            except Exception as error:
+                # AWS's other services start at the same time.
+                logger.warning("endpoint %s: %s", name, error)
+                self._stop.wait(delay)
+                delay = min(delay * 2, MAX_BACKOFF_SECONDS)
+        else:
+            return
+        pending = endpoint.get("PendingPlan")
+        if endpoint.get("Plan") and pending:
+            self._set_traffic(name, Traffic(fleet))
+            self._set(name, EndpointStatus="Updating")
+            self._update(name, pending, Shift())
+        else:
+            self._serve(name, fleet)
 
     def _watch(self) -> None:
-        """Restarts model processes that died."""
+        """Replaces instances that died, that do not answer /ping, or that were condemned."""
+        beat = 0
         while not self._stop.wait(1):
-            for name, fleet in list(self._fleets.items()):
-                for index, instance in enumerate(fleet.instances):
-                    if instance.process.poll() is None or self._stop.is_set():
-                        continue
-                    logger.warning("endpoint %s: variant %s died, restarting it", name, instance.variant)
-                    try:
-                        fleet.instances[index] = start_instance(
-                            name,
-                            instance.variant,
-                            instance.weight,
-                            instance.role_arn,
-                            instance.model_dir,
-                            instance.environment,
-                        )
-                    except HostingFailed as error:
-                        logger.warning("endpoint %s: %s", name, error)
+            beat += 1
+            for name, traffic in list(self._traffic.items()):
+                fleets = [traffic.fleet, *([traffic.incoming] if traffic.incoming else [])]
+                for variant in [variant for fleet in fleets for variant in fleet.variants]:
+                    if beat % PING_EVERY == 0:
+                        for instance in variant.instances:
+                            if instance.missed_pings < PINGS_MISSED:
+                                instance.missed_pings = 0 if instance.ping() else instance.missed_pings + 1
+                    sick = [instance for instance in variant.instances if not instance.healthy]
+                    if sick and time.monotonic() >= variant.retry_at:
+                        variant.retry_at = float("inf")
+                        self._start_thread(self._replace, name, variant, sick)
 
-
-def start_instance(
-    endpoint: str, variant: str, weight: float, role_arn: str, model_dir: Path, environment: dict[str, str]
-) -> Instance:
-    """Starts a model process and waits until it answers; raises HostingFailed with its last words."""
-    logs = account.LogStream(role_arn, f"{LOG_GROUP}/{endpoint}", f"{variant}/i-{os.urandom(8).hex()}")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(128)
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "local_aws.sagemaker.model_server",
-                "--fd",
-                str(listener.fileno()),
-                "--model-dir",
-                str(model_dir),
-            ],
-            env={**os.environ, **account.role_credentials(role_arn), "PYTHONUNBUFFERED": "1", **environment},
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    last_words: list[str] = []
-    reader = threading.Thread(target=_read_log, args=(process, logs, last_words), daemon=True)
-    reader.start()
-    instance = Instance(variant, weight, role_arn, model_dir, environment, process, url, logs, reader)
-    try:
-        _wait_until_healthy(instance, last_words)
-    except HostingFailed:
-        instance.stop()
-        raise
-    return instance
-
-
-def _wait_until_healthy(instance: Instance, last_words: list[str]) -> None:
-    deadline = time.monotonic() + STARTUP_SECONDS
-    while time.monotonic() < deadline:
-        if instance.process.poll() is not None:
-            instance.reader.join(timeout=3)
-            raise HostingFailed(
-                f"The container of variant {instance.variant!r} did not pass the ping health check: "
-                f"exit code {instance.process.returncode}; {' | '.join(last_words[-1:])}"
-            )
+    def _replace(self, name: str, variant: Variant, sick: list[Instance]) -> None:
+        logger.warning("endpoint %s: replacing %d instances of variant %s", name, len(sick), variant.name)
+        for instance in sick:
+            self._stop_instance(instance)
         try:
-            if httpx.get(f"{instance.url}/ping", timeout=2, trust_env=False).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.05)
-    raise HostingFailed(
-        f"The container of variant {instance.variant!r} did not pass the ping health check within {STARTUP_SECONDS} s"
-    )
+            fresh = self._start_instances(name, [variant.plan] * len(sick))
+            with self._lock:
+                variant.instances[:] = [instance for instance in variant.instances if instance not in sick] + fresh
+                variant.failures = 0
+                variant.retry_at = 0.0
+                wanted = any(variant in fleet.variants for fleet in self._fleets(name))
+        except Exception as error:
+            logger.warning("endpoint %s: %s", name, error)
+            variant.failures += 1
+            variant.retry_at = time.monotonic() + min(2**variant.failures, MAX_BACKOFF_SECONDS)
+            return
+        if not wanted:  # updated or deleted meanwhile
+            for instance in fresh:
+                self._stop_instance(instance)
 
+    # Traffic
 
-def _read_log(process: subprocess.Popen[bytes], logs: account.LogStream, last_words: list[str]) -> None:
-    assert process.stdout is not None
-    for raw in process.stdout:
-        line = raw.decode("utf-8", "replace").rstrip()
-        logs.write(line)
-        last_words[:] = [*last_words[-9:], line]
+    def _fleets(self, name: str) -> list[Fleet]:
+        traffic = self._traffic.get(name)
+        return [fleet for fleet in (traffic.fleet, traffic.incoming) if fleet] if traffic else []
 
+    def _move_traffic(self, name: str, previous: Fleet, fleet: Fleet, shift: Shift) -> None:
+        deadline = time.monotonic() + shift.max_seconds
+        for share in shift.shares:
+            self._set_traffic(name, Traffic(previous, fleet, share))
+            until = time.monotonic() + shift.wait_seconds
+            while True:
+                if not all(instance.healthy for instance in fleet.instances):
+                    raise HostingFailed("an instance of the new fleet became unhealthy while traffic was shifted to it")
+                ringing = _ringing(shift.alarms)
+                if ringing:
+                    raise HostingFailed(f"alarm {ringing} went off while traffic was shifted to the new fleet")
+                if time.monotonic() > deadline:
+                    raise HostingFailed(f"the update took longer than {shift.max_seconds:.0f} s")
+                if time.monotonic() >= until or self._stop.wait(min(1.0, until - time.monotonic())):
+                    break
 
-def _variant_summaries(config: Record) -> list[dict[str, Any]]:
-    return [
-        {
-            "VariantName": variant["VariantName"],
-            "CurrentWeight": variant.get("InitialVariantWeight", 1.0),
-            "DesiredWeight": variant.get("InitialVariantWeight", 1.0),
-            "CurrentInstanceCount": variant.get("InitialInstanceCount", 1),
-            "DesiredInstanceCount": variant.get("InitialInstanceCount", 1),
+    def _set_traffic(self, name: str, traffic: Traffic) -> None:
+        with self._lock:
+            self._traffic[name] = traffic
+
+    def _serve(self, name: str, fleet: Fleet, failure: str | None = None) -> None:
+        self._set_traffic(name, Traffic(fleet))
+        self._set(
+            name,
+            EndpointStatus="InService",
+            EndpointConfigName=fleet.plan["EndpointConfigName"],
+            Plan=fleet.plan,
+            PendingPlan=None,
+            PendingDeploymentSummary=None,
+            FailureReason=failure,
+            ProductionVariants=[_summary(variant.plan) for variant in fleet.variants],
+            DataCaptureConfig=_capture_summary(fleet.plan.get("DataCaptureConfig")),
+        )
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        if not self._stop.is_set():  # else it is tried again after the restart
+            self._set(name, EndpointStatus="Failed", FailureReason=str(error)[:1024])
+
+    def _retire(self, fleet: Fleet) -> None:
+        """Stops a fleet that gets no new requests when it has answered those it has."""
+        fleet.wait_until_idle(self._model_seconds)
+        for instance in fleet.instances:
+            self._stop_instance(instance)
+
+    def _set(self, name: str, **changes: Any) -> None:
+        self._resources.update(ENDPOINT, name, **changes)
+
+    # Instances
+
+    def _start_fleet(self, name: str, plan: Record) -> Fleet:
+        variants = [Variant(variant) for variant in plan["Variants"]]
+        plans = [variant.plan for variant in variants for _ in range(variant.plan["InstanceCount"])]
+        started = iter(self._start_instances(name, plans))
+        for variant in variants:
+            variant.instances = [next(started) for _ in range(variant.plan["InstanceCount"])]
+        return Fleet(plan, variants)
+
+    def _start_instances(self, endpoint: str, plans: list[Record]) -> list[Instance]:
+        """All of them or none; raises what the first that failed raised."""
+        if not plans:
+            return []
+        with ThreadPoolExecutor(len(plans)) as threads:
+            futures = [threads.submit(self._start_instance, endpoint, plan) for plan in plans]
+        errors = [error for future in futures if (error := future.exception())]
+        if errors:
+            for future in futures:
+                if not future.exception():
+                    self._stop_instance(future.result())
+            raise errors[0]
+        return [future.result() for future in futures]
+
+    def _start_instance(self, endpoint: str, plan: Record) -> Instance:
+        """Starts a model process and waits until it answers; raises HostingFailed with its last words."""
+        if not any(framework in plan["Image"] for framework in IMAGES):
+            raise HostingFailed(f"this server runs PyTorch inference images only, not {plan['Image']!r}")
+        if not plan["RoleArn"]:
+            raise HostingFailed(f"model {plan['ModelName']!r} has no ExecutionRoleArn")
+        folder = self._unpack(plan)
+        environment = {**plan["Environment"], **account.role_credentials(plan["RoleArn"])}
+        stream = f"{plan['VariantName']}/i-{uuid.uuid4().hex[:17]}"
+        logs = account.LogStream(plan["RoleArn"], f"{LOG_GROUP}/{endpoint}", stream)
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(128)
+            container = Container(
+                "local_aws.sagemaker.model_server",
+                ["--fd", str(listener.fileno()), "--model-dir", str(folder)],
+                environment,
+                folder,
+                logs,
+                pass_fds=(listener.fileno(),),
+            )
+            instance = Instance(container, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with self._lock:
+            self._live.add(instance)
+        try:
+            self._wait_until_healthy(plan, instance)
+        except BaseException:
+            self._stop_instance(instance)
+            raise
+        return instance
+
+    def _wait_until_healthy(self, plan: Record, instance: Instance) -> None:
+        failed = f"The container of variant {plan['VariantName']} did not pass the ping health check"
+        deadline = time.monotonic() + plan["StartupSeconds"]
+        while not instance.ping():
+            if instance.container.exit_code is not None:
+                raise HostingFailed(
+                    f"{failed}: exit code {instance.container.exit_code}; {instance.container.last_line}"
+                )
+            if time.monotonic() > deadline:
+                raise HostingFailed(f"{failed} within {plan['StartupSeconds']} s")
+            if self._stop.wait(0.05):
+                raise HostingFailed("the server was stopped")
+
+    def _stop_instance(self, instance: Instance) -> None:
+        instance.stop()
+        with self._lock:
+            self._live.discard(instance)
+
+    def _unpack(self, plan: Record) -> Path:
+        """Downloads and unpacks a model once; a folder without .partial in its name is complete."""
+        target = self._folder / plan["ModelFolder"]
+        if target.exists():
+            return target
+        partial = self._folder / f"{target.name}.{uuid.uuid4().hex[:8]}.partial"
+        content = partial / "model"
+        content.mkdir(parents=True)
+        s3 = account.client_as(plan["RoleArn"], "s3")
+        try:
+            if not plan["Compressed"]:
+                if not account.download_prefix(s3, plan["ModelUri"], content):
+                    raise HostingFailed(f"there is no model data at {plan['ModelUri']}")
+            else:
+                bucket, key = account.split_uri(plan["ModelUri"])
+                archive = partial / "model.tar.gz"
+                s3.download_file(bucket, key, str(archive))
+                with tarfile.open(archive) as tar:
+                    tar.extractall(content, filter="data")
+        except (ClientError, ValueError, tarfile.TarError, EOFError, OSError) as error:
+            raise HostingFailed(f"the model data at {plan['ModelUri']} can't be used: {error}") from error
+        else:
+            if not target.exists():
+                content.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return target
+
+    def _remove_unused_models(self) -> None:
+        used = {
+            variant["ModelFolder"]
+            for endpoint in self._resources.store.all(ENDPOINT.path)
+            for plan in (endpoint.get("Plan"), endpoint.get("PendingPlan"))
+            for variant in (plan["Variants"] if plan else [])
         }
-        for variant in config["ProductionVariants"]
-    ]
+        for folder in self._folder.glob("*"):
+            if folder.name not in used:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _start_thread(self, work: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=work, args=arguments, name=f"hosting-{work.__name__}", daemon=True).start()
 
 
-def _capture_summary(config: Record) -> dict[str, Any] | None:
-    capture = config.get("DataCaptureConfig")
+def _ringing(alarms: tuple[str, ...]) -> str | None:
+    """The first of the CloudWatch alarms that is in ALARM."""
+    if not alarms:
+        return None
+    try:
+        answer = boto3.client("cloudwatch", config=account.CONFIG).describe_alarms(AlarmNames=list(alarms))
+    except (BotoCoreError, ClientError) as error:
+        raise HostingFailed(f"the alarms can't be read: {error}") from error
+    return next((alarm["AlarmName"] for alarm in answer["MetricAlarms"] if alarm["StateValue"] == "ALARM"), None)
+
+
+def _summary(variant: Record) -> Record:
+    return {
+        "VariantName": variant["VariantName"],
+        "DeployedImages": [{"SpecifiedImage": variant["Image"], "ResolvedImage": variant["Image"]}],
+        "CurrentWeight": variant["Weight"],
+        "DesiredWeight": variant["Weight"],
+        "CurrentInstanceCount": variant["InstanceCount"],
+        "DesiredInstanceCount": variant["InstanceCount"],
+    }
+
+
+def _capture_summary(capture: Record | None) -> Record | None:
     if capture is None:
         return None
     return {
-        "EnableCapture": capture.get("EnableCapture", True),
-        "CaptureStatus": "Started" if capture.get("EnableCapture", True) else "Stopped",
+        "EnableCapture": capture["EnableCapture"],
+        "CaptureStatus": "Started" if capture["EnableCapture"] else "Stopped",
         "CurrentSamplingPercentage": capture["InitialSamplingPercentage"],
         "DestinationS3Uri": capture["DestinationS3Uri"],
         "KmsKeyId": capture.get("KmsKeyId", ""),

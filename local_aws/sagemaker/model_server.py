@@ -1,83 +1,136 @@
 """Serves one model: what runs inside a SageMaker inference container.
 
 Started with a listening socket's file descriptor and the folder of an unpacked model.tar.gz. The model's
-code/inference.py is driven by AWS's inference toolkit. GET /ping answers once the model is loaded.
+code/inference.py is driven by AWS's PyTorch inference toolkit. GET /ping answers once the model is loaded.
 """
 
 import argparse
 import logging
+import os
+import socket
 import sys
+import threading
+from collections.abc import Mapping
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from typing import Any
 
-import anyio.to_thread
-import uvicorn
-from anyio import CapacityLimiter
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from local_aws.sagemaker.container import end_with_server
+from local_aws.sagemaker.requirements import report_unmet
 
 
-class RequestProcessor:
-    """The headers of one request, as the toolkit asks for them."""
+class Context(threading.local):
+    """What the toolkit and a model's functions are told of the present request, and what they answer besides a body.
 
-    def __init__(self, headers: dict[str, str]) -> None:
-        self._headers = headers
+    The toolkit hands the first context it gets to every call, so there is one, and each thread sees its own request.
+    """
+
+    def __init__(self, model_dir: str) -> None:
+        self.model_name = "model"
+        self.system_properties = {"model_dir": model_dir}
+        self.request_processor = [self]
+        self.begin({})
+
+    def begin(self, headers: Mapping[str, str] | Message) -> None:
+        self._request_headers = headers
+        self.status = 200
+        self.headers = {"Content-Type": "application/json"}
 
     def get_request_properties(self) -> dict[str, str]:
-        return self._headers
+        return dict(self._request_headers)
 
+    def get_request_header(self, index: int, name: str) -> str | None:
+        return self._request_headers.get(name)
 
-class Context:
-    """What the toolkit wants to know of one request, and what it answers besides the body."""
-
-    def __init__(self, model_dir: str, headers: dict[str, str]) -> None:
-        self.system_properties = {"model_dir": model_dir}
-        self.request_processor = [RequestProcessor(headers)]
-        self.status = 200
-        self.content_type = "application/json"
-
-    def set_response_status(self, code: int = 200, phrase: str = "") -> None:
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
         self.status = code
 
     def set_response_content_type(self, index: int, value: str) -> None:
-        self.content_type = value
+        self.headers["Content-Type"] = value
+
+    def set_response_header(self, index: int, name: str, value: str) -> None:
+        self.headers[name] = value
 
 
-def create_app(model_dir: str) -> Starlette:
-    from sagemaker_inference.transformer import Transformer
+class Model:
+    """A loaded model; `predict` may be called from several threads."""
 
-    transformer = Transformer()
-    transformer.validate_and_initialize(model_dir, Context(model_dir, {}))
-    one_at_a_time = CapacityLimiter(1)
+    def __init__(self, model_dir: str) -> None:
+        import numpy as np
+        from sagemaker_inference import content_types, decoder
+        from sagemaker_inference.transformer import Transformer
+        from sagemaker_pytorch_serving_container.default_pytorch_inference_handler import (
+            DefaultPytorchInferenceHandler,
+        )
 
-    def predict(body: bytes, headers: dict[str, str]) -> Response:
-        context = Context(model_dir, headers)
-        result: Any = transformer.transform([{"body": body}], context)[0]
-        return Response(result, status_code=context.status, media_type=context.content_type)
+        # The toolkit would unpickle what a request contains.
+        decoder._decoder_map[content_types.NPY] = lambda body: np.load(BytesIO(body), allow_pickle=False)
+        report_unmet(f"{model_dir}/code")
+        self._context = Context(model_dir)
+        self._transformer = Transformer(DefaultPytorchInferenceHandler())
+        self._transformer.validate_and_initialize(model_dir, self._context)
 
-    async def invocations(request: Request) -> Response:
-        body = await request.body()
-        headers = {"Content-Type": request.headers.get("content-type", ""), "Accept": request.headers.get("accept", "")}
-        return await anyio.to_thread.run_sync(predict, body, headers, limiter=one_at_a_time)
+    def predict(self, body: bytes, headers: Mapping[str, str] | Message) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the answer."""
+        self._context.begin(headers)
+        result: Any = self._transformer.transform([{"body": body}], self._context)[0]
+        answer = result if isinstance(result, bytes) else str(result).encode()
+        return self._context.status, self._context.headers, answer
 
-    async def ping(request: Request) -> Response:
-        return Response()
 
-    return Starlette(routes=[Route("/ping", ping), Route("/invocations", invocations, methods=["POST"])])
+class ModelServer(ThreadingHTTPServer):
+    """A thread per connection, and the endpoint keeps one for each request in flight; `workers` of them predict."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, model: Model, workers: int) -> None:
+        super().__init__(listener.getsockname(), Handler, bind_and_activate=False)
+        self.socket = listener
+        self.model = model
+        self.workers = threading.BoundedSemaphore(workers)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GET /ping and POST /invocations."""
+
+    server: ModelServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # an answer is one write
+
+    def do_GET(self) -> None:
+        self._answer(200 if self.path == "/ping" else 404, {}, b"")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.server.workers:
+            status, headers, answer = self.server.model.predict(body, self.headers)
+        self._answer(status, headers, answer)
+
+    def log_message(self, *details: object) -> None:
+        """The model's log is the model's."""
+
+    def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
 
 
 def main() -> None:
+    end_with_server()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="file descriptor of a listening socket")
     parser.add_argument("--model-dir", required=True, help="folder of the unpacked model.tar.gz")
     arguments = parser.parse_args()
     sys.path.insert(0, f"{arguments.model_dir}/code")
-    app = create_app(arguments.model_dir)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.info("the model is loaded and answers")
-    uvicorn.run(app, fd=arguments.fd, log_level="warning", access_log=False)
-
-
-if __name__ == "__main__":
-    main()
+    # The toolkits' own variable; their default is a worker per CPU as well.
+    workers = int(os.environ.get("SAGEMAKER_MODEL_SERVER_WORKERS") or os.cpu_count() or 1)
+    server = ModelServer(socket.socket(fileno=arguments.fd), Model(arguments.model_dir), workers)
+    logging.info("the model is loaded and answers, %d requests at once", workers)
+    server.serve_forever()

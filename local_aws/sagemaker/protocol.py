@@ -1,12 +1,15 @@
 """Requests checked and answers shaped by botocore's own description of the SageMaker API."""
 
-import re
+import json
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import botocore.session
+import regex
 from botocore.model import ListShape, MapShape, OperationModel, ServiceModel, Shape, StringShape, StructureShape
+
+PATTERN_SECONDS = 1.0
 
 PYTHON_TYPES: dict[str, Any] = {
     "structure": dict,
@@ -41,16 +44,38 @@ class ValidationException(ApiError):
         super().__init__("ValidationException", message)
 
 
+class SerializationException(ApiError):
+    """The request is not JSON, or a value of it has another type than the API says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("SerializationException", message)
+
+
 class ResourceInUse(ApiError):
-    """A resource of that name exists, or is in a state that forbids the operation."""
+    """A resource of that name exists."""
 
     def __init__(self, message: str) -> None:
         super().__init__("ResourceInUse", message)
 
 
+class ResourceLimitExceeded(ApiError):
+    """More of something than this server was told to run."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("ResourceLimitExceeded", message)
+
+
+class ConflictException(ApiError):
+    """The resource can't be changed as long as another one depends on it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("ConflictException", message)
+
+
 @cache
-def service_model() -> ServiceModel:
-    model: ServiceModel = botocore.session.get_session().get_service_model("sagemaker")
+def service_model(service: str = "sagemaker") -> ServiceModel:
+    """What botocore knows of a service: its operations and their shapes."""
+    model: ServiceModel = botocore.session.get_session().get_service_model(service)
     return model
 
 
@@ -61,9 +86,24 @@ def operation(name: str) -> OperationModel:
     return service_model().operation_model(name)
 
 
-def validate(shape: Shape, value: Any) -> None:
-    """Raises ValidationException that lists every constraint of `shape` that `value` breaks."""
-    problems = list(_problems(shape, value, ""))
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request; raises SerializationException."""
+
+    def no_number(text: str) -> NoReturn:
+        raise ValueError(f"{text} is no JSON number")
+
+    try:
+        payload = json.loads(body or b"{}", parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise SerializationException(f"the request is not JSON: {error}") from error
+    if not isinstance(payload, dict):
+        raise SerializationException("the request is not a JSON object")
+    return payload
+
+
+def validate(shape: Shape, value: Any, path: str = "") -> None:
+    """Raises SerializationException for a wrong type, else ValidationException with every constraint that is broken."""
+    problems = list(_problems(shape, value, path))
     if problems:
         count = f"{len(problems)} validation error{'s' if len(problems) > 1 else ''} detected: "
         raise ValidationException(count + "; ".join(problems))
@@ -71,7 +111,7 @@ def validate(shape: Shape, value: Any) -> None:
 
 def shaped(shape: Shape, value: Any) -> Any:
     """`value` reduced to the members that `shape` has; members that are None are left out."""
-    if isinstance(shape, StructureShape) and isinstance(value, dict):
+    if isinstance(shape, StructureShape):
         members = shape.members
         return {
             name: shaped(members[name], member)
@@ -83,21 +123,38 @@ def shaped(shape: Shape, value: Any) -> Any:
     return value
 
 
+def matches(pattern: str, value: str) -> bool:
+    """Whether a value is of the API's pattern, which is one of Java's; True where the match takes too long to tell."""
+    try:
+        return _compiled(pattern).fullmatch(value, timeout=PATTERN_SECONDS) is not None
+    except TimeoutError:
+        return True
+
+
+@cache
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    # Java's names for ASCII ranges; the API has \p{Print} within brackets and \p{ASCII} without.
+    for java, python in ((r"\p{Print}", r"\x20-\x7e"), (r"\p{ASCII}", r"[\x00-\x7f]"), (r"\z", r"\Z")):
+        pattern = pattern.replace(java, python)
+    return regex.compile(pattern)
+
+
 def _problems(shape: Shape, value: Any, path: str) -> Iterator[str]:
     expected = PYTHON_TYPES[shape.type_name]
     if not isinstance(value, expected) or (isinstance(value, bool) and shape.type_name != "boolean"):
-        yield f"Value at '{path}' failed to satisfy constraint: Member must be of type {shape.type_name}"
-        return
+        raise SerializationException(f"{path or 'the request'}: {type(value).__name__} is no {shape.type_name}")
     if isinstance(shape, StructureShape):
         for name in shape.required_members:
             if value.get(name) is None:
-                where = _join(path, name)
-                yield f"Value null at '{where}' failed to satisfy constraint: Member must not be null"
+                yield f"Value null at '{_join(path, name)}' failed to satisfy constraint: Member must not be null"
         for name, member in value.items():
             if name in shape.members and member is not None:
                 yield from _problems(shape.members[name], member, _join(path, name))
         return
-    yield from _out_of_bounds(shape, value, path)
+    yield from (
+        f"Value {json.dumps(value)[:200]} at '{path}' failed to satisfy constraint: {rule}"
+        for rule in _broken_rules(shape, value)
+    )
     if isinstance(shape, ListShape):
         for index, item in enumerate(value, start=1):
             yield from _problems(shape.member, item, f"{path}.{index}.member")
@@ -105,46 +162,23 @@ def _problems(shape: Shape, value: Any, path: str) -> Iterator[str]:
         for key, item in value.items():
             yield from _problems(shape.key, key, f"{path}.{key}.key")
             yield from _problems(shape.value, item, f"{path}.{key}")
-    elif isinstance(shape, StringShape):
-        if shape.enum and value not in shape.enum:
-            yield (
-                f"Value '{value}' at '{path}' failed to satisfy constraint: "
-                f"Member must satisfy enum value set: {shape.enum}"
-            )
-        pattern = shape.metadata.get("pattern")
-        if pattern and not _matches(pattern, value):
-            yield (
-                f"Value '{value}' at '{path}' failed to satisfy constraint: "
-                f"Member must satisfy regular expression pattern: {pattern}"
-            )
 
 
-def _out_of_bounds(shape: Shape, value: Any, path: str) -> Iterator[str]:
-    bounded = value if shape.type_name in ("integer", "long", "float", "double") else None
-    word = "value"
-    if shape.type_name in ("string", "list", "map"):
-        bounded, word = len(value), "length"
-    if bounded is None:
-        return
+def _broken_rules(shape: Shape, value: Any) -> Iterator[str]:
+    size, word = (value, "value") if isinstance(value, (int, float)) else (None, "length")
+    if isinstance(value, (str, list, dict)):
+        size = len(value)
     low, high = shape.metadata.get("min"), shape.metadata.get("max")
-    if low is not None and bounded < low:
-        relation = f"Member must have {word} greater than or equal to {low}"
-        yield f"Value at '{path}' failed to satisfy constraint: {relation}"
-    if high is not None and bounded > high:
-        yield f"Value at '{path}' failed to satisfy constraint: Member must have {word} less than or equal to {high}"
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str] | None:
-    try:
-        return re.compile(pattern)
-    except re.error:  # a Java pattern, such as \p{L}, that Python cannot compile
-        return None
-
-
-def _matches(pattern: str, value: str) -> bool:
-    compiled = _compiled(pattern)
-    return compiled is None or compiled.fullmatch(value) is not None
+    if low is not None and size < low:
+        yield f"Member must have {word} greater than or equal to {low}"
+    if high is not None and size > high:
+        yield f"Member must have {word} less than or equal to {high}"
+    if isinstance(shape, StringShape):
+        if shape.enum and value not in shape.enum:
+            yield f"Member must satisfy enum value set: {shape.enum}"
+        pattern = shape.metadata.get("pattern")
+        if pattern and not matches(pattern, value):
+            yield f"Member must satisfy regular expression pattern: {pattern}"
 
 
 def _join(path: str, name: str) -> str:

@@ -10,11 +10,11 @@ Record = dict[str, Any]
 
 
 class Store:
-    """Records by kind and name. Every write is on disk before it returns."""
+    """Records by kind and name. Every write is on disk before it returns; `lock` holds several of them together."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute(
@@ -22,20 +22,20 @@ class Store:
         )
 
     def get(self, kind: str, name: str) -> Record | None:
-        with self._lock:
+        with self.lock:
             query = "SELECT record FROM resource WHERE kind = ? AND name = ?"
             row = self._connection.execute(query, (kind, name)).fetchone()
         return json.loads(row[0]) if row else None
 
     def put(self, kind: str, name: str, record: Record) -> None:
-        with self._lock:
+        with self.lock:
             self._connection.execute(
                 "INSERT OR REPLACE INTO resource VALUES (?, ?, ?)", (kind, name, json.dumps(record))
             )
 
     def create(self, kind: str, name: str, record: Record) -> bool:
         """Stores a new record; False where one of that name exists."""
-        with self._lock:
+        with self.lock:
             cursor = self._connection.execute(
                 "INSERT OR IGNORE INTO resource VALUES (?, ?, ?)", (kind, name, json.dumps(record))
             )
@@ -43,7 +43,7 @@ class Store:
 
     def update(self, kind: str, name: str, **changes: Any) -> Record | None:
         """Sets fields of a record and returns it; None where it is gone."""
-        with self._lock:
+        with self.lock:
             record = self.get(kind, name)
             if record is not None:
                 record.update(changes)
@@ -51,11 +51,11 @@ class Store:
             return record
 
     def delete(self, kind: str, name: str) -> bool:
-        with self._lock:
+        with self.lock:
             cursor = self._connection.execute("DELETE FROM resource WHERE kind = ? AND name = ?", (kind, name))
             return cursor.rowcount == 1
 
     def all(self, kind: str) -> list[Record]:
-        with self._lock:
+        with self.lock:
             rows = self._connection.execute("SELECT record FROM resource WHERE kind = ?", (kind,)).fetchall()
         return [json.loads(row[0]) for row in rows]

@@ -1,31 +1,39 @@
 """Training jobs: each runs under AWS's training toolkit in a process group of its own."""
 
-import contextlib
 import json
 import logging
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from local_aws.sagemaker import account
-from local_aws.sagemaker.protocol import ValidationException
-from local_aws.sagemaker.store import Record, Store
+from local_aws.sagemaker.container import Container
+from local_aws.sagemaker.resources import TRAINING_JOB, Resources
+from local_aws.sagemaker.store import Record
 
 logger = logging.getLogger(__name__)
 
-KIND = "training-job"
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-STOP_GRACE_SECONDS = 120
+STOP_GRACE_SECONDS = 120.0
 TOOLKIT_MODULES = {"pytorch": "sagemaker_pytorch_container.training:main"}
+METRIC_SECONDS = 1.0
+MESSAGES = {
+    "Downloading": "Downloading input data",
+    "Training": "Training image download completed. Training in progress.",
+    "Uploading": "Uploading generated training model",
+    "Stopping": "Stopping the training job",
+    "Stopped": "Training job stopped",
+    "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds",
+    "Completed": "Training job completed",
+    "Failed": "Training job failed",
+}
 
 
 class JobFailed(Exception):
@@ -33,40 +41,55 @@ class JobFailed(Exception):
 
 
 class TrainingJobs:
-    """Starts, watches and stops training jobs. At most `parallel` train at once, the rest wait as Starting."""
+    """Starts, watches and stops training jobs. At most `parallel` run at once, the rest wait as Starting."""
 
-    def __init__(self, store: Store, folder: Path, parallel: int = 1) -> None:
-        self._store = store
+    def __init__(
+        self, resources: Resources, folder: Path, parallel: int, stop_grace_seconds: float = STOP_GRACE_SECONDS
+    ) -> None:
+        self._resources = resources
         self._folder = folder
+        self._grace = stop_grace_seconds
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="training")
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping: dict[str, threading.Event] = {}
-        for job in store.all(KIND):
+        self._futures: dict[str, Future[None]] = {}
+        self._containers: dict[str, Container] = {}
+        shutil.rmtree(folder, ignore_errors=True)
+        for job in resources.store.all(TRAINING_JOB.path):
             if job["TrainingJobStatus"] in ("InProgress", "Stopping"):
-                self._end(job["TrainingJobName"], "Failed", "Failed", "InternalServerError: the server was restarted")
+                reason = "InternalServerError: the server was restarted while the training job was in progress"
+                self._end(job["TrainingJobName"], "Failed", "Failed", reason)
 
     def start(self, job: Record) -> None:
+        """Queues a job; to be called with the store locked, so that nobody finds a job that can't be stopped yet."""
         name = job["TrainingJobName"]
         self._stopping[name] = threading.Event()
-        self._threads.submit(self._run, name)
+        self._futures[name] = self._threads.submit(self._run, name)
 
-    def stop(self, name: str) -> None:
-        """Asks a job to stop: SIGTERM, then SIGKILL after a grace period. What it wrote so far is kept."""
-        self._store.update(KIND, name, TrainingJobStatus="Stopping")
-        self._transition(name, "Stopping")
-        self._stopping[name].set()
+    def stop(self, name: str) -> bool:
+        """Asks a job to stop: SIGTERM, then SIGKILL after a grace period. What it wrote so far is kept.
+
+        False where the job has ended.
+        """
+        with self._resources.store.lock:
+            job = self._resources.get(TRAINING_JOB, name)
+            if job["TrainingJobStatus"] != "InProgress":
+                return bool(job["TrainingJobStatus"] == "Stopping")
+            self._transition(name, "Stopping", TrainingJobStatus="Stopping")
+            self._stopping[name].set()
+            if self._futures[name].cancel():
+                self._end(name, "Stopped", "Stopped")
+        return True
 
     def shutdown(self) -> None:
-        for process in list(self._processes.values()):
-            _signal_group(process, signal.SIGKILL)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for container in list(self._containers.values()):
+            container.signal(signal.SIGKILL)
 
     def _run(self, name: str) -> None:
-        job = self._store.get(KIND, name)
-        assert job is not None
-        stream = account.LogStream(job["RoleArn"], LOG_GROUP, f"{name}/algo-1-{int(time.time())}")
+        job = self._resources.get(TRAINING_JOB, name)
+        folder = self._folder / name
         try:
-            status = self._train(job, stream)
+            status = "Stopped" if self._stopping[name].is_set() else self._train(job, folder)
             self._end(name, "Stopped" if status == "MaxRuntimeExceeded" else status, status)
         except JobFailed as failure:
             self._end(name, "Failed", "Failed", str(failure))
@@ -74,130 +97,110 @@ class TrainingJobs:
             logger.exception("training job %s", name)
             self._end(name, "Failed", "Failed", f"ClientError: {error}")
         finally:
-            stream.close()
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            with self._resources.store.lock:
+                del self._futures[name], self._stopping[name]
 
-    def _train(self, job: Record, stream: account.LogStream) -> str:
+    def _train(self, job: Record, folder: Path) -> str:
         name = job["TrainingJobName"]
-        if self._stopping[name].is_set():
-            return "Stopped"
-        folder = self._folder / name
-        shutil.rmtree(folder, ignore_errors=True)
         self._transition(name, "Downloading")
-        credentials = account.role_credentials(job["RoleArn"])
-        s3 = account.client_as(job["RoleArn"], "s3")
-        _lay_out(job, folder, s3)
-        self._transition(name, "Training")
-        self._store.update(KIND, name, TrainingStartTime=time.time())
-        status = self._run_toolkit(job, folder, credentials, stream)
-        self._transition(name, "Uploading")
-        self._upload(job, folder, s3)
+        _lay_out(job, folder, account.client_as(job["RoleArn"], "s3"))
+        self._transition(name, "Training", TrainingStartTime=time.time())
+        status = self._run_container(job, folder)
+        self._transition(name, "Uploading", TrainingEndTime=time.time())
+        # Not the client that downloaded: its session may have expired by now.
+        _upload(job, folder, account.client_as(job["RoleArn"], "s3"))
         return status
 
-    def _run_toolkit(self, job: Record, folder: Path, credentials: dict[str, str], stream: account.LogStream) -> str:
+    def _run_container(self, job: Record, folder: Path) -> str:
+        """Completed where the script ended by itself, Stopped or MaxRuntimeExceeded where it was told to."""
         name = job["TrainingJobName"]
+        metrics: dict[str, Record] = {}
+        definitions = [
+            (item["Name"], regex.compile(item["Regex"]))
+            for item in job["AlgorithmSpecification"].get("MetricDefinitions", [])
+        ]
+
+        def read_metrics(line: str) -> None:
+            for metric, pattern in definitions:
+                value = _metric_value(pattern, line)
+                if value is not None:
+                    metrics[metric] = {"MetricName": metric, "Value": value, "Timestamp": time.time()}
+
         environment = {
-            **os.environ,
-            **credentials,
+            **job.get("Environment", {}),
+            **account.role_credentials(job["RoleArn"]),
             "SAGEMAKER_BASE_DIR": str(folder),
             "SAGEMAKER_TRAINING_MODULE": _toolkit_module(job),
             "TRAINING_JOB_NAME": name,
             "TRAINING_JOB_ARN": job["TrainingJobArn"],
-            "PYTHONUNBUFFERED": "1",
-            **job.get("Environment", {}),
         }
-        process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "train")],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self._processes[name] = process
-        reader = threading.Thread(target=self._read_log, args=(job, process, stream), daemon=True)
-        reader.start()
+        logs = account.LogStream(job["RoleArn"], LOG_GROUP, f"{name}/algo-1-{int(time.time())}")
+        module = "local_aws.sagemaker.training_container"
+        container = Container(module, [], environment, folder, logs, read_metrics)
+        self._containers[name] = container
         try:
-            status = self._wait(job, process)
+            status = self._wait(job, container)
         finally:
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
-            reader.join(timeout=5)
-            del self._processes[name]
-        if status == "Completed" and process.returncode != 0:
-            raise JobFailed(_failure_reason(folder, process.returncode))
+            container.stop(self._grace)
+            del self._containers[name]
+            self._resources.update(TRAINING_JOB, name, FinalMetricDataList=list(metrics.values()))
+        if status == "Completed" and container.exit_code != 0:
+            raise JobFailed(_failure_reason(folder, container))
         return status
 
-    def _wait(self, job: Record, process: subprocess.Popen[bytes]) -> str:
-        """Completed where the process ended by itself, Stopped or MaxRuntimeExceeded where it was told to."""
+    def _wait(self, job: Record, container: Container) -> str:
         deadline = time.monotonic() + job["StoppingCondition"]["MaxRuntimeInSeconds"]
         stop = self._stopping[job["TrainingJobName"]]
-        while process.poll() is None:
-            if stop.wait(0.1) or time.monotonic() > deadline:
-                _signal_group(process, signal.SIGTERM)
-                try:
-                    process.wait(STOP_GRACE_SECONDS)
-                except subprocess.TimeoutExpired:
-                    logger.warning("%s ignored SIGTERM", job["TrainingJobName"])
-                return "Stopped" if stop.is_set() else "MaxRuntimeExceeded"
+        while not container.wait(0.1):
+            if stop.is_set():
+                return "Stopped"
+            if time.monotonic() > deadline:
+                return "MaxRuntimeExceeded"
         return "Completed"
 
-    def _read_log(self, job: Record, process: subprocess.Popen[bytes], stream: account.LogStream) -> None:
-        definitions = job["AlgorithmSpecification"].get("MetricDefinitions", [])
-        metrics: dict[str, dict[str, Any]] = {}
-        assert process.stdout is not None
-        for raw in process.stdout:
-            line = raw.decode("utf-8", "replace").rstrip()
-            stream.write(line)
-            for definition in definitions:
-                match = re.search(definition["Regex"], line)
-                if match:
-                    value = {"MetricName": definition["Name"], "Value": float(match[1]), "Timestamp": time.time()}
-                    metrics[definition["Name"]] = value
-        self._store.update(KIND, job["TrainingJobName"], FinalMetricDataList=list(metrics.values()))
-
-    def _upload(self, job: Record, folder: Path, s3: Any) -> None:
-        archive = folder / "model.tar.gz"
-        with tarfile.open(archive, "w:gz") as tar:
-            for path in sorted((folder / "model").iterdir()):
-                tar.add(path, arcname=path.name)
-        bucket, _ = account.split_uri(job["ModelArtifacts"]["S3ModelArtifacts"])
-        _, key = account.split_uri(job["ModelArtifacts"]["S3ModelArtifacts"])
-        with archive.open("rb") as body:
-            s3.put_object(Bucket=bucket, Key=key, Body=body)
-
-    def _transition(self, name: str, status: str) -> None:
-        job = self._store.get(KIND, name)
-        assert job is not None
-        now = time.time()
-        transitions = job["SecondaryStatusTransitions"]
-        if transitions:
-            transitions[-1]["EndTime"] = now
-        transitions.append({"Status": status, "StartTime": now, "StatusMessage": f"{status} the training job"})
-        self._store.update(
-            KIND, name, SecondaryStatus=status, SecondaryStatusTransitions=transitions, LastModifiedTime=now
-        )
+    def _transition(self, name: str, status: str, **fields: Any) -> None:
+        with self._resources.store.lock:
+            job = self._resources.get(TRAINING_JOB, name)
+            now = time.time()
+            transitions = job["SecondaryStatusTransitions"]
+            transitions[-1].setdefault("EndTime", now)
+            transitions.append({"Status": status, "StartTime": now, "StatusMessage": MESSAGES[status]})
+            changes = {"SecondaryStatus": status, "SecondaryStatusTransitions": transitions}
+            self._resources.update(TRAINING_JOB, name, **changes, **fields)
 
     def _end(self, name: str, status: str, secondary: str, reason: str | None = None) -> None:
-        self._transition(name, secondary)
-        job = self._store.get(KIND, name)
-        assert job is not None
+        job = self._resources.get(TRAINING_JOB, name)
         now = time.time()
-        seconds = int(now - job.get("TrainingStartTime", now))
-        self._store.update(
-            KIND,
+        seconds = round(now - job.get("TrainingStartTime", now))
+        self._transition(
             name,
+            secondary,
             TrainingJobStatus=status,
-            FailureReason=reason,
-            TrainingEndTime=now,
+            FailureReason=reason and reason[:1024],
+            TrainingEndTime=job.get("TrainingEndTime", now),
             TrainingTimeInSeconds=seconds,
             BillableTimeInSeconds=seconds,
         )
 
 
+def artifacts_uri(job: Record) -> str:
+    """Where a job's model goes: an archive, or a folder where OutputDataConfig asks for no compression."""
+    output = job["OutputDataConfig"]
+    folder = f"{output['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
+    return f"{folder}/model/" if output.get("CompressionType") == "NONE" else f"{folder}/model.tar.gz"
+
+
+def _metric_value(pattern: "regex.Pattern[str]", line: str) -> float | None:
+    try:
+        match = pattern.search(line, timeout=METRIC_SECONDS)
+        return float(match[1]) if match else None
+    except (TimeoutError, TypeError, ValueError):
+        return None
+
+
 def _toolkit_module(job: Record) -> str:
-    image = job["AlgorithmSpecification"].get("TrainingImage", "")
+    image = job["AlgorithmSpecification"]["TrainingImage"]
     for framework, module in TOOLKIT_MODULES.items():
         if framework in image:
             return module
@@ -212,31 +215,35 @@ def _lay_out(job: Record, folder: Path, s3: Any) -> None:
     (folder / "output" / "data").mkdir(parents=True)
     channels = {}
     for channel in job.get("InputDataConfig", []):
-        source = channel["DataSource"].get("S3DataSource")
-        if not source or source["S3DataType"] != "S3Prefix":
-            raise JobFailed(f"ClientError: channel {channel['ChannelName']!r}: only S3Prefix sources are served")
+        source = channel["DataSource"]["S3DataSource"]
         target = folder / "input" / "data" / channel["ChannelName"]
-        target.mkdir(parents=True)
-        if not account.download_prefix(s3, source["S3Uri"], target):
+        download = account.download_manifest if source["S3DataType"] == "ManifestFile" else account.download_prefix
+        try:
+            count = download(s3, source["S3Uri"], target)
+        except ValueError as error:
+            raise JobFailed(
+                f"ClientError: Data download failed: channel {channel['ChannelName']!r}: {error}"
+            ) from error
+        if not count:
             raise JobFailed(
                 f"ClientError: Data download failed: no S3 objects found under {source['S3Uri']} "
                 f"(channel {channel['ChannelName']!r})"
             )
         channels[channel["ChannelName"]] = {
             "TrainingInputMode": "File",
-            "S3DistributionType": "FullyReplicated",
+            "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
             "RecordWrapperType": "None",
             "ContentType": channel.get("ContentType", "application/octet-stream"),
         }
+    instance_type = job["ResourceConfig"].get("InstanceType", "local")
     # "localhost" and not "algo-1": the toolkit waits for the host's name to resolve.
+    group = {"instance_group_name": "homogeneousCluster", "instance_type": instance_type, "hosts": ["localhost"]}
     resources = {
         "current_host": "localhost",
-        "current_instance_type": job["ResourceConfig"].get("InstanceType", "local"),
-        "current_group_name": "homogeneousCluster",
-        "hosts": ["localhost"],
-        "instance_groups": [
-            {"instance_group_name": "homogeneousCluster", "instance_type": "local", "hosts": ["localhost"]}
-        ],
+        "current_instance_type": instance_type,
+        "current_group_name": group["instance_group_name"],
+        "hosts": group["hosts"],
+        "instance_groups": [group],
         "network_interface_name": "lo",
     }
     for name, content in (
@@ -247,28 +254,30 @@ def _lay_out(job: Record, folder: Path, s3: Any) -> None:
         (configuration / f"{name}.json").write_text(json.dumps(content))
 
 
-def _failure_reason(folder: Path, exit_code: int) -> str:
+def _upload(job: Record, folder: Path, s3: Any) -> None:
+    """Uploads what the script left in model/ and output/data/, however it ended."""
+    bucket, key = account.split_uri(job["ModelArtifacts"]["S3ModelArtifacts"])
+    model, data = folder / "model", folder / "output" / "data"
+    if key.endswith("/"):
+        for source, prefix in ((model, key), (data, f"{key.removesuffix('model/')}data/")):
+            for path in sorted(path for path in source.rglob("*") if path.is_file()):
+                s3.upload_file(str(path), bucket, f"{prefix}{path.relative_to(source).as_posix()}")
+        return
+    _upload_archive(model, s3, bucket, key)
+    if any(data.iterdir()):
+        _upload_archive(data, s3, bucket, f"{key.removesuffix('model.tar.gz')}output.tar.gz")
+
+
+def _upload_archive(source: Path, s3: Any, bucket: str, key: str) -> None:
+    archive = source.parent / key.rsplit("/", 1)[-1]
+    with tarfile.open(archive, "w:gz") as tar:
+        for path in sorted(source.iterdir()):
+            tar.add(path, arcname=path.name)
+    s3.upload_file(str(archive), bucket, key)
+
+
+def _failure_reason(folder: Path, container: Container) -> str:
     failure = folder / "output" / "failure"
-    text = failure.read_text(errors="replace").strip() if failure.exists() else ""
+    text = failure.read_text(errors="replace").strip() if failure.exists() else container.last_line
     # The exception stands at the end, and a reason has 1,024 characters at most.
-    return f"AlgorithmError: {text[-900:] or 'the script wrote no failure file'}, exit code: {exit_code}"
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-def check_request(request: Record) -> None:
-    """Raises ValidationException for what the API's description does not forbid but no job can run with."""
-    image = request["AlgorithmSpecification"].get("TrainingImage")
-    if not image:
-        raise ValidationException(
-            "AlgorithmSpecification.TrainingImage is required: algorithms by name do not exist here"
-        )
-    for channel in request.get("InputDataConfig", []):
-        source = channel["DataSource"].get("S3DataSource", {})
-        try:
-            account.split_uri(source.get("S3Uri", ""))
-        except ValueError as error:
-            raise ValidationException(f"channel {channel['ChannelName']!r}: {error}") from error
+    return f"AlgorithmError: {text[-900:] or 'the script said nothing'}, exit code: {container.exit_code}"

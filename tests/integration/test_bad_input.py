@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from botocore.exceptions import ClientError
+
 from tasks import storage
+from tasks.aws import client
 from tests.integration.conftest import run_flow
 
 # Runs flows one after the other in a process of their own and prints their final states as JSON.
@@ -98,3 +102,15 @@ def test_aws_out_of_reach(installed: Any) -> None:
     kind, message = final_state("nightly_evaluation", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     assert kind == "FAILED"
     assert "AWS is out of reach" in message
+
+
+def test_a_model_error_carries_the_models_own_status(installed: Any) -> None:
+    with pytest.raises(ClientError) as error:
+        client("sagemaker-runtime").invoke_endpoint(
+            EndpointName=installed.endpoint, ContentType="application/x-image", Body=b"no image"
+        )
+    response = error.value.response
+    assert response["Error"]["Code"] == "ModelError"
+    assert response["ResponseMetadata"]["HTTPStatusCode"] == 424
+    assert response["OriginalStatusCode"] == 400
+    assert "neither a PNG nor a JPEG" in response["OriginalMessage"]

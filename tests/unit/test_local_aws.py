@@ -6,7 +6,15 @@ import pytest
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig
 from local_aws.environment import process_environment, shell_script
-from local_aws.sagemaker.protocol import ApiError, ValidationException, operation, shaped, validate
+from local_aws.sagemaker.protocol import (
+    ApiError,
+    SerializationException,
+    ValidationException,
+    matches,
+    operation,
+    shaped,
+    validate,
+)
 from local_aws.sagemaker.store import Store
 from tests.conftest import POISON
 
@@ -61,7 +69,6 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         ({}, "Value null at 'endpointName' failed to satisfy constraint: Member must not be null"),
         ({"EndpointName": "a b", "EndpointConfigName": "c"}, "regular expression pattern"),
         ({"EndpointName": "a" * 64, "EndpointConfigName": "c"}, "length less than or equal to 63"),
-        ({"EndpointName": 7, "EndpointConfigName": "c"}, "must be of type string"),
     ],
 )
 def test_requests_are_checked_against_the_api(request_: dict[str, object], message: str) -> None:
@@ -69,6 +76,26 @@ def test_requests_are_checked_against_the_api(request_: dict[str, object], messa
     assert shape is not None
     with pytest.raises(ValidationException, match=message):
         validate(shape, request_)
+
+
+def test_a_value_of_another_type_is_no_request() -> None:
+    shape = operation("CreateEndpoint").input_shape
+    with pytest.raises(SerializationException, match="endpointName: int is no string"):
+        validate(shape, {"EndpointName": 7, "EndpointConfigName": "c"})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        (r"\A\S[\p{Print}]*\z", "an id", "tab\there"),
+        (r"\A\S[\p{Print}]*\z", "an id", "an ümlaut"),
+        (r"\p{ASCII}*", "plain", "ümlaut"),
+        (r"([\p{L}\p{Z}\p{N}_.:/=+\-@]*)", "ümlaut 1", "semi;colon"),
+    ],
+)
+def test_patterns_of_java_mean_what_they_mean_there(pattern: str, good: str, bad: str) -> None:
+    assert matches(pattern, good)
+    assert not matches(pattern, bad)
 
 
 def test_an_operation_that_aws_does_not_have_is_named() -> None:

@@ -1,0 +1,99 @@
+"""CreateTrainingJob, DescribeTrainingJob, ListTrainingJobs, StopTrainingJob."""
+
+import time
+
+import regex
+
+from local_aws.sagemaker.protocol import ResourceLimitExceeded, ValidationException
+from local_aws.sagemaker.resources import TRAINING_JOB, Resources, check_s3_uri, refuse, require
+from local_aws.sagemaker.store import Record
+from local_aws.sagemaker.training import TrainingJobs, artifacts_uri
+
+DAY = 86400
+
+
+class TrainingJobOperations:
+    """Training jobs as the API knows them; `jobs` runs them."""
+
+    def __init__(self, resources: Resources, jobs: TrainingJobs) -> None:
+        self._resources = resources
+        self._jobs = jobs
+
+    def create_training_job(self, request: Record) -> Record:
+        _check(request)
+        now = time.time()
+        starting = {"Status": "Starting", "StartTime": now, "StatusMessage": "Starting the training job"}
+        with self._resources.store.lock:
+            job = self._resources.create(
+                TRAINING_JOB,
+                request["TrainingJobName"],
+                request,
+                StoppingCondition={"MaxRuntimeInSeconds": DAY, **request.get("StoppingCondition", {})},
+                ModelArtifacts={"S3ModelArtifacts": artifacts_uri(request)},
+                TrainingJobStatus="InProgress",
+                SecondaryStatus="Starting",
+                SecondaryStatusTransitions=[starting],
+            )
+            self._jobs.start(job)
+        return job
+
+    def describe_training_job(self, request: Record) -> Record:
+        return self._resources.get(TRAINING_JOB, request["TrainingJobName"])
+
+    def list_training_jobs(self, request: Record) -> Record:
+        refuse(request, "WarmPoolStatusEquals", "TrainingPlanArnEquals")
+        return self._resources.page(TRAINING_JOB, request, "TrainingJobSummaries", newest_first=False)
+
+    def stop_training_job(self, request: Record) -> None:
+        job = self._resources.get(TRAINING_JOB, request["TrainingJobName"])
+        if not self._jobs.stop(job["TrainingJobName"]):
+            status = self._resources.get(TRAINING_JOB, job["TrainingJobName"])["TrainingJobStatus"]
+            raise ValidationException(f"The request was rejected because the training job is in status {status}.")
+
+
+def _check(request: Record) -> None:
+    """Raises for what the API's description allows but no job can run with here."""
+    # What would change a job's result is refused; what only watches it (debugger, profiler) is kept and not acted on.
+    refuse(request, "EnableManagedSpotTraining", "CheckpointConfig", "RetryStrategy", "ServerlessJobConfig")
+    require(request, "AlgorithmSpecification", "ResourceConfig")
+    algorithm, instances = request["AlgorithmSpecification"], request["ResourceConfig"]
+    refuse(algorithm, "AlgorithmName")
+    refuse(instances, "InstanceGroups", "TrainingPlanArn", "InstancePreferences")
+    require(algorithm, "TrainingImage")
+    require(instances, "InstanceType", "InstanceCount")
+    for definition in algorithm.get("MetricDefinitions", []):
+        try:
+            groups = regex.compile(definition["Regex"]).groups
+        except regex.error as error:
+            raise ValidationException(f"Metric {definition['Name']}: {definition['Regex']!r}: {error}") from error
+        if groups < 1:
+            raise ValidationException(f"Metric {definition['Name']}: {definition['Regex']!r} has no capturing group.")
+    if instances["InstanceCount"] < 1:
+        raise ValidationException("ResourceConfig.InstanceCount must be at least 1.")
+    if instances["InstanceCount"] > 1:
+        raise ResourceLimitExceeded(
+            f"The account-level service limit '{instances['InstanceType']} for training job usage' is 1 Instances per "
+            f"job, with a request of {instances['InstanceCount']} Instances."
+        )
+    check_s3_uri("OutputDataConfig.S3OutputPath", request["OutputDataConfig"]["S3OutputPath"])
+    names = [channel["ChannelName"] for channel in request.get("InputDataConfig", [])]
+    if len(set(names)) < len(names):
+        raise ValidationException("Channel names must be unique within a training job.")
+    for channel in request.get("InputDataConfig", []):
+        _check_channel(channel, algorithm)
+
+
+def _check_channel(channel: Record, algorithm: Record) -> None:
+    where = f"channel {channel['ChannelName']}"
+    if channel["ChannelName"] in (".", ".."):
+        raise ValidationException(f"{where}: that is no name for its folder.")
+    source = channel["DataSource"].get("S3DataSource")
+    if not source:
+        raise ValidationException(f"{where}: only S3DataSource is supported by this server.")
+    if source["S3DataType"] not in ("S3Prefix", "ManifestFile"):
+        raise ValidationException(f"{where}: S3DataType {source['S3DataType']} is not supported by this server.")
+    if channel.get("InputMode", algorithm["TrainingInputMode"]) == "Pipe":
+        raise ValidationException(f"{where}: input mode Pipe is not supported by this server.")
+    if channel.get("CompressionType", "None") != "None":
+        raise ValidationException(f"{where}: CompressionType is for input mode Pipe only.")
+    check_s3_uri(where, source["S3Uri"])

@@ -1,0 +1,155 @@
+"""The web application: the control plane at POST /, the runtime at POST /endpoints/NAME/invocations."""
+
+import asyncio
+import json
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from local_aws.sagemaker.capture import CaptureSpool
+from local_aws.sagemaker.control_plane import ControlPlane
+from local_aws.sagemaker.hosting import Endpoints
+from local_aws.sagemaker.operations.endpoints import EndpointOperations
+from local_aws.sagemaker.operations.model_packages import ModelPackageOperations
+from local_aws.sagemaker.operations.models import EndpointConfigOperations, ModelOperations
+from local_aws.sagemaker.operations.training_jobs import TrainingJobOperations
+from local_aws.sagemaker.protocol import ApiError, parse, service_model
+from local_aws.sagemaker.resources import Resources
+from local_aws.sagemaker.runtime import MAX_BODY_BYTES, MODEL_SECONDS, Runtime
+from local_aws.sagemaker.store import Store
+from local_aws.sagemaker.training import STOP_GRACE_SECONDS, TrainingJobs
+
+logger = logging.getLogger(__name__)
+
+JSON = "application/x-amz-json-1.1"
+RUNTIME = web.AppKey("runtime", Runtime)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What an account's quotas and AWS's pace are here. Times in seconds."""
+
+    state: Path
+    training_jobs: int = 2
+    instances: int = 8
+    requests_per_instance: int = 64
+    capture_interval: float = 2.0
+    capture_delay: float = 0.0
+    model_seconds: float = MODEL_SECONDS
+    stop_grace: float = STOP_GRACE_SECONDS
+
+
+def create_app(config: ServerConfig) -> web.Application:
+    """The server with its state below `config.state`."""
+    resources = Resources(Store(config.state / "resources.sqlite"))
+    jobs = TrainingJobs(resources, config.state / "training", config.training_jobs, config.stop_grace)
+    endpoints = Endpoints(resources, config.state / "models", config.requests_per_instance, config.model_seconds)
+    capture = CaptureSpool(config.state / "capture", config.capture_interval, config.capture_delay)
+    control_plane = ControlPlane(
+        resources,
+        TrainingJobOperations(resources, jobs),
+        ModelOperations(resources),
+        EndpointConfigOperations(resources),
+        EndpointOperations(resources, endpoints, config.instances),
+        ModelPackageOperations(resources),
+    )
+    # Operations may wait for the store; the loop goes on answering invocations.
+    threads = ThreadPoolExecutor(8, thread_name_prefix="control")
+
+    callers: set[tuple[str, str | None]] = set()
+
+    async def control(request: web.Request) -> web.Response:
+        name = request.headers.get("X-Amz-Target", "").removeprefix("SageMaker.")
+        try:
+            payload = parse(await request.read())
+            _log_request(request, name, payload)
+            answer = await asyncio.get_running_loop().run_in_executor(threads, control_plane.call, name, payload)
+        except ApiError as error:
+            return _error(error, {"__type": error.code, "message": error.message}, JSON)
+        return web.json_response(answer, content_type=JSON)
+
+    async def invoke(request: web.Request) -> web.Response:
+        caller = (request.match_info["name"], _access_key(request))
+        if caller not in callers:  # the first of each; thousands a minute would hide the rest of the log
+            callers.add(caller)
+            _log_request(request, "InvokeEndpoint", {"EndpointName": request.match_info["name"]})
+        try:
+            return await request.app[RUNTIME].invoke_endpoint(request)
+        except ApiError as error:
+            return _error(error, {"Message": error.message, **error.fields}, "application/json")
+
+    async def ping(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        app[RUNTIME] = Runtime(endpoints, capture, config.model_seconds)
+        yield
+        await app[RUNTIME].close()
+        with ThreadPoolExecutor() as stopping:
+            list(stopping.map(lambda part: part.shutdown(), (jobs, endpoints, capture)))
+
+    app = web.Application(client_max_size=MAX_BODY_BYTES + 1, middlewares=[_answer_everything])
+    app.cleanup_ctx.append(run)
+    app.add_routes([web.post("/", control), web.post("/endpoints/{name}/invocations", invoke), web.get("/ping", ping)])
+    for name, path in _runtime_paths().items():
+        app.router.add_route("*", path, _unknown_operation(name))
+    return app
+
+
+@web.middleware
+async def _answer_everything(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A request id for every answer, and an error in AWS's form where a handler breaks."""
+    try:
+        response = await handler(request)
+    except web.HTTPRequestEntityTooLarge as error:
+        response = _error(ApiError("RequestEntityTooLarge", str(error), 413), {"message": str(error)}, JSON)
+    except web.HTTPException:
+        message = f"{request.method} {request.path} is no operation of SageMaker or its runtime"
+        response = _error(ApiError("UnknownOperationException", message, 404), {"message": message}, JSON)
+    except Exception:
+        logger.exception("%s %s", request.method, request.path)
+        message = "the server failed; its log says why"
+        response = _error(ApiError("InternalFailure", message, 500), {"message": message}, JSON)
+    response.headers["x-amzn-RequestId"] = str(uuid.uuid4())
+    return response
+
+
+def _error(error: ApiError, body: dict[str, Any], content_type: str) -> web.Response:
+    return web.json_response(
+        body, status=error.status, content_type=content_type, headers={"x-amzn-ErrorType": error.code}
+    )
+
+
+def _runtime_paths() -> dict[str, str]:
+    """The paths of the runtime's operations that are not here."""
+    runtime = service_model("sagemaker-runtime")
+    others = [name for name in runtime.operation_names if name != "InvokeEndpoint"]
+    return {name: runtime.operation_model(name).http["requestUri"] for name in others}
+
+
+def _unknown_operation(name: str) -> Handler:
+    async def refuse(request: web.Request) -> web.Response:
+        message = f"the operation {name} is not implemented by this server"
+        return _error(ApiError("UnknownOperationException", message), {"Message": message}, "application/json")
+
+    return refuse
+
+
+def _log_request(request: web.Request, operation: str, payload: dict[str, Any]) -> None:
+    """One line a request: who called what on which resource."""
+    names = {field: value for field, value in payload.items() if field.endswith("Name") and isinstance(value, str)}
+    logger.info("request %s", json.dumps({"operation": operation, "access_key": _access_key(request), **names}))
+
+
+def _access_key(request: web.Request) -> str | None:
+    key = re.search(r"Credential=([^/]+)/", request.headers.get("Authorization", ""))
+    return key[1] if key else None

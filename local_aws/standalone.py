@@ -1,0 +1,135 @@
+"""ministack and the SageMaker server alone, without Prefect: for tests, benchmarks and users who want no more.
+
+with StandaloneAws(Path("state"), "--capture-delay", "60") as aws:
+    aws.client("sagemaker").list_endpoints()
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import boto3
+from botocore.config import Config
+
+from local_aws.certificate import ensure_certificate
+from local_aws.config import ROOT, LocalConfig, free_port
+from local_aws.environment import REGION, prepare, process_environment
+from local_aws.services import answers
+
+START_SECONDS = 60
+# ministack would wait for clients that keep a connection.
+STOP_SECONDS = {"sagemaker": 20, "ministack": 2}
+# Tied to this process: however it ends, they end.
+LAUNCH = (
+    "import runpy; from local_aws.sagemaker.container import end_with_server; end_with_server(); "
+    "runpy.run_module('local_aws.{name}', run_name='__main__', alter_sys=True)"
+)
+
+
+class StandaloneAws:
+    """Both servers as processes of this one, on free ports of 127.0.0.1, with state and logs below a folder.
+
+    `options` are the SageMaker server's. `environment` is what a program needs to use them.
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.config = LocalConfig(state=folder.resolve(), aws_port=free_port(), sagemaker_port=free_port())
+        self.environment = process_environment(self.config)
+        self._options = options
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        prepare(self.config)
+        ensure_certificate(self.config.certificate, self.config.key)
+        try:
+            self.start("ministack")
+            self.start("sagemaker")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # ministack last: the other still delivers logs and capture to it.
+        for name, process in reversed(self._processes.items()):
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS[name])
+            # What it started is in its process group.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        """Starts ministack or sagemaker and waits until it answers."""
+        command = [sys.executable, "-c", LAUNCH.format(name=name)]
+        if name == "sagemaker":
+            state = self.config.state / "sagemaker"
+            command += ["--port", str(self.config.sagemaker_port), "--state", str(state), *self._options]
+        with (self.config.state / "logs" / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._processes[name] = process
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(self.config, name):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{name} does not answer; see {self.config.state / 'logs' / f'{name}.log'}")
+            time.sleep(0.05)
+        return process
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, as a crash or the system's memory killer would."""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
+        if process.stdin:
+            process.stdin.close()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Sends a signal to ministack or sagemaker, such as SIGSTOP."""
+        self._processes[name].send_signal(number)
+
+    def process_id(self, name: str) -> int:
+        """The id of its process."""
+        return self._processes[name].pid
+
+    def client(self, service: str, **config: Any) -> Any:
+        """A boto3 client of these servers, whatever this process's environment says; `config` is botocore's."""
+        sagemaker = service.startswith("sagemaker")
+        return boto3.Session().client(
+            service,
+            region_name=REGION,
+            endpoint_url=self.config.sagemaker_url if sagemaker else self.config.aws_url,
+            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            verify=str(self.config.certificate),
+            config=Config(proxies={}, **config),
+        )
+
+    def create_role(self, name: str) -> str:
+        """The ARN of a role that SageMaker can assume, with all of S3 and CloudWatch Logs."""
+        iam = self.client("iam")
+        service = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+        allowed = {"Effect": "Allow", "Action": ["s3:*", "logs:*"], "Resource": "*"}
+        trust, policy = (json.dumps({"Version": "2012-10-17", "Statement": [part]}) for part in (service, allowed))
+        arn: str = iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+        iam.put_role_policy(RoleName=name, PolicyName="use", PolicyDocument=policy)
+        return arn

@@ -1,0 +1,89 @@
+"""The training tasks against real jobs: failure, stop, retry, cancel."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import uuid
+from typing import Any
+
+import pytest
+from sagemaker.core.resources import TrainingJob
+
+from local_aws.config import ROOT
+from tasks import storage
+from tasks.aws import client, sdk
+from tasks.infrastructure import Installation
+from tasks.training import TrainingError, TrainingPlan, start_or_attach, stop, wait
+
+
+def archive(**files: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name.replace("__", "/") + ".py")
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def plan_of(installed: Installation, script: str) -> TrainingPlan:
+    key = f"code/test-{uuid.uuid4().hex}.tar.gz"
+    storage.put(installed.bucket, key, archive(train=script))
+    return TrainingPlan(f"s3://{installed.bucket}/{key}", {"epochs": "1"}, "fingerprint")
+
+
+def test_a_failing_script_gives_its_exception_as_the_reason(installed: Any) -> None:
+    lines: list[str] = []
+    plan = plan_of(installed, 'print("hello from the script")\nraise RuntimeError("the kettle is empty")\n')
+    name = start_or_attach(installed, plan, f"fail{uuid.uuid4().hex[:8]}", lines.append)
+    with pytest.raises(TrainingError, match=r"(?s)is Failed: .*kettle is empty"):
+        wait(name, "f", lines.append)
+    assert any("hello from the script" in line for line in lines)
+
+
+def test_a_stopped_job_is_no_success_and_its_retry_is_a_new_job(installed: Any) -> None:
+    lines: list[str] = []
+    plan = plan_of(installed, "import time\nprint('begun', flush=True)\ntime.sleep(300)\n")
+    run = f"stop{uuid.uuid4().hex[:8]}"
+    name = start_or_attach(installed, plan, run, lines.append)
+    assert start_or_attach(installed, plan, run, lines.append) == name
+    assert "re-attached" in lines[-1]
+    while TrainingJob.get(name, **sdk()).secondary_status != "Training":
+        time.sleep(0.2)
+    stop(name)
+    with pytest.raises(TrainingError, match="is Stopped"):
+        wait(name, "f", lines.append)
+    again = start_or_attach(installed, plan, run, lines.append)
+    assert again == f"{name}-2"
+    stop(again)
+
+
+def test_cancelling_a_flow_run_stops_its_training_job(installed: Any) -> None:
+    """A worker cancels with SIGTERM; the flow's main thread gets it while it waits for the job."""
+    flow = subprocess.Popen(
+        [sys.executable, "-c", "from flows.train_model import train_model; train_model()"],
+        cwd=ROOT,
+        env={**os.environ, "SCONES_EPOCHS": "5000"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    job = None
+    deadline = time.monotonic() + 90
+    while job is None or job["SecondaryStatus"] != "Training":
+        assert time.monotonic() < deadline and flow.poll() is None
+        time.sleep(0.5)
+        summaries = client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
+        names = [summary["TrainingJobName"] for summary in summaries]
+        job = client("sagemaker").describe_training_job(TrainingJobName=names[0]) if names else None
+    flow.terminate()
+    log = flow.communicate(timeout=60)[1]
+    assert f"stopping training job {job['TrainingJobName']}" in log
+    while job["TrainingJobStatus"] in ("InProgress", "Stopping"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+        job = client("sagemaker").describe_training_job(TrainingJobName=job["TrainingJobName"])
+    assert job["TrainingJobStatus"] == "Stopped"
