@@ -60,16 +60,8 @@ class StandaloneAws:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # ministack last: the other still delivers logs and capture to it.
-        for name, process in reversed(self._processes.items()):
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS[name])
-            # What it started is in its process group.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if process.stdin:
-                process.stdin.close()
+        for name in reversed(list(self._processes)):
+            self.stop(name)
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """Starts ministack or sagemaker and waits until it answers."""
@@ -95,13 +87,23 @@ class StandaloneAws:
             time.sleep(0.05)
         return process
 
+    def stop(self, name: str) -> None:
+        """SIGTERM, and SIGKILL for what is left of its process group."""
+        process = self._processes[name]
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS[name])
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        self.kill(name)
+
     def kill(self, name: str) -> None:
         """SIGKILL, as a crash or the system's memory killer would."""
         process = self._processes.pop(name)
         process.kill()
         process.wait()
-        if process.stdin:
-            process.stdin.close()
+        assert process.stdin is not None
+        process.stdin.close()
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """Sends a signal to ministack or sagemaker, such as SIGSTOP."""

@@ -1,17 +1,10 @@
-"""Endpoints: fleets of model processes, kept alive, chosen by weight, and replaced without a failed request."""
+"""Endpoints: fleets brought up, kept alive, and replaced without a failed request."""
 
 import logging
-import random
-import shutil
-import socket
-import tarfile
 import threading
 import time
-import urllib.request
-import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,112 +12,20 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws.sagemaker import account
-from local_aws.sagemaker.container import Container
+from local_aws.sagemaker.fleet import Fleet, Lease, Traffic, Variant
+from local_aws.sagemaker.instances import PINGS_MISSED, HostingFailed, Instance, Instances
 from local_aws.sagemaker.resources import ENDPOINT, Resources
 from local_aws.sagemaker.store import Record
 
 logger = logging.getLogger(__name__)
 
-LOG_GROUP = "/aws/sagemaker/Endpoints"
 STARTUP_SECONDS = 120
-STOP_GRACE_SECONDS = 3.0
 PING_EVERY = 5
-PING_SECONDS = 2
-PINGS_MISSED = 3
 MAX_BACKOFF_SECONDS = 30
-IMAGES = ("pytorch",)
-
-
-class HostingFailed(Exception):
-    """A fleet can't serve; the message is the endpoint's FailureReason."""
 
 
 class Unavailable(Exception):
     """No instance can take a request now; the message says why."""
-
-
-@dataclass(eq=False)
-class Instance:
-    """One model process. `in_flight` counts the requests that it works on."""
-
-    container: Container
-    url: str
-    in_flight: int = 0
-    missed_pings: int = 0
-
-    @property
-    def healthy(self) -> bool:
-        return self.container.exit_code is None and self.missed_pings < PINGS_MISSED
-
-    def ping(self) -> bool:
-        """Whether GET /ping answers; no proxy of the shell's stands between."""
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                f"{self.url}/ping", timeout=PING_SECONDS
-            ) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def stop(self) -> None:
-        self.container.stop(STOP_GRACE_SECONDS)
-
-
-@dataclass(eq=False)
-class Variant:
-    """The running instances of a production variant. `plan` says what each of them runs."""
-
-    plan: Record
-    instances: list[Instance] = field(default_factory=list)
-    failures: int = 0
-    retry_at: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return str(self.plan["VariantName"])
-
-    @property
-    def weight(self) -> float:
-        return float(self.plan["Weight"])
-
-
-@dataclass(eq=False)
-class Fleet:
-    """The variants of one endpoint config."""
-
-    plan: Record
-    variants: list[Variant]
-
-    @property
-    def instances(self) -> list[Instance]:
-        return [instance for variant in self.variants for instance in variant.instances]
-
-    def choose(self, target: str | None) -> Variant | None:
-        """The named variant, or one drawn by weight; None where there is no such variant."""
-        if target is not None:
-            return next((variant for variant in self.variants if variant.name == target), None)
-        weights = [variant.weight for variant in self.variants]
-        return random.choices(self.variants, weights)[0] if any(weights) else random.choice(self.variants)
-
-    def wait_until_idle(self, seconds: float) -> None:
-        """Returns when no request is in flight, or after that time."""
-        deadline = time.monotonic() + seconds
-        while any(instance.in_flight for instance in self.instances) and time.monotonic() < deadline:
-            time.sleep(0.02)
-
-
-@dataclass
-class Traffic:
-    """Which fleet answers an endpoint's requests; during an update a share of them goes to the incoming one."""
-
-    fleet: Fleet
-    incoming: Fleet | None = None
-    share: float = 0.0
-
-    def choose(self, target: str | None) -> Variant | None:
-        if self.incoming and random.random() < self.share:
-            return self.incoming.choose(target) or self.fleet.choose(target)
-        return self.fleet.choose(target)
 
 
 @dataclass(frozen=True)
@@ -138,29 +39,19 @@ class Shift:
     alarms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Lease:
-    """A request's hold on an instance."""
-
-    fleet: Fleet
-    variant: Variant
-    instance: Instance
-
-
 class Endpoints:
     """Brings fleets up and down and keeps them alive. A plan is what Describe, a restart and an update work from:
     EndpointConfigName, DataCaptureConfig, and for each variant name, weight, instance count and what it runs."""
 
     def __init__(self, resources: Resources, folder: Path, queue_per_instance: int, model_seconds: float) -> None:
         self._resources = resources
-        self._folder = folder
+        self._instances = Instances(folder)
         self._queue = queue_per_instance
         self._model_seconds = model_seconds
         self._lock = threading.Lock()
         self._traffic: dict[str, Traffic] = {}
-        self._live: set[Instance] = set()
         self._stop = threading.Event()
-        self._remove_unused_models()
+        self._instances.remove_models(but=self._models_in_use())
         for endpoint in resources.store.all(ENDPOINT.path):
             if endpoint["EndpointStatus"] != "Failed":
                 resources.update(ENDPOINT, endpoint["EndpointName"], EndpointStatus="SystemUpdating")
@@ -181,10 +72,10 @@ class Endpoints:
                 if endpoint and endpoint["EndpointStatus"] == "SystemUpdating":
                     raise Unavailable(f"Endpoint {name} is starting again after a restart of the server.")
                 return None
-            variant = traffic.choose(target)
-            if variant is None:
+            chosen = traffic.choose(target)
+            if chosen is None:
                 return None
-            fleet = traffic.incoming if traffic.incoming and variant in traffic.incoming.variants else traffic.fleet
+            fleet, variant = chosen
             instances = [instance for instance in variant.instances if instance.healthy]
             if not instances:
                 raise Unavailable(f"No instance of variant {variant.name} is healthy.")
@@ -219,9 +110,7 @@ class Endpoints:
 
     def shutdown(self) -> None:
         self._stop.set()
-        with ThreadPoolExecutor(16) as threads:
-            while self._live:
-                list(threads.map(self._stop_instance, list(self._live)))
+        self._instances.stop_all()
 
     # Each in a thread of its own
 
@@ -242,7 +131,7 @@ class Endpoints:
             fleet = self._start_fleet(name, plan)
             self._move_traffic(name, previous, fleet, shift)
         except Exception as error:
-            if self._stop.is_set():  # done again after the restart
+            if self._stop.is_set():
                 return
             logger.warning("endpoint %s keeps %s: %s", name, previous.plan["EndpointConfigName"], error)
             self._set(name, EndpointStatus="RollingBack")
@@ -257,7 +146,8 @@ class Endpoints:
                 PendingDeploymentSummary=None,
             )
             return
-        self._stop.wait(shift.termination_wait_seconds)
+        if self._stop.wait(shift.termination_wait_seconds):  # done again after the restart
+            return
         self._serve(name, fleet)
         self._retire(previous)
 
@@ -267,15 +157,17 @@ class Endpoints:
         for variant, wanted in zip(fleet.variants, plan["Variants"], strict=True):
             try:
                 missing = wanted["InstanceCount"] - len(variant.instances)
-                started = self._start_instances(name, [variant.plan] * missing)
+                started = self._instances.start(name, [variant.plan] * missing)
                 with self._lock:
                     variant.instances += [instance for instance in started if instance]
                     variant.plan = wanted
                     surplus = variant.instances[wanted["InstanceCount"] :]
                     del variant.instances[wanted["InstanceCount"] :]
                 self._retire(Fleet(plan, [Variant(wanted, surplus)]))
-            except HostingFailed as error:
+            except Exception as error:
                 failure = str(error)[:1024]
+        if self._stop.is_set():  # done again after the restart
+            return
         fleet.plan = {**plan, "Variants": [variant.plan for variant in fleet.variants]}
         self._serve(name, fleet, failure)
 
@@ -322,8 +214,7 @@ class Endpoints:
         while not self._stop.wait(1):
             beat += 1
             for name, traffic in list(self._traffic.items()):
-                fleets = [traffic.fleet, *([traffic.incoming] if traffic.incoming else [])]
-                for variant in [variant for fleet in fleets for variant in fleet.variants]:
+                for variant in [variant for fleet in traffic.fleets for variant in fleet.variants]:
                     if beat % PING_EVERY == 0:
                         for instance in variant.instances:
                             if instance.missed_pings < PINGS_MISSED:
@@ -336,14 +227,15 @@ class Endpoints:
     def _replace(self, name: str, variant: Variant, sick: list[Instance]) -> None:
         logger.warning("endpoint %s: replacing %d instances of variant %s", name, len(sick), variant.name)
         for instance in sick:
-            self._stop_instance(instance)
+            self._instances.stop(instance)
         try:
-            fresh = self._start_instances(name, [variant.plan] * len(sick))
+            fresh = self._instances.start(name, [variant.plan] * len(sick))
             with self._lock:
                 variant.instances[:] = [instance for instance in variant.instances if instance not in sick] + fresh
                 variant.failures = 0
                 variant.retry_at = 0.0
-                wanted = any(variant in fleet.variants for fleet in self._fleets(name))
+                traffic = self._traffic.get(name)
+                wanted = traffic is not None and any(variant in fleet.variants for fleet in traffic.fleets)
         except Exception as error:
             logger.warning("endpoint %s: %s", name, error)
             variant.failures += 1
@@ -351,13 +243,9 @@ class Endpoints:
             return
         if not wanted:  # updated or deleted meanwhile
             for instance in fresh:
-                self._stop_instance(instance)
+                self._instances.stop(instance)
 
     # Traffic
-
-    def _fleets(self, name: str) -> list[Fleet]:
-        traffic = self._traffic.get(name)
-        return [fleet for fleet in (traffic.fleet, traffic.incoming) if fleet] if traffic else []
 
     def _move_traffic(self, name: str, previous: Fleet, fleet: Fleet, shift: Shift) -> None:
         deadline = time.monotonic() + shift.max_seconds
@@ -401,122 +289,27 @@ class Endpoints:
         """Stops a fleet that gets no new requests when it has answered those it has."""
         fleet.wait_until_idle(self._model_seconds)
         for instance in fleet.instances:
-            self._stop_instance(instance)
+            self._instances.stop(instance)
 
     def _set(self, name: str, **changes: Any) -> None:
         self._resources.update(ENDPOINT, name, **changes)
 
-    # Instances
-
     def _start_fleet(self, name: str, plan: Record) -> Fleet:
         variants = [Variant(variant) for variant in plan["Variants"]]
         plans = [variant.plan for variant in variants for _ in range(variant.plan["InstanceCount"])]
-        started = iter(self._start_instances(name, plans))
+        started = iter(self._instances.start(name, plans))
         for variant in variants:
             variant.instances = [next(started) for _ in range(variant.plan["InstanceCount"])]
         return Fleet(plan, variants)
 
-    def _start_instances(self, endpoint: str, plans: list[Record]) -> list[Instance]:
-        """All of them or none; raises what the first that failed raised."""
-        if not plans:
-            return []
-        with ThreadPoolExecutor(len(plans)) as threads:
-            futures = [threads.submit(self._start_instance, endpoint, plan) for plan in plans]
-        errors = [error for future in futures if (error := future.exception())]
-        if errors:
-            for future in futures:
-                if not future.exception():
-                    self._stop_instance(future.result())
-            raise errors[0]
-        return [future.result() for future in futures]
-
-    def _start_instance(self, endpoint: str, plan: Record) -> Instance:
-        """Starts a model process and waits until it answers; raises HostingFailed with its last words."""
-        if not any(framework in plan["Image"] for framework in IMAGES):
-            raise HostingFailed(f"this server runs PyTorch inference images only, not {plan['Image']!r}")
-        if not plan["RoleArn"]:
-            raise HostingFailed(f"model {plan['ModelName']!r} has no ExecutionRoleArn")
-        folder = self._unpack(plan)
-        environment = {**plan["Environment"], **account.role_credentials(plan["RoleArn"])}
-        stream = f"{plan['VariantName']}/i-{uuid.uuid4().hex[:17]}"
-        logs = account.LogStream(plan["RoleArn"], f"{LOG_GROUP}/{endpoint}", stream)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen(128)
-            container = Container(
-                "local_aws.sagemaker.model_server",
-                ["--fd", str(listener.fileno()), "--model-dir", str(folder)],
-                environment,
-                folder,
-                logs,
-                pass_fds=(listener.fileno(),),
-            )
-            instance = Instance(container, f"http://127.0.0.1:{listener.getsockname()[1]}")
-        with self._lock:
-            self._live.add(instance)
-        try:
-            self._wait_until_healthy(plan, instance)
-        except BaseException:
-            self._stop_instance(instance)
-            raise
-        return instance
-
-    def _wait_until_healthy(self, plan: Record, instance: Instance) -> None:
-        failed = f"The container of variant {plan['VariantName']} did not pass the ping health check"
-        deadline = time.monotonic() + plan["StartupSeconds"]
-        while not instance.ping():
-            if instance.container.exit_code is not None:
-                raise HostingFailed(
-                    f"{failed}: exit code {instance.container.exit_code}; {instance.container.last_line}"
-                )
-            if time.monotonic() > deadline:
-                raise HostingFailed(f"{failed} within {plan['StartupSeconds']} s")
-            if self._stop.wait(0.05):
-                raise HostingFailed("the server was stopped")
-
-    def _stop_instance(self, instance: Instance) -> None:
-        instance.stop()
-        with self._lock:
-            self._live.discard(instance)
-
-    def _unpack(self, plan: Record) -> Path:
-        """Downloads and unpacks a model once; a folder without .partial in its name is complete."""
-        target = self._folder / plan["ModelFolder"]
-        if target.exists():
-            return target
-        partial = self._folder / f"{target.name}.{uuid.uuid4().hex[:8]}.partial"
-        content = partial / "model"
-        content.mkdir(parents=True)
-        s3 = account.client_as(plan["RoleArn"], "s3")
-        try:
-            if not plan["Compressed"]:
-                if not account.download_prefix(s3, plan["ModelUri"], content):
-                    raise HostingFailed(f"there is no model data at {plan['ModelUri']}")
-            else:
-                bucket, key = account.split_uri(plan["ModelUri"])
-                archive = partial / "model.tar.gz"
-                s3.download_file(bucket, key, str(archive))
-                with tarfile.open(archive) as tar:
-                    tar.extractall(content, filter="data")
-        except (ClientError, ValueError, tarfile.TarError, EOFError, OSError) as error:
-            raise HostingFailed(f"the model data at {plan['ModelUri']} can't be used: {error}") from error
-        else:
-            if not target.exists():
-                content.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return target
-
-    def _remove_unused_models(self) -> None:
-        used = {
-            variant["ModelFolder"]
+    def _models_in_use(self) -> set[str]:
+        plans = [
+            plan
             for endpoint in self._resources.store.all(ENDPOINT.path)
             for plan in (endpoint.get("Plan"), endpoint.get("PendingPlan"))
-            for variant in (plan["Variants"] if plan else [])
-        }
-        for folder in self._folder.glob("*"):
-            if folder.name not in used:
-                shutil.rmtree(folder, ignore_errors=True)
+            if plan
+        ]
+        return {variant["ModelFolder"] for plan in plans for variant in plan["Variants"]}
 
     def _start_thread(self, work: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=work, args=arguments, name=f"hosting-{work.__name__}", daemon=True).start()

@@ -10,7 +10,9 @@ from botocore.model import Shape
 
 from local_aws.sagemaker import account
 from local_aws.sagemaker.capture import CaptureSpool, Exchange
-from local_aws.sagemaker.hosting import LOG_GROUP, Endpoints, Lease, Unavailable
+from local_aws.sagemaker.fleet import Lease
+from local_aws.sagemaker.hosting import Endpoints, Unavailable
+from local_aws.sagemaker.instances import LOG_GROUP
 from local_aws.sagemaker.protocol import ApiError, ValidationException, service_model, validate
 
 MAX_BODY_BYTES = 6 * 1024 * 1024

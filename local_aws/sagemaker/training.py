@@ -53,6 +53,7 @@ class TrainingJobs:
         self._stopping: dict[str, threading.Event] = {}
         self._futures: dict[str, Future[None]] = {}
         self._containers: dict[str, Container] = {}
+        self._shutdown = False
         shutil.rmtree(folder, ignore_errors=True)
         for job in resources.store.all(TRAINING_JOB.path):
             if job["TrainingJobStatus"] in ("InProgress", "Stopping"):
@@ -81,6 +82,7 @@ class TrainingJobs:
         return True
 
     def shutdown(self) -> None:
+        self._shutdown = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for container in list(self._containers.values()):
             container.signal(signal.SIGKILL)
@@ -170,6 +172,8 @@ class TrainingJobs:
             self._resources.update(TRAINING_JOB, name, **changes, **fields)
 
     def _end(self, name: str, status: str, secondary: str, reason: str | None = None) -> None:
+        if self._shutdown:  # it was killed; the next start says so
+            return
         job = self._resources.get(TRAINING_JOB, name)
         now = time.time()
         seconds = round(now - job.get("TrainingStartTime", now))

@@ -94,7 +94,14 @@ class EndpointOperations:
                 }
                 for summary in endpoint["ProductionVariants"]
             ]
-            self._resources.update(ENDPOINT, name, EndpointStatus="Updating", ProductionVariants=wanted)
+            self._resources.update(
+                ENDPOINT,
+                name,
+                EndpointStatus="Updating",
+                ProductionVariants=wanted,
+                PendingPlan=plan,
+                FailureReason=None,
+            )
         self._endpoints.scale(name, plan)
         return endpoint
 

@@ -1,0 +1,106 @@
+"""What a kill or a restart of the server leaves of jobs and endpoints: nothing that lies, and no process."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from botocore.exceptions import ClientError
+
+from local_aws.standalone import StandaloneAws
+from tests.sagemaker.conftest import ACTOR, Server, eventually
+
+WAITING = "import time\nprint('begun', flush=True)\ntime.sleep(300)\n"
+SLOW = "import time\ntime.sleep(4)\n" + ACTOR
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with StandaloneAws(tmp_path_factory.mktemp("restart"), "--training-jobs", "1") as aws:
+        yield Server(aws)
+
+
+def killed(server: Server) -> None:
+    server.aws.kill("sagemaker")
+
+
+def stopped(server: Server) -> None:
+    server.aws.stop("sagemaker")
+
+
+@pytest.mark.parametrize("end", [killed, stopped])
+def test_jobs_and_endpoints_after_a_restart(own: Server, end: Callable[[Server], None]) -> None:
+    serving = own.endpoint(own.config({"VariantName": "old"}))
+    updating = own.endpoint(own.config({"VariantName": "old"}))
+    new = own.config({"ModelName": own.model(SLOW), "VariantName": "new"})
+    running, queued = own.job(WAITING), own.job(WAITING)
+    own.training(running)
+    creating = own.endpoint(own.config({"ModelName": own.model(SLOW)}), wait=False)
+    own.sagemaker.update_endpoint(EndpointName=updating, EndpointConfigName=new)
+    children = psutil.Process(own.aws.process_id("sagemaker")).children(recursive=True)
+    assert len(children) >= 4
+
+    end(own)
+    psutil.wait_procs(children, timeout=20)
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    own.aws.start("sagemaker")
+
+    for name in (running, queued):
+        job = own.sagemaker.describe_training_job(TrainingJobName=name)
+        assert (job["TrainingJobStatus"], job["SecondaryStatus"]) == ("Failed", "Failed")
+        assert "the server was restarted" in job["FailureReason"]
+    assert own.sagemaker.describe_endpoint(EndpointName=serving)["EndpointStatus"] == "SystemUpdating"
+    with pytest.raises(ClientError) as error:
+        own.invoke(serving)
+    assert error.value.response["Error"]["Code"] == "ServiceUnavailable"
+    for name, variant in ((serving, "old"), (updating, "new"), (creating, "only")):
+        endpoint = own.settled(name)
+        assert endpoint["EndpointStatus"] == "InService"
+        assert [item["VariantName"] for item in endpoint["ProductionVariants"]] == [variant]
+        assert own.runtime.invoke_endpoint(EndpointName=name, Body=b"x")["InvokedProductionVariant"] == variant
+
+    # A restart amid the deletion ends it.
+    for name in (serving, updating, creating):
+        own.sagemaker.delete_endpoint(EndpointName=name)
+    end(own)
+    own.aws.start("sagemaker")
+    eventually(lambda: not own.sagemaker.list_endpoints()["Endpoints"])
+
+
+def test_a_server_without_its_aws_waits_for_it(own: Server) -> None:
+    name = own.endpoint()
+    own.aws.kill("sagemaker")
+    own.aws.signal("ministack", signal.SIGSTOP)
+    own.aws.start("sagemaker")
+    described: dict[str, Any] = own.sagemaker.describe_endpoint(EndpointName=name)
+    assert described["EndpointStatus"] == "SystemUpdating"
+    own.aws.signal("ministack", signal.SIGCONT)
+    assert own.settled(name)["EndpointStatus"] == "InService"
+    own.delete(name)
+
+
+def test_a_parent_that_is_gone_takes_its_servers_along(tmp_path: Path) -> None:
+    """The harness itself: a test or benchmark that is killed leaves nothing behind."""
+    import subprocess
+    import sys
+
+    from local_aws.config import ROOT
+
+    code = (
+        "import sys, time; from pathlib import Path; from local_aws.standalone import StandaloneAws\n"
+        "with StandaloneAws(Path(sys.argv[1])) as aws:\n"
+        "    print('up', flush=True); time.sleep(300)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"up\n"
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(children) == 2
+    parent.kill()
+    parent.communicate()
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert left == []
