@@ -54,7 +54,6 @@ class CaptureSpool:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         for path in self._open.glob("**/*.jsonl"):  # left by a server that died
-            _cut_unfinished_line(path)
             self._finish(path)
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
@@ -67,25 +66,19 @@ class CaptureSpool:
         hour = exchange.time.strftime("%Y/%m/%d/%H")
         prefix = f"{config['DestinationS3Uri'].rstrip('/')}/{endpoint}/{variant}/{hour}"
         with self._lock:
-            path, file = self._file(role_arn, prefix, exchange.time)
             try:
-                if file.write(line) < len(line):
+                if self._file(role_arn, prefix, exchange.time).write(line) < len(line):
                     raise OSError("only a part of it could be written")
             except OSError:
-                # A full disk costs this record, and an endpoint goes on answering; the file must end with a whole line.
+                # A full disk costs this record, and the endpoint goes on answering.
                 logger.exception("a capture record is lost")
-                del self._files[role_arn, prefix]
-                file.close()
-                _cut_unfinished_line(path)
-                self._finish(path)
+                self._close(role_arn, prefix)
 
     def flush(self) -> None:
         """Uploads everything that is old enough; what can't be uploaded stays for the next time."""
         with self._lock:
-            for path, file in self._files.values():
-                file.close()
-                self._finish(path)
-            self._files.clear()
+            for identity in list(self._files):
+                self._close(*identity)
         unreachable = set()
         for path in sorted(self._ready.glob("**/*.jsonl")):
             role, bucket, *key = path.relative_to(self._ready).parts
@@ -115,28 +108,31 @@ class CaptureSpool:
         except Exception:
             logger.exception("capture stays spooled")
 
-    def _file(self, role_arn: str, prefix: str, moment: datetime) -> tuple[Path, IO[bytes]]:
-        identity = (role_arn, prefix)
-        if identity not in self._files:
+    def _file(self, role_arn: str, prefix: str, moment: datetime) -> IO[bytes]:
+        if (role_arn, prefix) not in self._files:
             bucket, key = account.split_uri(prefix)
             name = f"{moment:%M-%S}-{moment.microsecond // 1000:03d}-{uuid.uuid4()}.jsonl"
             path = self._open / quote(role_arn, safe="") / bucket / key / name
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a record is one write to the system.
-            self._files[identity] = (path, path.open("ab", buffering=0))
-        return self._files[identity]
+            self._files[role_arn, prefix] = (path, path.open("ab", buffering=0))
+        return self._files[role_arn, prefix][1]
+
+    def _close(self, role_arn: str, prefix: str) -> None:
+        path, file = self._files.pop((role_arn, prefix), (None, None))
+        if path and file:
+            file.close()
+            self._finish(path)
 
     def _finish(self, path: Path) -> None:
+        """Makes a file ready for its upload, without a last line that was not written to its end."""
+        with path.open("r+b") as file:
+            file.seek(max(path.stat().st_size - 1, 0))
+            if file.read(1) not in (b"", b"\n"):
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
         target = self._ready / path.relative_to(self._open)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    """Removes what follows the last line end: a record whose answer was never sent."""
-    content = path.read_bytes()
-    with path.open("r+b") as file:
-        file.truncate(content.rfind(b"\n") + 1)
 
 
 def _record(config: dict[str, Any], exchange: Exchange) -> dict[str, Any]:

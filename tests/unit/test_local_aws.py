@@ -6,6 +6,7 @@ import pytest
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig
 from local_aws.environment import process_environment, shell_script
+from local_aws.sagemaker.capture import CaptureSpool
 from local_aws.sagemaker.protocol import (
     ApiError,
     SerializationException,
@@ -135,3 +136,17 @@ def test_the_lock_has_no_local_version() -> None:
     lock = (ROOT / "requirements.lock").read_text()
     assert "+" not in lock
     assert "torch==2.13.0\n" in lock
+
+
+def test_an_unfinished_capture_record_is_cut_and_the_whole_ones_are_kept(tmp_path: Path) -> None:
+    """A server that was killed while it wrote: the answer of the last record was never sent."""
+    role, hour = "arn%3Aaws%3Aiam%3A%3A000000000000%3Arole%2Fhosting", "bucket/capture/e/v/2026/11/22/17"
+    for name, content in (("one", b'{"a":1}\n{"b":2'), ("two", b'{"half'), ("three", b'{"a":1}\n')):
+        file = tmp_path / "open" / role / hour / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    spool = CaptureSpool(tmp_path, interval=60, delay=3600)
+    ready = {path.stem: path.read_bytes() for path in (tmp_path / "ready" / role / hour).iterdir()}
+    assert ready == {"one": b'{"a":1}\n', "two": b"", "three": b'{"a":1}\n'}
+    assert not list((tmp_path / "open").rglob("*.jsonl"))
+    spool.shutdown()
