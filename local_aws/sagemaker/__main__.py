@@ -1,6 +1,7 @@
 """Runs the SageMaker server: python -m local_aws.sagemaker --port 4568 --state FOLDER."""
 
 import argparse
+import fcntl
 import logging
 from pathlib import Path
 
@@ -35,7 +36,18 @@ def main() -> None:
             parser.error(f"--{name.replace('_', '-')} must not be {arguments[name]:g}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)
-    app = create_app(ServerConfig(**arguments))
+    arguments["state"].mkdir(parents=True, exist_ok=True)
+    with (arguments["state"] / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            parser.error(f"another server runs with the state in {arguments['state']}")
+        serve(port, ServerConfig(**arguments))
+
+
+def serve(port: int, config: ServerConfig) -> None:
+    """Serves on 127.0.0.1 until SIGTERM or SIGINT."""
+    app = create_app(config)
     loop = uvloop.new_event_loop()
     web.run_app(app, host="127.0.0.1", port=port, access_log=None, print=None, shutdown_timeout=2, loop=loop)
 

@@ -6,12 +6,11 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import boto3
 from botocore.config import Config
@@ -72,16 +71,18 @@ def client_as(role_arn: str, service: str) -> Any:
 
 def split_uri(uri: str) -> tuple[str, str]:
     """Bucket and key of an s3:// URI; raises ValueError for any other."""
-    parsed = urlparse(uri)
-    if parsed.scheme != "s3" or not parsed.netloc:
+    # Not urlparse: a key may have ? and # in it.
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket[:1].isalnum():
         raise ValueError(f"not an S3 URI: {uri!r}")
-    return parsed.netloc, parsed.path.lstrip("/")
+    return bucket, key
 
 
 def download_prefix(s3: Any, uri: str, folder: Path) -> int:
     """Downloads every object whose key begins with the URI's, into paths relative to it; returns how many.
 
-    Raises ValueError for a key that would lead out of the folder.
+    Raises ValueError for a key that would lead out of the folder, and for two that would be one file.
     """
     bucket, prefix = split_uri(uri)
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
@@ -110,6 +111,10 @@ def download_manifest(s3: Any, uri: str, folder: Path) -> int:
 
 def _download(s3: Any, bucket: str, names: dict[str, str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    files = Counter(names.values())
+    for key, name in names.items():
+        if files[name] > 1:
+            raise ValueError(f"the key {key!r} and another would both be the file {name!r}")
 
     def download(key: str) -> None:
         target = (folder / names[key]).resolve()

@@ -16,10 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import quote, unquote
-
-from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws.sagemaker import account
 
@@ -42,19 +38,21 @@ class Exchange:
 class CaptureSpool:
     """Keeps records in files below `folder` and uploads them every `interval` seconds, each at least `delay` old.
 
-    Open files are in open/ROLE/BUCKET/KEY, finished ones in ready/ROLE/BUCKET/KEY. What can't be uploaded stays.
+    BATCH.open is being written, BATCH.jsonl is to be uploaded, and BATCH.json says whereto: role, bucket and key. What
+    can't be uploaded stays.
     """
 
     def __init__(self, folder: Path, interval: float = 2.0, delay: float = 0.0) -> None:
-        self._open = folder / "open"
-        self._ready = folder / "ready"
+        self._folder = folder
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._interval = interval
         self._delay = delay
-        self._files: dict[tuple[str, str], tuple[Path, IO[bytes]]] = {}
+        self._files: dict[tuple[str, str], IO[bytes]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        for path in self._open.glob("**/*.jsonl"):  # left by a server that died
-            self._finish(path)
+        for path in folder.glob("*.json"):
+            if not path.with_suffix(".open").exists() and not path.with_suffix(".jsonl").exists():
+                path.unlink()  # uploaded, or not begun, when the server died
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
@@ -72,25 +70,32 @@ class CaptureSpool:
             except OSError:
                 # A full disk costs this record, and the endpoint goes on answering.
                 logger.exception("a capture record is lost")
-                self._close(role_arn, prefix)
+                file = self._files.pop((role_arn, prefix), None)
+                if file:
+                    file.close()
 
     def flush(self) -> None:
         """Uploads everything that is old enough; what can't be uploaded stays for the next time."""
         with self._lock:
-            for identity in list(self._files):
-                self._close(*identity)
-        unreachable = set()
-        for path in sorted(self._ready.glob("**/*.jsonl")):
-            role, bucket, *key = path.relative_to(self._ready).parts
-            if (role, bucket) in unreachable or time.time() - path.stat().st_mtime < self._delay:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+            for path in self._folder.glob("*.open"):  # those of a server that died among them
+                _cut_unfinished_line(path)
+                path.replace(path.with_suffix(".jsonl"))
+        for path in sorted(self._folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
+            if time.time() - path.stat().st_mtime < self._delay:
                 continue
+            target = json.loads(path.with_suffix(".json").read_text())
             try:
                 if path.stat().st_size:
-                    account.client_as(unquote(role), "s3").upload_file(str(path), bucket, "/".join(key))
-                path.unlink()
-            except (BotoCoreError, ClientError, S3UploadFailedError) as error:
-                logger.warning("capture for %s stays spooled: %s", bucket, error)
-                unreachable.add((role, bucket))
+                    s3 = account.client_as(target["role"], "s3")
+                    s3.upload_file(str(path), target["bucket"], target["key"])
+            except Exception as error:
+                logger.warning("s3://%s/%s stays spooled: %s", target["bucket"], target["key"], error)
+                continue
+            path.unlink()
+            path.with_suffix(".json").unlink()
 
     def shutdown(self) -> None:
         """Uploads what is old enough; the rest is uploaded after the next start."""
@@ -98,41 +103,32 @@ class CaptureSpool:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval):
-            self._flush_safely()
-        self._flush_safely()
-
-    def _flush_safely(self) -> None:
-        try:
-            self.flush()
-        except Exception:
-            logger.exception("capture stays spooled")
+        last = False
+        while not last:
+            last = self._stop.wait(self._interval)
+            try:
+                self.flush()
+            except OSError:
+                logger.exception("capture stays spooled")
 
     def _file(self, role_arn: str, prefix: str, moment: datetime) -> IO[bytes]:
         if (role_arn, prefix) not in self._files:
-            bucket, key = account.split_uri(prefix)
-            name = f"{moment:%M-%S}-{moment.microsecond // 1000:03d}-{uuid.uuid4()}.jsonl"
-            path = self._open / quote(role_arn, safe="") / bucket / key / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            bucket, folder = account.split_uri(prefix)
+            batch = str(uuid.uuid4())
+            key = f"{folder}/{moment:%M-%S}-{moment.microsecond // 1000:03d}-{batch}.jsonl"
+            target = {"role": role_arn, "bucket": bucket, "key": key}
+            (self._folder / f"{batch}.json").write_text(json.dumps(target))
             # Unbuffered: a record is one write to the system.
-            self._files[role_arn, prefix] = (path, path.open("ab", buffering=0))
-        return self._files[role_arn, prefix][1]
+            self._files[role_arn, prefix] = (self._folder / f"{batch}.open").open("ab", buffering=0)
+        return self._files[role_arn, prefix]
 
-    def _close(self, role_arn: str, prefix: str) -> None:
-        path, file = self._files.pop((role_arn, prefix), (None, None))
-        if path and file:
-            file.close()
-            self._finish(path)
 
-    def _finish(self, path: Path) -> None:
-        """Makes a file ready for its upload, without a last line that was not written to its end."""
-        with path.open("r+b") as file:
-            file.seek(max(path.stat().st_size - 1, 0))
-            if file.read(1) not in (b"", b"\n"):
-                file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        target = self._ready / path.relative_to(self._open)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+def _cut_unfinished_line(path: Path) -> None:
+    """Removes what follows the last line end: a record whose answer was never sent."""
+    with path.open("r+b") as file:
+        file.seek(max(path.stat().st_size - 1, 0))
+        if file.read(1) not in (b"", b"\n"):
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
 
 def _record(config: dict[str, Any], exchange: Exchange) -> dict[str, Any]:

@@ -29,5 +29,6 @@ class ControlPlane:
         if method is None:
             raise ApiError("UnknownOperationException", f"the operation {name} is not implemented by this server")
         validate(model.input_shape, request)
-        answer = method(request) or {}
+        # Only what the API knows, and no null, reaches an operation and what it stores.
+        answer = method(shaped(model.input_shape, request)) or {}
         return shaped(model.output_shape, answer) if model.output_shape else {}

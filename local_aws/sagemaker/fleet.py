@@ -41,8 +41,9 @@ class Fleet:
         """The named variant, or one drawn by weight; None where there is no such variant."""
         if target is not None:
             return next((variant for variant in self.variants if variant.name == target), None)
-        weights = [variant.weight for variant in self.variants]
-        return random.choices(self.variants, weights)[0] if any(weights) else random.choice(self.variants)
+        largest = max(variant.weight for variant in self.variants)
+        weights = [variant.weight / largest if largest else 1.0 for variant in self.variants]
+        return random.choices(self.variants, weights)[0]
 
     def wait_until_idle(self, seconds: float) -> None:
         """Returns when no request is in flight, or after that time."""

@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws.sagemaker import account
 from local_aws.sagemaker.fleet import Fleet, Lease, Traffic, Variant
-from local_aws.sagemaker.instances import PINGS_MISSED, HostingFailed, Instance, Instances
+from local_aws.sagemaker.instances import HostingFailed, Instance, Instances
 from local_aws.sagemaker.resources import ENDPOINT, Resources
 from local_aws.sagemaker.store import Record
 
@@ -45,7 +45,7 @@ class Endpoints:
 
     def __init__(self, resources: Resources, folder: Path, queue_per_instance: int, model_seconds: float) -> None:
         self._resources = resources
-        self._instances = Instances(folder)
+        self._instances = Instances(folder, model_seconds)
         self._queue = queue_per_instance
         self._model_seconds = model_seconds
         self._lock = threading.Lock()
@@ -53,7 +53,9 @@ class Endpoints:
         self._stop = threading.Event()
         self._instances.remove_models(but=self._models_in_use())
         for endpoint in resources.store.all(ENDPOINT.path):
-            if endpoint["EndpointStatus"] != "Failed":
+            if endpoint["EndpointStatus"] == "Deleting":
+                self._start_thread(self._delete, endpoint["EndpointName"])
+            elif endpoint["EndpointStatus"] != "Failed":
                 resources.update(ENDPOINT, endpoint["EndpointName"], EndpointStatus="SystemUpdating")
                 self._start_thread(self._recover, endpoint)
         self._start_thread(self._watch)
@@ -89,16 +91,13 @@ class Endpoints:
         with self._lock:
             lease.instance.in_flight -= 1
 
-    def condemn(self, instance: Instance) -> None:
-        """Has an instance replaced whose model does not come back."""
-        instance.missed_pings = PINGS_MISSED
-
     # What the control plane asks
 
     def create(self, name: str, plan: Record) -> None:
         self._start_thread(self._create, name, plan)
 
     def update(self, name: str, plan: Record, shift: Shift) -> None:
+        """`plan` and `shift` are in the record as PendingPlan and PendingShift already, for a restart."""
         self._start_thread(self._update, name, plan, shift)
 
     def scale(self, name: str, plan: Record) -> None:
@@ -150,6 +149,7 @@ class Endpoints:
             return
         self._serve(name, fleet)
         self._retire(previous)
+        self._instances.remove_models(but=self._models_in_use())
 
     def _scale(self, name: str, plan: Record) -> None:
         fleet = self._traffic[name].fleet
@@ -158,11 +158,11 @@ class Endpoints:
             try:
                 missing = wanted["InstanceCount"] - len(variant.instances)
                 started = self._instances.start(name, [variant.plan] * missing)
+                answering = {instance for instance in variant.instances if instance.healthy and instance.ping()}
                 with self._lock:
-                    variant.instances += [instance for instance in started if instance]
-                    variant.plan = wanted
-                    surplus = variant.instances[wanted["InstanceCount"] :]
-                    del variant.instances[wanted["InstanceCount"] :]
+                    everyone = sorted([*started, *variant.instances], key=lambda instance: instance not in answering)
+                    count = wanted["InstanceCount"]
+                    variant.plan, variant.instances, surplus = wanted, everyone[:count], everyone[count:]
                 self._retire(Fleet(plan, [Variant(wanted, surplus)]))
             except Exception as error:
                 failure = str(error)[:1024]
@@ -177,15 +177,13 @@ class Endpoints:
         if traffic:
             self._retire(traffic.fleet)
         self._resources.delete(ENDPOINT, name)
+        self._instances.remove_models(but=self._models_in_use())
 
     def _recover(self, endpoint: Record) -> None:
         """After a restart of the server: what was served is served again, what was under way is done again."""
         name = endpoint["EndpointName"]
-        if endpoint["EndpointStatus"] == "Deleting":
-            self._delete(name)
-            return
         plan = endpoint.get("Plan") or endpoint["PendingPlan"]
-        delay = 1.0
+        delay, patience = 1.0, time.monotonic() + STARTUP_SECONDS
         while not self._stop.is_set():
             try:
                 fleet = self._start_fleet(name, plan)
@@ -194,8 +192,11 @@ class Endpoints:
                 self._give_up(name, error)
                 return
             except Exception as error:
-                # AWS's other services start at the same time.
+                # AWS's other services start at the same time; one that answers and refuses may be no more than new.
                 logger.warning("endpoint %s: %s", name, error)
+                if isinstance(error, ClientError) and time.monotonic() > patience:
+                    self._give_up(name, error)
+                    return
                 self._stop.wait(delay)
                 delay = min(delay * 2, MAX_BACKOFF_SECONDS)
         else:
@@ -204,46 +205,46 @@ class Endpoints:
         if endpoint.get("Plan") and pending:
             self._set_traffic(name, Traffic(fleet))
             self._set(name, EndpointStatus="Updating")
-            self._update(name, pending, Shift())
+            self._update(name, pending, Shift(**endpoint["PendingShift"]))
         else:
             self._serve(name, fleet)
 
     def _watch(self) -> None:
-        """Replaces instances that died, that do not answer /ping, or that were condemned."""
+        """Replaces instances that died, or whose /ping says that they do not work."""
         beat = 0
         while not self._stop.wait(1):
             beat += 1
             for name, traffic in list(self._traffic.items()):
                 for variant in [variant for fleet in traffic.fleets for variant in fleet.variants]:
-                    if beat % PING_EVERY == 0:
-                        for instance in variant.instances:
-                            if instance.missed_pings < PINGS_MISSED:
-                                instance.missed_pings = 0 if instance.ping() else instance.missed_pings + 1
-                    sick = [instance for instance in variant.instances if not instance.healthy]
+                    for instance in list(variant.instances) if beat % PING_EVERY == 0 else ():
+                        if instance.healthy:
+                            instance.missed_pings = 0 if instance.ping() else instance.missed_pings + 1
+                    sick = [instance for instance in list(variant.instances) if not instance.healthy]
                     if sick and time.monotonic() >= variant.retry_at:
                         variant.retry_at = float("inf")
                         self._start_thread(self._replace, name, variant, sick)
 
     def _replace(self, name: str, variant: Variant, sick: list[Instance]) -> None:
         logger.warning("endpoint %s: replacing %d instances of variant %s", name, len(sick), variant.name)
-        for instance in sick:
-            self._instances.stop(instance)
         try:
+            for instance in sick:
+                self._instances.stop(instance)
             fresh = self._instances.start(name, [variant.plan] * len(sick))
-            with self._lock:
-                variant.instances[:] = [instance for instance in variant.instances if instance not in sick] + fresh
-                variant.failures = 0
-                variant.retry_at = 0.0
-                traffic = self._traffic.get(name)
-                wanted = traffic is not None and any(variant in fleet.variants for fleet in traffic.fleets)
         except Exception as error:
             logger.warning("endpoint %s: %s", name, error)
             variant.failures += 1
             variant.retry_at = time.monotonic() + min(2**variant.failures, MAX_BACKOFF_SECONDS)
             return
-        if not wanted:  # updated or deleted meanwhile
-            for instance in fresh:
-                self._instances.stop(instance)
+        with self._lock:
+            traffic = self._traffic.get(name)
+            wanted = traffic is not None and any(variant in fleet.variants for fleet in traffic.fleets)
+            # It may have been scaled down, updated or deleted meanwhile.
+            missing = [instance for instance in sick if instance in variant.instances] if wanted else []
+            healthy = [instance for instance in variant.instances if instance not in missing]
+            variant.instances = [*healthy, *fresh[: len(missing)]]
+            variant.failures, variant.retry_at = 0, 0.0
+        for instance in fresh[len(missing) :]:
+            self._instances.stop(instance)
 
     # Traffic
 
@@ -252,7 +253,7 @@ class Endpoints:
         for share in shift.shares:
             self._set_traffic(name, Traffic(previous, fleet, share))
             until = time.monotonic() + shift.wait_seconds
-            while True:
+            while not self._stop.is_set():
                 if not all(instance.healthy for instance in fleet.instances):
                     raise HostingFailed("an instance of the new fleet became unhealthy while traffic was shifted to it")
                 ringing = _ringing(shift.alarms)
@@ -260,8 +261,10 @@ class Endpoints:
                     raise HostingFailed(f"alarm {ringing} went off while traffic was shifted to the new fleet")
                 if time.monotonic() > deadline:
                     raise HostingFailed(f"the update took longer than {shift.max_seconds:.0f} s")
-                if time.monotonic() >= until or self._stop.wait(min(1.0, until - time.monotonic())):
+                left = until - time.monotonic()
+                if left <= 0:
                     break
+                self._stop.wait(min(1.0, left))
 
     def _set_traffic(self, name: str, traffic: Traffic) -> None:
         with self._lock:

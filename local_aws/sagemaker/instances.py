@@ -1,5 +1,6 @@
 """Instances: a model process each, from the model's data in S3 to the first answer to /ping."""
 
+import http.client
 import shutil
 import socket
 import tarfile
@@ -49,7 +50,7 @@ class Instance:
                 f"{self.url}/ping", timeout=PING_SECONDS
             ) as answer:
                 return bool(answer.status == 200)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
 
     def stop(self) -> None:
@@ -59,8 +60,9 @@ class Instance:
 class Instances:
     """Starts and stops model processes. A model's data is unpacked once, below `folder`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, model_seconds: float) -> None:
         self._folder = folder
+        self._model_seconds = model_seconds
         self._live: set[Instance] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -94,7 +96,7 @@ class Instances:
     def remove_models(self, but: Collection[str]) -> None:
         """Removes the data of all models but these ModelFolders."""
         for folder in self._folder.glob("*"):
-            if folder.name not in but:
+            if folder.name.split(".")[0] not in but:  # NAME.….partial is on its way to NAME
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _start(self, endpoint: str, plan: Record) -> Instance:
@@ -112,7 +114,7 @@ class Instances:
             listener.listen(128)
             container = Container(
                 "local_aws.sagemaker.model_server",
-                ["--fd", str(listener.fileno()), "--model-dir", str(folder)],
+                ["--fd", f"{listener.fileno()}", "--model-dir", f"{folder}", "--seconds", f"{self._model_seconds}"],
                 environment,
                 folder,
                 logs,
@@ -163,8 +165,11 @@ class Instances:
         except (ClientError, ValueError, tarfile.TarError, EOFError, OSError) as error:
             raise HostingFailed(f"the model data at {plan['ModelUri']} can't be used: {error}") from error
         else:
-            if not target.exists():
+            try:
                 content.rename(target)
+            except OSError:  # another instance of the variant was quicker
+                if not target.exists():
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return target

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -84,11 +85,30 @@ class ModelServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, model: Model, workers: int) -> None:
+    def __init__(self, listener: socket.socket, model: Model, workers: int, seconds: float) -> None:
         super().__init__(listener.getsockname(), Handler, bind_and_activate=False)
         self.socket = listener
         self.model = model
         self.workers = threading.BoundedSemaphore(workers)
+        self._seconds = seconds
+        self._began: dict[int, float] = {}
+
+    def predict(self, body: bytes, headers: Mapping[str, str] | Message) -> tuple[int, dict[str, str], bytes]:
+        """The model's answer, when one of the workers is free."""
+        thread = threading.get_ident()
+        with self.workers:
+            self._began[thread] = time.monotonic()
+            try:
+                return self.model.predict(body, headers)
+            except BaseException as error:  # SystemExit among them: the model answers, or says why not
+                return 500, {}, repr(error).encode()
+            finally:
+                del self._began[thread]
+
+    @property
+    def healthy(self) -> bool:
+        """False where a prediction takes longer than a model may: its worker will not come back."""
+        return all(time.monotonic() - began < self._seconds for began in list(self._began.values()))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -100,13 +120,11 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # an answer is one write
 
     def do_GET(self) -> None:
-        self._answer(200 if self.path == "/ping" else 404, {}, b"")
+        self._answer(200 if self.path == "/ping" and self.server.healthy else 503, {}, b"")
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        with self.server.workers:
-            status, headers, answer = self.server.model.predict(body, self.headers)
-        self._answer(status, headers, answer)
+        self._answer(*self.server.predict(body, self.headers))
 
     def log_message(self, *details: object) -> None:
         """The model's log is the model's."""
@@ -126,11 +144,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="file descriptor of a listening socket")
     parser.add_argument("--model-dir", required=True, help="folder of the unpacked model.tar.gz")
+    parser.add_argument("--seconds", type=float, default=60.0, help="longest time of a prediction")
     arguments = parser.parse_args()
     sys.path.insert(0, f"{arguments.model_dir}/code")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # The toolkits' own variable; their default is a worker per CPU as well.
     workers = int(os.environ.get("SAGEMAKER_MODEL_SERVER_WORKERS") or os.cpu_count() or 1)
-    server = ModelServer(socket.socket(fileno=arguments.fd), Model(arguments.model_dir), workers)
+    server = ModelServer(socket.socket(fileno=arguments.fd), Model(arguments.model_dir), workers, arguments.seconds)
     logging.info("the model is loaded and answers, %d requests at once", workers)
     server.serve_forever()

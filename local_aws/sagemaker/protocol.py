@@ -94,6 +94,7 @@ def parse(body: bytes) -> dict[str, Any]:
 
     try:
         payload = json.loads(body or b"{}", parse_constant=no_number)
+        json.dumps(payload, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise SerializationException(f"the request is not JSON: {error}") from error
     if not isinstance(payload, dict):

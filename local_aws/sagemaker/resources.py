@@ -185,7 +185,7 @@ def _passes(kind: Kind, request: Record, record: Record) -> bool:
 def _last_key(token: str) -> list[Any]:
     try:
         value, arn = json.loads(base64.urlsafe_b64decode(token))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValidationException("Invalid NextToken.") from error
     return [value, arn]
 

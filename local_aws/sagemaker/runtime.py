@@ -65,7 +65,7 @@ class Runtime:
             raise ApiError("ServiceUnavailable", str(error), 503) from error
         if lease is None:
             target = f"variant {members['TargetVariant']} of endpoint" if "TargetVariant" in members else "Endpoint"
-            raise ValidationError(f"{target} {name} of account {account.account_id()} not found.")
+            raise ValidationError(f"{target} {name} not found.")
         try:
             return await self._answer(name, lease, members, body)
         finally:
@@ -82,17 +82,18 @@ class Runtime:
         time = datetime.now(UTC)
         try:
             url = f"{lease.instance.url}/invocations"
-            async with self._session.post(url, data=body, headers=headers) as response:
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 status, answer = response.status, await response.read()
                 content_type = response.headers.get("Content-Type", DEFAULT_CONTENT_TYPE)
                 answered = response.headers.get(CUSTOM_ATTRIBUTES)
         except TimeoutError as error:
-            self._endpoints.condemn(lease.instance)
             message = f"the model of variant {variant.name} did not answer within {self._model_seconds:g} s"
             raise _model_error(name, variant.name, 0, message) from error
+        except aiohttp.ClientResponseError as error:
+            raise _model_error(name, variant.name, 0, f"the model's answer is no HTTP: {error}") from error
         except aiohttp.ClientError as error:
             raise ApiError("ServiceUnavailable", f"variant {variant.name} is not reachable: {error!r}", 503) from error
-        if status >= 400:
+        if not 200 <= status < 300:
             raise _model_error(name, variant.name, status, answer.decode("utf-8", "replace"))
         if len(answer) > MAX_BODY_BYTES:
             raise _model_error(name, variant.name, status, f"an answer of {len(answer)} bytes is over {MAX_BODY_BYTES}")

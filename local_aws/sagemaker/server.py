@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws.sagemaker.capture import CaptureSpool
 from local_aws.sagemaker.control_plane import ControlPlane
@@ -75,6 +76,9 @@ def create_app(config: ServerConfig) -> web.Application:
             answer = await asyncio.get_running_loop().run_in_executor(threads, control_plane.call, name, payload)
         except ApiError as error:
             return _error(error, {"__type": error.code, "message": error.message}, JSON)
+        except (BotoCoreError, ClientError) as error:
+            message = f"the account's STS does not answer: {error}"
+            return _error(ApiError("ServiceUnavailable", message, 503), {"message": message}, JSON)
         return web.json_response(answer, content_type=JSON)
 
     async def invoke(request: web.Request) -> web.Response:
@@ -97,7 +101,11 @@ def create_app(config: ServerConfig) -> web.Application:
         with ThreadPoolExecutor() as stopping:
             list(stopping.map(lambda part: part.shutdown(), (jobs, endpoints, capture)))
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES + 1, middlewares=[_answer_everything])
+    app = web.Application(
+        client_max_size=MAX_BODY_BYTES + 1,
+        middlewares=[_answer_everything],
+        handler_args={"auto_decompress": False},  # a body is the model's, as it came
+    )
     app.cleanup_ctx.append(run)
     app.add_routes([web.post("/", control), web.post("/endpoints/{name}/invocations", invoke), web.get("/ping", ping)])
     for name, path in _runtime_paths().items():

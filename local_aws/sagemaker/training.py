@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import signal
 import tarfile
@@ -107,6 +108,8 @@ class TrainingJobs:
         name = job["TrainingJobName"]
         self._transition(name, "Downloading")
         _lay_out(job, folder, account.client_as(job["RoleArn"], "s3"))
+        if self._shutdown or self._stopping[name].is_set():
+            return "Stopped"
         self._transition(name, "Training", TrainingStartTime=time.time())
         status = self._run_container(job, folder)
         self._transition(name, "Uploading", TrainingEndTime=time.time())
@@ -141,6 +144,8 @@ class TrainingJobs:
         module = "local_aws.sagemaker.training_container"
         container = Container(module, [], environment, folder, logs, read_metrics)
         self._containers[name] = container
+        if self._shutdown:
+            container.signal(signal.SIGKILL)
         try:
             status = self._wait(job, container)
         finally:
@@ -198,7 +203,8 @@ def artifacts_uri(job: Record) -> str:
 def _metric_value(pattern: "regex.Pattern[str]", line: str) -> float | None:
     try:
         match = pattern.search(line, timeout=METRIC_SECONDS)
-        return float(match[1]) if match else None
+        value = float(match[1]) if match else math.nan
+        return value if math.isfinite(value) else None
     except (TimeoutError, TypeError, ValueError):
         return None
 
@@ -268,14 +274,14 @@ def _upload(job: Record, folder: Path, s3: Any) -> None:
                 s3.upload_file(str(path), bucket, f"{prefix}{path.relative_to(source).as_posix()}")
         return
     _upload_archive(model, s3, bucket, key)
-    if any(data.iterdir()):
+    if any(data.glob("*")):
         _upload_archive(data, s3, bucket, f"{key.removesuffix('model.tar.gz')}output.tar.gz")
 
 
 def _upload_archive(source: Path, s3: Any, bucket: str, key: str) -> None:
     archive = source.parent / key.rsplit("/", 1)[-1]
     with tarfile.open(archive, "w:gz") as tar:
-        for path in sorted(source.iterdir()):
+        for path in sorted(source.glob("*")):
             tar.add(path, arcname=path.name)
     s3.upload_file(str(archive), bucket, key)
 

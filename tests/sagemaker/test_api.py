@@ -795,6 +795,28 @@ def test_hostile_values_that_fit_the_pattern(server: Server, world: World, path:
         server.unchecked.create_training_job(**changed(world.training_job(unique("api")), path, value))
 
 
+def test_null_is_no_value(server: Server, world: World) -> None:
+    """As AWS has it; a client with its own checks never sends one."""
+    import http.client
+    import json
+
+    requests = {
+        "ListModels": {"MaxResults": None, "NameContains": None, "CreationTimeAfter": None, "NextToken": None},
+        "CreateModel": {**world.model_request(unique("null")), "Tags": None, "Containers": None},
+        "CreateEndpointConfig": {**world.config_request(unique("null")), "DataCaptureConfig": None},
+        "CreateTrainingJob": {
+            **world.training_job(unique("null")),
+            **dict.fromkeys(("StoppingCondition", "InputDataConfig", "HyperParameters", "Environment", "Tags")),
+        },
+    }
+    for operation_name, request in requests.items():
+        connection = http.client.HTTPConnection("127.0.0.1", server.aws.config.sagemaker_port)
+        connection.request("POST", "/", json.dumps(request), {"X-Amz-Target": f"SageMaker.{operation_name}"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()[:0]) == (200, b""), operation_name
+        connection.close()
+
+
 def test_bodies_without_sense_are_answered(server: Server) -> None:
     import http.client
     import json
@@ -806,6 +828,7 @@ def test_bodies_without_sense_are_answered(server: Server) -> None:
         (b'{"MaxResults": NaN}', "SageMaker.ListModels", "SerializationException"),
         (b'{"Tags": ' + b"[" * 100_000 + b"}", "SageMaker.ListModels", "SerializationException"),
         (b"\xff\xfe", "SageMaker.ListModels", "SerializationException"),
+        (b'{"NameContains": "\\ud800"}', "SageMaker.ListModels", "SerializationException"),
         (b"{}", "Other.Thing", "UnknownOperationException"),
         (b"{}", "SageMaker.__init__", "UnknownOperationException"),
         (b" " * (7 * 1024 * 1024), "SageMaker.ListModels", "RequestEntityTooLarge"),

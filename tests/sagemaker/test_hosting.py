@@ -151,6 +151,7 @@ def test_a_new_fleet_that_dies_during_the_shift_is_rolled_back(server: Server) -
         DeploymentConfig={"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}},
     )
     answer = eventually(lambda: (found := answer_of(server, name, "new")) and found)
+    assert all(answer_of(server, name, variant) for variant in ("old", "new") * 5)
     os.kill(answer["process"], signal.SIGKILL)
     endpoint = server.settled(name)
     assert endpoint["EndpointStatus"] == "InService"
@@ -258,8 +259,35 @@ def answer_or_none(server: Server, endpoint: str) -> Any:
     try:
         return server.invoke(endpoint)
     except ClientError as error:
-        assert error.response["Error"]["Code"] == "ServiceUnavailable"
+        assert error.response["Error"]["Code"] in ("ServiceUnavailable", "ModelError")
         return None
+
+
+def test_scaling_down_takes_the_dead_instance_away(server: Server) -> None:
+    name = server.endpoint(server.config({"InitialInstanceCount": 2}))
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: server.invoke(name, b"sleep 0.3")["process"], range(4)))
+    dead, alive = sorted(set(answers))
+    os.kill(dead, signal.SIGKILL)
+    eventually(lambda: not psutil.pid_exists(dead) or psutil.Process(dead).status() == psutil.STATUS_ZOMBIE)
+    one = [{"VariantName": "only", "DesiredInstanceCount": 1}]
+    server.sagemaker.update_endpoint_weights_and_capacities(EndpointName=name, DesiredWeightsAndCapacities=one)
+    assert server.settled(name)["ProductionVariants"][0]["CurrentInstanceCount"] == 1
+    assert {server.invoke(name)["process"] for _ in range(10)} == {alive}
+    server.delete(name)
+
+
+def test_a_model_that_answers_no_http_harms_nobody_else(server: Server) -> None:
+    code = (
+        ACTOR + "\nfrom local_aws.sagemaker import model_server\n"
+        "model_server.Handler.do_GET = lambda self: self.wfile.write(b'garbage\\r\\n\\r\\n') or self.wfile.flush()\n"
+    )
+    name = server.endpoint(server.config({"ModelName": server.model(code)}), wait=False)
+    other = server.endpoint()
+    os.kill(server.invoke(other)["process"], signal.SIGKILL)
+    assert eventually(lambda: answer_or_none(server, other))
+    assert server.sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "Creating"  # never answers
+    server.delete(other)
 
 
 def test_more_instances_than_the_server_has_are_refused(server: Server) -> None:

@@ -1,6 +1,9 @@
 """What a kill or a restart of the server leaves of jobs and endpoints: nothing that lies, and no process."""
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
+from local_aws.config import ROOT
 from local_aws.standalone import StandaloneAws
 from tests.sagemaker.conftest import ACTOR, Server, eventually
 
@@ -69,6 +73,45 @@ def test_jobs_and_endpoints_after_a_restart(own: Server, end: Callable[[Server],
     eventually(lambda: not own.sagemaker.list_endpoints()["Endpoints"])
 
 
+def test_a_guarded_update_is_guarded_after_a_restart_as_well(own: Server) -> None:
+    name = own.endpoint(own.config({"VariantName": "old"}))
+    canary = {"Type": "CAPACITY_PERCENT", "Value": 50}
+    routing = {"Type": "CANARY", "CanarySize": canary, "WaitIntervalInSeconds": 600}
+    own.sagemaker.update_endpoint(
+        EndpointName=name,
+        EndpointConfigName=own.config({"VariantName": "new"}),
+        DeploymentConfig={"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}},
+    )
+    for end in (killed, stopped):
+        eventually(lambda: answering(own, name) == {"old", "new"})
+        end(own)
+        own.aws.start("sagemaker")
+    new = eventually(lambda: answering(own, name) == {"old", "new"} and own.invoke(name, TargetVariant="new"))
+    assert own.sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "Updating"
+    os.kill(new["process"], signal.SIGKILL)
+    assert own.settled(name)["ProductionVariants"][0]["VariantName"] == "old"
+    own.delete(name)
+
+
+def answering(server: Server, endpoint: str) -> set[str]:
+    """The variants that answer; none while the endpoint is starting again."""
+    try:
+        answers = [server.runtime.invoke_endpoint(EndpointName=endpoint, Body=b"x") for _ in range(20)]
+    except ClientError as error:
+        assert error.response["Error"]["Code"] == "ServiceUnavailable"
+        return set()
+    return {answer["InvokedProductionVariant"] for answer in answers}
+
+
+def test_two_servers_do_not_share_a_state(own: Server) -> None:
+    state = own.aws.config.state / "sagemaker"
+    command = [sys.executable, "-m", "local_aws.sagemaker", "--port", "1", "--state", str(state)]
+    done = subprocess.run(command, cwd=ROOT, env=own.aws.environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "another server runs" in done.stderr
+    assert own.sagemaker.list_endpoints()
+
+
 def test_a_server_without_its_aws_waits_for_it(own: Server) -> None:
     name = own.endpoint()
     own.aws.kill("sagemaker")
@@ -83,11 +126,6 @@ def test_a_server_without_its_aws_waits_for_it(own: Server) -> None:
 
 def test_a_parent_that_is_gone_takes_its_servers_along(tmp_path: Path) -> None:
     """The harness itself: a test or benchmark that is killed leaves nothing behind."""
-    import subprocess
-    import sys
-
-    from local_aws.config import ROOT
-
     code = (
         "import sys, time; from pathlib import Path; from local_aws.standalone import StandaloneAws\n"
         "with StandaloneAws(Path(sys.argv[1])) as aws:\n"

@@ -109,11 +109,16 @@ def test_a_failing_script_gives_its_reason(server: Server, script: str, reason: 
         (f"s3://{BUCKET}/broken-manifest", "ManifestFile", "is no manifest"),
         (f"s3://{BUCKET}/climbing-manifest", "ManifestFile", "leads out of its channel"),
         ("s3://somebody-elses/data/", "S3Prefix", "NoSuchBucket"),
+        (f"s3://{BUCKET}/twice", "S3Prefix", "would both be the file"),
+        # Not a fragment: the prefix twice/ would be there.
+        (f"s3://{BUCKET}/twice#1/", "S3Prefix", "no S3 objects found under"),
     ],
 )
 def test_data_that_cannot_be_had_is_the_reason(server: Server, uri: str, kind: str, reason: str) -> None:
     server.put("broken-manifest", b"{}")
     server.put("a.txt", b"A")
+    server.put("twice/x.csv", b"1")
+    server.put("twicex.csv", b"2")
     server.put("climbing-manifest", json.dumps([{"prefix": f"s3://{BUCKET}/"}, "../../a.txt"]).encode())
     job = server.ended(server.job("print(1)", InputDataConfig=[channel("train", uri, kind)]))
     assert job["TrainingJobStatus"] == "Failed"

@@ -1,4 +1,6 @@
+import shutil
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -6,7 +8,8 @@ import pytest
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig
 from local_aws.environment import process_environment, shell_script
-from local_aws.sagemaker.capture import CaptureSpool
+from local_aws.sagemaker.account import split_uri
+from local_aws.sagemaker.capture import CaptureSpool, Exchange
 from local_aws.sagemaker.protocol import (
     ApiError,
     SerializationException,
@@ -140,13 +143,46 @@ def test_the_lock_has_no_local_version() -> None:
 
 def test_an_unfinished_capture_record_is_cut_and_the_whole_ones_are_kept(tmp_path: Path) -> None:
     """A server that was killed while it wrote: the answer of the last record was never sent."""
-    role, hour = "arn%3Aaws%3Aiam%3A%3A000000000000%3Arole%2Fhosting", "bucket/capture/e/v/2026/11/22/17"
     for name, content in (("one", b'{"a":1}\n{"b":2'), ("two", b'{"half'), ("three", b'{"a":1}\n')):
-        file = tmp_path / "open" / role / hour / f"{name}.jsonl"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        (tmp_path / f"{name}.open").write_bytes(content)
+        (tmp_path / f"{name}.json").write_text("{}")
+    (tmp_path / "uploaded.json").write_text("{}")
     spool = CaptureSpool(tmp_path, interval=60, delay=3600)
-    ready = {path.stem: path.read_bytes() for path in (tmp_path / "ready" / role / hour).iterdir()}
-    assert ready == {"one": b'{"a":1}\n', "two": b"", "three": b'{"a":1}\n'}
-    assert not list((tmp_path / "open").rglob("*.jsonl"))
     spool.shutdown()
+    ready = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".json"}
+    assert ready == {"one.jsonl": b'{"a":1}\n', "two.jsonl": b"", "three.jsonl": b'{"a":1}\n'}
+    assert not (tmp_path / "uploaded.json").exists()
+
+
+def test_a_record_that_cannot_be_spooled_costs_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = CaptureSpool(tmp_path / "spool", interval=60)
+    shutil.rmtree(tmp_path / "spool")
+    config = {
+        "EnableCapture": True,
+        "InitialSamplingPercentage": 100,
+        "DestinationS3Uri": "s3://bucket/capture",
+        "CaptureOptions": [{"CaptureMode": "Input"}],
+    }
+    exchange = Exchange(b"x", "text/plain", b"y", "text/plain", None, None, datetime.now(UTC))
+    spool.record(config, "a-role", "endpoint", "variant", exchange)
+    assert "a capture record is lost" in caplog.text
+    (tmp_path / "spool").mkdir()
+    spool.record(config, "a-role", "endpoint", "variant", exchange)
+    assert len(list((tmp_path / "spool").glob("*.open"))) == 1
+    spool.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"),
+    [
+        ("s3://bucket/a/b", ("bucket", "a/b")),
+        ("s3://bucket", ("bucket", "")),
+        ("s3://bucket/a?b#c/", ("bucket", "a?b#c/")),
+        ("s3://bucket//a", ("bucket", "/a")),
+    ],
+)
+def test_an_s3_uri_is_bucket_and_key_whatever_is_in_the_key(uri: str, parts: tuple[str, str]) -> None:
+    assert split_uri(uri) == parts
+    for wrong in ("https://bucket/a", "s3:///a", "s3://../a", "bucket/a"):
+        with pytest.raises(ValueError, match="not an S3 URI"):
+            split_uri(wrong)

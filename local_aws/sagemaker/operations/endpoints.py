@@ -1,6 +1,8 @@
 """Endpoints: Create, Describe, List, Update, UpdateWeightsAndCapacities and Delete."""
 
 import time
+import uuid
+from dataclasses import asdict
 from itertools import count, takewhile
 from typing import Any
 
@@ -59,6 +61,7 @@ class EndpointOperations:
                 name,
                 EndpointStatus="Updating",
                 PendingPlan=plan,
+                PendingShift=asdict(shift),
                 FailureReason=None,
                 LastDeploymentConfig=deployment,
                 PendingDeploymentSummary={
@@ -100,6 +103,7 @@ class EndpointOperations:
                 EndpointStatus="Updating",
                 ProductionVariants=wanted,
                 PendingPlan=plan,
+                PendingShift=asdict(Shift()),
                 FailureReason=None,
             )
         self._endpoints.scale(name, plan)
@@ -141,15 +145,15 @@ class EndpointOperations:
             container = {**packaged, "Environment": environment}
         source = container.get("ModelDataSource", {}).get("S3DataSource")
         uri = source["S3Uri"] if source else container.get("ModelDataUrl")
-        if not uri:
-            raise ValidationException(f"Model {variant['ModelName']} has no model data.")
+        if not uri or not container.get("Image"):
+            raise ValidationException(f"Model {variant['ModelName']} has no {'Image' if uri else 'model data'}.")
         return {
             "VariantName": variant["VariantName"],
             "Weight": variant.get("InitialVariantWeight", 1.0),
             "InstanceCount": variant["InitialInstanceCount"],
             "ModelName": variant["ModelName"],
-            # A model that is deleted and made again under its name is another model.
-            "ModelFolder": f"{variant['ModelName']}-{model['CreationTime']:.6f}",
+            # Every deployment downloads its model anew; restarts and further instances of it do not.
+            "ModelFolder": f"{variant['ModelName']}-{uuid.uuid4().hex[:12]}",
             "Image": container["Image"],
             "ModelUri": uri,
             "Compressed": source is None or source["CompressionType"] == "Gzip",
@@ -160,7 +164,11 @@ class EndpointOperations:
 
     def _check_limit(self, name: str, plan: Record) -> None:
         """Raises ResourceLimitExceeded where the endpoints would have more instances than this server is to run."""
-        others = [endpoint for endpoint in self._resources.store.all(ENDPOINT.path) if endpoint["EndpointName"] != name]
+        others = [
+            endpoint
+            for endpoint in self._resources.store.all(ENDPOINT.path)
+            if endpoint["EndpointName"] != name and endpoint["EndpointStatus"] != "Failed"
+        ]
         used = sum(_instances(endpoint.get("Plan") or endpoint["PendingPlan"]) for endpoint in others)
         if used + _instances(plan) > self._max_instances:
             raise ResourceLimitExceeded(
