@@ -49,7 +49,7 @@ def test_an_endpoint_describes_what_it_serves(server: Server, actor: str) -> Non
     variant = endpoint["ProductionVariants"][0]
     assert (variant["VariantName"], variant["CurrentInstanceCount"], variant["CurrentWeight"]) == ("only", 1, 1.0)
     assert "pytorch-inference" in variant["DeployedImages"][0]["ResolvedImage"]
-    assert any("is loaded" in line for line in server.log(f"/aws/sagemaker/Endpoints/{actor}", "only/"))
+    eventually(lambda: any("is loaded" in line for line in server.log(f"/aws/sagemaker/Endpoints/{actor}", "only/")))
 
 
 @pytest.mark.parametrize(
