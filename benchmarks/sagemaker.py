@@ -107,7 +107,8 @@ def main() -> int:
 def measure(bench: "Bench", arguments: argparse.Namespace) -> Iterator[Figure]:
     yield bench.training_overhead(arguments.jobs)
     plain, captured = bench.deploy("plain", capture=False), bench.deploy("captured", capture=True)
-    yield bench.latency(captured, arguments.calls)
+    yield bench.latency(plain, arguments.calls, "off", at_most=4)
+    yield bench.latency(captured, arguments.calls, "on")
     yield from bench.throughput(plain, captured, arguments.rounds, arguments.seconds)
     bench.delete(plain)
     yield from bench.memory(captured)
@@ -243,7 +244,7 @@ class Bench:
         body: bytes = answer["Body"].read()
         return body
 
-    def latency(self, name: str, calls: int) -> Figure:
+    def latency(self, name: str, calls: int, capture: str, at_most: float | None = None) -> Figure:
         """Median of boto3's invoke_endpoint less that of the model called here, one after the other in turns."""
         model_dir = self.folder / "model-0"
         sys.path.insert(0, str(model_dir / "code"))
@@ -257,11 +258,11 @@ class Bench:
                 invoked.append(there)
         here_ms, there_ms = 1000 * statistics.median(direct), 1000 * statistics.median(invoked)
         return Figure(
-            "InvokeEndpoint over the direct call, one client, capture on",
+            f"InvokeEndpoint over the direct call, one client, capture {capture}",
             there_ms - here_ms,
             "ms",
             f"medians of {calls} calls each: {there_ms:.2f} and {here_ms:.2f} ms",
-            at_most=4,
+            at_most=at_most,
         )
 
     def throughput(self, plain: str, captured: str, rounds: int, seconds: float) -> Iterator[Figure]:

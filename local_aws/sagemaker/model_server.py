@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         """The model's log is the model's."""
 
     def _answer(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        self.send_response(status)
+        self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
