@@ -86,13 +86,13 @@ class CaptureSpool:
         for path in sorted(self._folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
             if time.time() - path.stat().st_mtime < self._delay:
                 continue
-            target = json.loads(path.with_suffix(".json").read_text())
             try:
+                target = json.loads(path.with_suffix(".json").read_text())
                 if path.stat().st_size:
                     s3 = account.client_as(target["role"], "s3")
                     s3.upload_file(str(path), target["bucket"], target["key"])
             except Exception as error:
-                logger.warning("s3://%s/%s stays spooled: %s", target["bucket"], target["key"], error)
+                logger.warning("%s stays spooled: %s", path.name, error)
                 continue
             path.unlink()
             path.with_suffix(".json").unlink()

@@ -37,39 +37,31 @@ class ApiError(Exception):
         self.fields = fields
 
 
-class ValidationException(ApiError):
+class NamedError(ApiError):
+    """An error whose code is the name of its class."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(type(self).__name__, message)
+
+
+class ValidationException(NamedError):
     """A bad parameter or, as SageMaker has it, a resource that does not exist."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("ValidationException", message)
 
-
-class SerializationException(ApiError):
+class SerializationException(NamedError):
     """The request is not JSON, or a value of it has another type than the API says."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("SerializationException", message)
 
-
-class ResourceInUse(ApiError):
+class ResourceInUse(NamedError):
     """A resource of that name exists."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("ResourceInUse", message)
 
-
-class ResourceLimitExceeded(ApiError):
+class ResourceLimitExceeded(NamedError):
     """More of something than this server was told to run."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("ResourceLimitExceeded", message)
 
-
-class ConflictException(ApiError):
+class ConflictException(NamedError):
     """The resource can't be changed as long as another one depends on it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("ConflictException", message)
 
 
 @cache
