@@ -182,7 +182,10 @@ class Endpoints:
     def _recover(self, endpoint: Record) -> None:
         """After a restart of the server: what was served is served again, what was under way is done again."""
         name = endpoint["EndpointName"]
-        plan = endpoint.get("Plan") or endpoint["PendingPlan"]
+        plan = endpoint.get("Plan") or endpoint.get("PendingPlan")
+        if plan is None:
+            self._give_up(name, HostingFailed("it was stored by an earlier version of this server; create it again"))
+            return
         delay, patience = 1.0, time.monotonic() + STARTUP_SECONDS
         while not self._stop.is_set():
             try:

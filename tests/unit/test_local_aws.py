@@ -1,5 +1,6 @@
 import shutil
 import socket
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from local_aws.config import ROOT, LocalConfig
 from local_aws.environment import process_environment, shell_script
 from local_aws.sagemaker.account import split_uri
 from local_aws.sagemaker.capture import CaptureSpool, Exchange
+from local_aws.sagemaker.hosting import Endpoints
 from local_aws.sagemaker.protocol import (
     ApiError,
     SerializationException,
@@ -19,6 +21,7 @@ from local_aws.sagemaker.protocol import (
     shaped,
     validate,
 )
+from local_aws.sagemaker.resources import Resources
 from local_aws.sagemaker.store import Store
 from tests.conftest import POISON
 
@@ -186,3 +189,14 @@ def test_an_s3_uri_is_bucket_and_key_whatever_is_in_the_key(uri: str, parts: tup
     for wrong in ("https://bucket/a", "s3:///a", "s3://../a", "bucket/a"):
         with pytest.raises(ValueError, match="not an S3 URI"):
             split_uri(wrong)
+
+
+def test_an_endpoint_of_an_earlier_version_can_be_deleted_and_made_again(tmp_path: Path) -> None:
+    resources = Resources(Store(tmp_path / "resources.sqlite"))
+    resources.store.create("endpoint", "old", {"EndpointName": "old", "EndpointStatus": "InService"})
+    endpoints = Endpoints(resources, tmp_path / "models", queue_per_instance=1, model_seconds=1)
+    deadline = time.monotonic() + 10
+    while (record := resources.store.get("endpoint", "old") or {})["EndpointStatus"] != "Failed":
+        assert time.monotonic() < deadline
+    assert "earlier version" in record["FailureReason"]
+    endpoints.shutdown()
