@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-sagemaker up down status logs lint format check lock clean
+.PHONY: help setup demo test bench-model bench-sagemaker up down status logs lint format check lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -35,6 +35,9 @@ demo: setup ## run the whole pipeline on this machine and show what came of it
 
 test: setup ## run every test
 	@$(if $(TESTS),$(BIN)/pytest $(TESTS),$(RUN) -m tests)
+
+bench-model: setup ## measure the classifier: accuracy, calibration, time (about 35 minutes)
+	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)")
 
 bench-sagemaker: setup ## measure the SageMaker server against its goals (about 5 minutes)
 	@$(RUN) -m benchmarks.sagemaker

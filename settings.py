@@ -2,9 +2,9 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent
@@ -18,6 +18,7 @@ MODELS_PREFIX = "models/"
 CAPTURE_PREFIX = "data-capture/"
 EVALUATIONS_PREFIX = "evaluations/"
 REPORTS_PREFIX = "reports/"
+ROLLOUTS_PREFIX = "rollouts/"
 
 # Schema of the JSON files that others may read.
 SCHEMA_VERSION = 1
@@ -56,11 +57,10 @@ class Settings(BaseSettings):
     generated_test_per_class: int = Field(default=100, ge=1, description="Test images drawn for each class.")
 
     # Workflow
-    threshold: float | None = Field(
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["recommended"] | None = Field(
         default=None,
-        ge=0,
-        le=1,
-        description="Confidence threshold to deploy; without it the stack keeps its own (0.93).",
+        description="Confidence threshold to deploy: a number, or 'recommended' for the one that the deployed model "
+        "recommends; without it the stack keeps its own (0.93).",
     )
     lambda_runtime: str = Field(default="python3.13", description="Runtime of the functions.")
     lambda_concurrency: int = Field(default=0, ge=0, description="Reserved concurrency of each function; 0 for none.")
@@ -70,11 +70,29 @@ class Settings(BaseSettings):
     learning_rate: float = Field(default=0.002, gt=0)
     mini_batch_size: int = Field(default=64, ge=2)
     seed: int = Field(default=1, ge=0)
-    members: int = Field(default=2, ge=1, description="Networks that are trained and answer together.")
+    folds: int = Field(default=5, ge=2, le=10, description="Parts of the training images that are left out in turn.")
+    repeats: int = Field(default=2, ge=1, le=10, description="How often the folds are dealt anew.")
+    threshold_target: float = Field(
+        default=0.99, gt=0, lt=1, description="Accuracy of what is accepted at the threshold that a model recommends."
+    )
+    threshold_level: float = Field(
+        default=0.90, gt=0.5, lt=1, description="Confidence of the lower bound that has to reach that accuracy."
+    )
     training_instance_type: str = "ml.m5.xlarge"
     training_pytorch: str = Field(default="2.10.0", description="PyTorch version of AWS's training image.")
     training_python: str = Field(default="py313", description="Python version of AWS's training image.")
     training_max_seconds: int = Field(default=3600, ge=60, description="After this SageMaker stops the job.")
+
+    # Gate
+    approval: Literal["automatic", "manual"] = Field(
+        default="automatic", description="Who approves a model that was trained: the gate, or a person whom it asks."
+    )
+    approval_max_seconds: int = Field(default=604_800, ge=10, description="How long a person may take to decide.")
+    gate_min_accuracy: float = Field(default=0.85, ge=0, le=1, description="Accuracy below which no model is approved.")
+    gate_margin: float = Field(
+        default=0.03, ge=0, le=1, description="How much less accurate than the champion a challenger may be."
+    )
+    gate_level: float = Field(default=0.95, gt=0.5, lt=1, description="Confidence of the test that it is not worse.")
 
     # Endpoint
     endpoint_instance_type: str = "ml.m5.large"
@@ -83,6 +101,32 @@ class Settings(BaseSettings):
     inference_python: str = Field(default="py312", description="Python version of AWS's inference image.")
     inference_image: str | None = Field(default=None, description="Image URI to serve with instead of AWS's.")
     endpoint_max_seconds: int = Field(default=1800, ge=30, description="How long an endpoint may take to come up.")
+    canary_percent: int = Field(
+        default=50, ge=1, le=50, description="Share of the instances that are switched first, from two instances on."
+    )
+    bake_seconds: int = Field(
+        default=60, ge=0, le=3600, description="How long a canary, or a switch with alarms, is watched before the rest."
+    )
+    rollback_alarms: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), max_length=10, description="Names of CloudWatch alarms that roll a switch back, with commas."
+    )
+    smoke_images_per_class: int = Field(default=5, ge=1, le=100, description="Known images asked about, of each class.")
+    smoke_min_accuracy: float = Field(
+        default=0.75, ge=0, le=1, description="Share of the known images that a candidate has to get right."
+    )
+    smoke_capture_seconds: int = Field(
+        default=30, ge=0, description="How long to wait for the smoke test's capture record before a warning."
+    )
+    retained_versions: int = Field(
+        default=3, ge=1, description="Newest endpoint configs, with their models, that are kept for going back."
+    )
+    kms_key: str | None = Field(default=None, description="KMS key for the endpoint's volumes and capture records.")
+    vpc_subnets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), max_length=16, description="Subnets that the model's containers join, separated by commas."
+    )
+    vpc_security_groups: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), max_length=5, description="Their security groups, separated by commas."
+    )
 
     # Evaluation
     executions_in_flight: int = Field(default=8, ge=1, le=1000, description="Executions that run at the same time.")
@@ -94,7 +138,7 @@ class Settings(BaseSettings):
     )
     reports: Path = Field(default=ROOT / "reports", description="Folder that reports are written to.")
 
-    @field_validator("classes", mode="before")
+    @field_validator("classes", "rollback_alarms", "vpc_subnets", "vpc_security_groups", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
@@ -106,6 +150,12 @@ class Settings(BaseSettings):
             raise ValueError(f"a class is named twice: {', '.join(value)}")
         return value
 
+    @model_validator(mode="after")
+    def _whole_vpc(self) -> Self:
+        if bool(self.vpc_subnets) != bool(self.vpc_security_groups):
+            raise ValueError("SCONES_VPC_SUBNETS and SCONES_VPC_SECURITY_GROUPS are set together, or not at all")
+        return self
+
     @property
     def storage_stack(self) -> str:
         return f"{self.stack}-storage"
@@ -113,6 +163,10 @@ class Settings(BaseSettings):
     @property
     def endpoint(self) -> str:
         return f"{self.stack}-classifier"
+
+    @property
+    def candidate_endpoint(self) -> str:
+        return f"{self.stack}-candidate"
 
     @property
     def model_package_group(self) -> str:

@@ -1,11 +1,16 @@
 """Trains the classifier: SageMaker's script mode runs this with hyperparameters as arguments.
 
-Channels: `train` holds the images, `train_lst` a manifest of index, label and file name separated by tabs. Writes the
-state dict, its metadata and the inference code to SM_MODEL_DIR.
+Channels: `train` holds the images, `train_lst` a manifest of index, label and file name separated by tabs.
+
+The model is a cross-fitted ensemble: the images are dealt into folds, each member is fitted without one fold, and what
+the members answer about the images they were not fitted on gives the temperature, the recommended threshold and the
+figures in metrics.json. Writes the state dict, its shape, the figures, these answers and the inference code to
+SM_MODEL_DIR.
 """
 
 import argparse
 import copy
+import csv
 import json
 import math
 import multiprocessing
@@ -13,11 +18,14 @@ import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import calibration
 import numpy as np
 import torch
-from network import Classifier, Ensemble, normalize
+from network import Classifier, Ensemble, Shape, assign_folds, normalize
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,26 +33,34 @@ WEIGHT_DECAY = 0.02
 LABEL_SMOOTHING = 0.02
 AVERAGING = 0.99
 SHIFT = 3
-CODE = ("inference.py", "network.py", "requirements.txt")
+HYPERPARAMETERS = ("image_shape", "epochs", "learning_rate", "mini_batch_size", "seed", "folds", "repeats")
+CODE = ("inference.py", "network.py", "out_of_fold.py", "requirements.txt")
 
 
 def main() -> None:
     options = _options()
-    channels, height, width = (int(size) for size in options.image_shape.split(","))
-    pixels, labels = load(options.train, options.train_lst, (channels, height, width), options.num_classes)
+    pixels, labels, names = load(options.train, options.train_lst, options.image_shape, options.num_classes)
     if len(labels) != options.num_training_samples:
         raise SystemExit(f"num_training_samples is {options.num_training_samples}, the manifest has {len(labels)}")
-    save(fit_ensemble(pixels, labels, options), options)
+    model = cross_fit(pixels, labels, options)
+    raw = model.out_of_fold(pixels).numpy()
+    temperature = calibration.fit_temperature(raw, labels.numpy())
+    figures = evaluate(raw, temperature, labels.numpy(), options)
+    model.shape = Shape(**{**model.shape.__dict__, "temperature": temperature})
+    save(model, figures, options.model_dir)
+    calibrated = calibration.scale(raw, temperature)
+    write_answers(options.model_dir / "out_of_fold.csv", names, labels.numpy(), raw, calibrated)
+    print_figures(figures)
 
 
 def load(
     images: Path, manifest_folder: Path, image_shape: tuple[int, int, int], num_classes: int
-) -> tuple[Tensor, Tensor]:
-    """Images (n, 3, height, width) uint8 and labels (n,); raises SystemExit that names the bad file or line."""
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Images (n, 3, height, width) uint8, labels (n,) and names; raises SystemExit that names the bad file or line."""
     manifests = sorted(manifest_folder.glob("*.lst"))
     if len(manifests) != 1:
         raise SystemExit(f"the channel train_lst must hold one .lst file, it has {len(manifests)}")
-    pixels, labels = [], []
+    pixels, labels, names = [], [], []
     for number, line in enumerate(manifests[0].read_text().splitlines(), start=1):
         try:
             _, label, name = line.split("\t")
@@ -56,21 +72,27 @@ def load(
         if array.shape != (*image_shape[1:], image_shape[0]):
             raise SystemExit(f"{name} has shape {array.shape}, not image_shape {image_shape}")
         pixels.append(array)
+        names.append(name)
     if not labels or min(labels) < 0 or max(labels) >= num_classes:
         raise SystemExit(f"labels must be 0 to {num_classes - 1}; the manifest has {sorted(set(labels))}")
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+    missing = sorted(set(range(num_classes)) - set(labels))
+    if missing:
+        raise SystemExit(f"the manifest has no image of label {', '.join(map(str, missing))}")
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), names
 
 
-def fit_ensemble(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> Ensemble:
-    """Trains each member in a process and on a core of its own, from a seed of its own."""
-    ensemble = Ensemble(options.members, options.num_classes, tuple(pixels.shape[1:]))
-    processes = min(options.members, os.cpu_count() or 1)
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        # numpy arrays: torch would share tensors through file descriptors, of which there may be too few.
-        jobs = [
-            pool.submit(_fit_member, pixels.numpy(), labels.numpy(), options, member)
-            for member in range(1, options.members + 1)
-        ]
+def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> Ensemble:
+    """An ensemble whose members are each trained without one fold, in a process and on a core of their own."""
+    ensemble = Ensemble(Shape(options.num_classes, options.folds, options.repeats, options.image_shape))
+    images = pixels.numpy()
+    # numpy arrays: torch would share tensors through file descriptors, of which there may be too few.
+    jobs = []
+    with ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn")) as pool:
+        for repeat in range(options.repeats):
+            assigned = assign_folds(images, options.folds, repeat)
+            for fold in range(options.folds):
+                rows = assigned != fold
+                jobs.append(pool.submit(_fit_member, images[rows], labels.numpy()[rows], options, len(jobs) + 1))
         for member, job in zip(ensemble.members, jobs, strict=True):
             member.load_state_dict({name: torch.from_numpy(value) for name, value in job.result().items()})
     return ensemble.eval()
@@ -86,7 +108,7 @@ def _fit_member(
 
 
 def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: int) -> nn.Module:
-    """Trains one member on everything and returns the average of its weights over the last epochs."""
+    """Trains one member on what it is given and returns the average of its weights over the last epochs."""
     model = Classifier(options.num_classes, tuple(pixels.shape[1:])).to(memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY)
@@ -116,7 +138,8 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: int
             total_loss += loss.item() * len(batch)
             correct += (logits.argmax(1) == labels[batch]).sum().item()
         print(
-            f"epoch={epoch} of={options.epochs} member={member} train_loss={total_loss / len(labels):.4f} "
+            f"member={member}/{options.folds * options.repeats} epoch={epoch}/{options.epochs} "
+            f"train_loss={total_loss / len(labels):.4f} "
             f"train_accuracy={correct / len(labels):.4f} seconds={time.monotonic() - started:.2f}",
             flush=True,
         )
@@ -144,20 +167,94 @@ def augment(images: Tensor) -> Tensor:
     return images.masked_fill(hole.unsqueeze(1), 0).contiguous(memory_format=torch.channels_last)
 
 
-def save(model: nn.Module, options: argparse.Namespace) -> None:
-    """Writes what inference.py reads, and inference.py itself."""
-    folder: Path = options.model_dir
-    torch.save(model.state_dict(), folder / "model.pt")
-    metadata = {
+def evaluate(raw: np.ndarray, temperature: float, labels: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
+    """The content of metrics.json, from the out-of-fold probabilities before calibration.
+
+    Each figure of calibration comes with a bootstrap interval and with what a perfectly calibrated model would show.
+    """
+    after = calibration.scale(raw, temperature)
+    correct = after.argmax(axis=1) == labels
+
+    def calibrated(probabilities: np.ndarray) -> dict[str, Any]:
+        confidence = probabilities.max(axis=1)
+        by_chance = {
+            "ece": calibration.calibrated_errors(confidence),
+            "brier": calibration.calibrated_briers(probabilities),
+        }
+        return {
+            "nll": calibration.negative_log_likelihood(probabilities, labels),
+            "ece": calibration.expected_calibration_error(confidence, correct),
+            "ece_interval_95": calibration.bootstrap_interval(
+                calibration.expected_calibration_error, confidence, correct
+            ),
+            "brier": calibration.brier_score(probabilities, labels),
+            "brier_interval_95": calibration.bootstrap_interval(calibration.brier_score, probabilities, labels),
+            "if_perfectly_calibrated": {
+                name: {"mean": float(values.mean()), "percentile_95": float(np.percentile(values, 95))}
+                for name, values in by_chance.items()
+            },
+        }
+
+    threshold = calibration.recommend_threshold(
+        after.max(axis=1), correct, options.threshold_target, options.threshold_level
+    )
+    return {
         "schema_version": 1,
-        "members": options.members,
-        "num_classes": options.num_classes,
-        "image_shape": options.image_shape,
+        "images": len(labels),
+        "accuracy": float(correct.mean()),
+        "temperature": temperature,
+        "before_calibration": calibrated(raw),
+        "after_calibration": calibrated(after),
+        "recommended_threshold": None if threshold is None else asdict(threshold),
+        "threshold_target": options.threshold_target,
+        "threshold_level": options.threshold_level,
+        "hyperparameters": {name: getattr(options, name) for name in HYPERPARAMETERS},
     }
-    (folder / "model.json").write_text(json.dumps(metadata))
+
+
+def print_figures(figures: dict[str, Any]) -> None:
+    """The figures that become the job's metrics, one to a line; none for a threshold that none reached."""
+    before, after = figures["before_calibration"], figures["after_calibration"]
+    lines = {
+        "validation_accuracy": figures["accuracy"],
+        "validation_ece_before": before["ece"],
+        "validation_ece": after["ece"],
+        "validation_brier_before": before["brier"],
+        "validation_brier": after["brier"],
+        "temperature": figures["temperature"],
+    }
+    recommended = figures["recommended_threshold"]
+    if recommended is None:
+        print(f"no threshold reaches an accepted accuracy of {figures['threshold_target']:g}", flush=True)
+    else:
+        lines |= {
+            "threshold": recommended["value"],
+            "threshold_coverage": recommended["coverage"],
+            "threshold_accuracy": recommended["accepted_accuracy"],
+            "threshold_lower_bound": recommended["lower_bound"],
+        }
+    for name, value in lines.items():
+        print(f"{name}={value:.6g}", flush=True)
+
+
+def save(model: Ensemble, figures: dict[str, Any], folder: Path) -> None:
+    """Writes what inference.py reads, inference.py itself, and the figures."""
+    torch.save(model.state_dict(), folder / "model.pt")
+    (folder / "model.json").write_text(json.dumps(model.shape.to_json()))
+    (folder / "metrics.json").write_text(json.dumps(figures, indent=2))
     (folder / "code").mkdir(exist_ok=True)
     for name in CODE:
         shutil.copy(Path(__file__).with_name(name), folder / "code" / name)
+
+
+def write_answers(path: Path, names: list[str], labels: np.ndarray, raw: np.ndarray, calibrated: np.ndarray) -> None:
+    """A line per training image with what the members not fitted on it answered, before and after calibration."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        classes = range(raw.shape[1])
+        rows.writerow(["image", "label", *(f"raw_{c}" for c in classes), *(f"calibrated_{c}" for c in classes)])
+        for name, label, before, after in zip(names, labels, raw, calibrated, strict=True):
+            rows.writerow([name, label, *(f"{value:.6g}" for value in (*before, *after))])
 
 
 def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
@@ -170,17 +267,27 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
                 mean.copy_(value)
 
 
+def _image_shape(text: str) -> tuple[int, int, int]:
+    shape = tuple(int(size) for size in text.split(","))
+    if len(shape) != 3 or shape[0] != 3 or any(size < 8 or size % 8 for size in shape[1:]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 3,height,width with multiples of 8")
+    return shape
+
+
 def _options() -> argparse.Namespace:
     environment = os.environ
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--image_shape", default="3,32,32", help="channels, height, width")
+    parser.add_argument("--image_shape", type=_image_shape, default="3,32,32", help="channels, height, width")
     parser.add_argument("--num_classes", type=int, required=True)
     parser.add_argument("--num_training_samples", type=int, required=True)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--learning_rate", type=float, default=0.002)
     parser.add_argument("--mini_batch_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--members", type=int, default=2, help="networks that answer together")
+    parser.add_argument("--folds", type=int, default=5, help="parts that the images are dealt into")
+    parser.add_argument("--repeats", type=int, default=2, help="how often they are dealt anew")
+    parser.add_argument("--threshold_target", type=float, default=0.99, help="accuracy of what is accepted")
+    parser.add_argument("--threshold_level", type=float, default=0.90, help="confidence of its lower bound")
     parser.add_argument("--train", type=Path, default=environment.get("SM_CHANNEL_TRAIN"))
     parser.add_argument("--train_lst", type=Path, default=environment.get("SM_CHANNEL_TRAIN_LST"))
     parser.add_argument("--model_dir", type=Path, default=environment.get("SM_MODEL_DIR"))

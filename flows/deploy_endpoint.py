@@ -1,22 +1,39 @@
-"""Serves an approved model version from the endpoint, with data capture."""
+"""Serves an approved model version from the endpoint, with data capture, or leaves what served before."""
+
+from typing import Any
 
 from prefect import flow
+from prefect.logging.loggers import flow_run_logger
 
 from flows.identity import run_name, this_run
-from tasks.endpoint import ServingEndpoint, deploy, smoke_test
+from tasks.endpoint import ServingEndpoint
+from tasks.exclusive import exclusive
 from tasks.infrastructure import installation
-from tasks.registry import approved_model
+from tasks.registry import approved_model, show_registry
+from tasks.rollout import prune, roll_out, undo_interrupted
+from tasks.threshold import adopt_threshold
 
 
-@flow(name="deploy-endpoint", flow_run_name=run_name, log_prints=True)
+def undo(flow: Any, flow_run: Any, state: Any) -> None:
+    """Hook: goes back to what served before where the flow run was killed in the middle of a rollout."""
+    undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning)
+
+
+@flow(name="deploy-endpoint", flow_run_name=run_name, log_prints=True, on_crashed=[undo], on_cancellation=[undo])
 def deploy_endpoint(version: int | None = None) -> ServingEndpoint:
     """version: number of a model version; by default the newest approved one.
 
-    Does nothing but a smoke test where the endpoint serves that version already.
+    Changes nothing where the endpoint serves that version already, and waits while an evaluation runs.
     """
     installed = installation()
-    served = deploy(installed, approved_model(version))
-    smoke_test(installed, this_run().id)
+    with exclusive(installed.endpoint):
+        chosen = approved_model(version)
+        try:
+            served = roll_out(installed, chosen, this_run().id)
+            adopt_threshold(installed, chosen)
+            prune(installed)
+        finally:
+            show_registry(installed)
     return served
 
 

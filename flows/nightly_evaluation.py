@@ -10,6 +10,7 @@ from flows.identity import run_name, this_run
 from settings import EVALUATION_EVENT
 from tasks.endpoint import serving
 from tasks.evaluation import execute, plan
+from tasks.exclusive import exclusive
 from tasks.images import dataset_note
 from tasks.infrastructure import installation
 
@@ -18,9 +19,10 @@ from tasks.infrastructure import installation
 def nightly_evaluation() -> dict[str, Any]:
     """Returns the evaluation's summary, which is in the bucket too."""
     run, installed = this_run(), installation()
-    endpoint = serving(installed)
-    note = dataset_note(installed.bucket)
-    summary = execute(installed, endpoint, run, plan(installed, run), note)
+    with exclusive(installed.endpoint):  # no deployment changes the model meanwhile
+        endpoint = serving(installed)
+        note = dataset_note(installed.bucket)
+        summary = execute(installed, endpoint, run, plan(installed, run), note)
     announce(summary)
     return summary
 

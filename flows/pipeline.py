@@ -5,14 +5,15 @@ from typing import Any
 from prefect import flow
 
 from flows.confidence_report import confidence_report
-from flows.deploy_endpoint import deploy_endpoint
+from flows.deploy_endpoint import deploy_endpoint, undo
 from flows.identity import run_name
 from flows.nightly_evaluation import nightly_evaluation
 from flows.prepare_data import prepare_data
 from flows.train_model import train_model
+from tasks.registry import APPROVED
 
 
-@flow(name="pipeline", flow_run_name=run_name, log_prints=True)
+@flow(name="pipeline", flow_run_name=run_name, log_prints=True, on_crashed=[undo], on_cancellation=[undo])
 def pipeline(dataset: str | None = None, fall_back_to_generated: bool = False, retrain: bool = False) -> dict[str, Any]:
     """retrain: train even where a model of the same data, code and hyperparameters is registered.
 
@@ -20,7 +21,8 @@ def pipeline(dataset: str | None = None, fall_back_to_generated: bool = False, r
     """
     prepare_data(dataset, fall_back_to_generated)
     model = train_model(reuse=not retrain)
-    deploy_endpoint(model.number)
+    # Where the gate rejected it, the newest approved version is deployed, which usually serves already.
+    deploy_endpoint(model.number if model.status == APPROVED else None)
     evaluation = nightly_evaluation()
     confidence_report(evaluation["date"], evaluation["run"])
     return evaluation

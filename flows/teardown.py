@@ -1,22 +1,28 @@
-"""Removes what costs money: the endpoint."""
+"""Removes what costs money: the endpoint, or the whole installation."""
 
 from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.identity import run_name
-from tasks.endpoint import delete_endpoint
-from tasks.infrastructure import installation
+from settings import settings
+from tasks.exclusive import exclusive
+from tasks.teardown import confirm_everything, costs, remove_endpoint, remove_models, remove_stacks
 
 
 @flow(name="teardown", flow_run_name=run_name, log_prints=True)
-def teardown() -> None:
-    """Deletes the endpoint, which is billed by the hour. Bucket, functions and state machine cost what is stored."""
-    logger = get_run_logger()
-    name = installation().endpoint
-    if delete_endpoint(name):
-        logger.info("deleted endpoint %s; deploy-endpoint brings it back", name)
-    else:
-        logger.info("there is no endpoint %s", name)
+def teardown(everything: bool = False, confirm: str | None = None) -> None:
+    """By default deletes the endpoint, which is billed by the hour; deploy-endpoint brings it back.
+
+    everything: also models, the bucket with all in it, and both stacks; confirm then has to be the installation's name.
+    """
+    get_run_logger().info(costs())
+    if everything:
+        confirm_everything(confirm)
+    with exclusive(settings().endpoint):
+        remove_endpoint()
+        if everything:
+            remove_models()
+            remove_stacks()
 
 
 if __name__ == "__main__":

@@ -1,20 +1,29 @@
-"""Trains a model on what prepare-data uploaded and makes it a version of the model package group."""
+"""Trains a model on what prepare-data uploaded and makes it a version that the gate, or a person, decides about."""
 
 from prefect import flow
 
+from flows.approval import ask_a_person
 from flows.identity import run_name, this_run
+from tasks.gate import pass_gate
 from tasks.infrastructure import installation
-from tasks.registry import ModelVersion, find_trained, register
+from tasks.registry import PENDING, ModelVersion, find_trained, register, show_registry
 from tasks.training import plan_training, train
 
 
 @flow(name="train-model", flow_run_name=run_name, log_prints=True)
 def train_model(reuse: bool = False) -> ModelVersion:
-    """reuse: take the newest model of the same data, code and hyperparameters, where there is one."""
-    installed = installation()
+    """reuse: take the newest model of the same data, code and hyperparameters, where there is one.
+
+    Returns the version; its status says whether it may be deployed.
+    """
+    run, installed = this_run().id, installation()
     plan = plan_training(installed)
     trained = find_trained(plan.fingerprint) if reuse else None
-    return trained or register(train(installed, plan, this_run().id))
+    version = pass_gate(installed, trained or register(train(installed, plan, run), plan), run)
+    if version.status == PENDING:
+        version = ask_a_person(version)
+    show_registry(installed)
+    return version
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Clients of AWS, and what its errors mean to a person."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -25,6 +26,7 @@ CONFIG = Config(
     connect_timeout=5, read_timeout=60, max_pool_connections=64, retries={"mode": "standard", "total_max_attempts": 6}
 )
 QUOTA_CODES = {"ResourceLimitExceeded", "LimitExceededException", "ServiceQuotaExceededException"}
+ROLE_SECONDS = 90
 ACCESS_CODES = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnrecognizedClientException"}
 
 
@@ -74,6 +76,21 @@ def explained(doing: str) -> Iterator[None]:
         raise AwsError(f"{doing}: AWS is out of reach: {error} Is the network, or `make up`, there?") from error
     except BotoCoreError as error:
         raise AwsError(f"{doing}: {error}") from error
+
+
+def with_fresh_role(create: Callable[[], object]) -> None:
+    """Calls `create` until SageMaker can assume the role, which is not everywhere at once where it was just made."""
+    deadline = time.monotonic() + ROLE_SECONDS
+    while True:
+        try:
+            create()
+            return
+        except ClientError as error:
+            problem = error.response["Error"]
+            assuming = problem["Code"] == "ValidationException" and "assume" in problem.get("Message", "").lower()
+            if not assuming or time.monotonic() > deadline:
+                raise
+        time.sleep(5)
 
 
 def utc_now() -> datetime:

@@ -55,6 +55,16 @@ def collect(bucket: str, prefix: str, wanted: list[str], evaluation: dict[str, A
         pause = min(pause * 1.5, MAX_POLL_SECONDS)
 
 
+def find_record(bucket: str, prefix: str, inference_id: str, since: datetime) -> bool:
+    """Whether a variant's capture files of the hours since then mention an inference id. prefix: the variant's."""
+    needle = json.dumps(inference_id).encode()
+    for hour in sorted(_hours(since, datetime.now(UTC)), reverse=True):
+        for key in storage.list_etags(bucket, f"{prefix}{hour}/"):
+            if needle in (storage.get(bucket, key) or b""):
+                return True
+    return False
+
+
 def parse(line: str, model_version: str) -> dict[str, Any]:
     """A row of one record; raises ValueError, KeyError or TypeError where the line is not one."""
     record = json.loads(line)

@@ -1,29 +1,19 @@
-"""The SageMaker endpoint: brought to a model version, watched until it serves, and asked a first question."""
+"""The SageMaker endpoint as it stands: found, waited for, asked known images, deleted. rollout.py changes it."""
 
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from botocore.exceptions import ClientError
-from prefect import task
-from prefect.logging import get_run_logger
-from sagemaker.core.resources import Endpoint, EndpointConfig, Model
-from sagemaker.core.shapes import (
-    CaptureContentTypeHeader,
-    CaptureOption,
-    ContainerDefinition,
-    DataCaptureConfig,
-    ProductionVariant,
-)
+from sagemaker.core.resources import Endpoint
 
-from settings import CAPTURE_PREFIX, TEST_PREFIX, settings
+from settings import CAPTURE_PREFIX, MANIFESTS_PREFIX, TRAIN_PREFIX, settings
 from tasks import storage
 from tasks.aws import client, explained, sdk
 from tasks.infrastructure import Installation
-from tasks.registry import ModelVersion
-from tasks.training import ROLE_SECONDS, role_not_ready
 
 POLL_SECONDS = 1.0
 # Nothing is in progress any more.
@@ -40,6 +30,10 @@ class EndpointNotFound(Exception):
     """There is no such endpoint; the message says what to do."""
 
 
+class SmokeTestFailed(EndpointError):
+    """The endpoint answers, but not as a model worth serving does."""
+
+
 @dataclass(frozen=True)
 class ServingEndpoint:
     """An endpoint in service and the model version it serves."""
@@ -48,71 +42,67 @@ class ServingEndpoint:
     model_version: str
 
 
-@task(task_run_name="deploy {version.name}")
-def deploy(installation: Installation, version: ModelVersion) -> ServingEndpoint:
-    """Creates the endpoint or updates it to the version; does nothing where it serves that already."""
-    logger = get_run_logger()
-    model = f"{settings().stack}-{version.name}"
-    config = _ensure_config(installation, version, model)
-    endpoint = _find(installation.endpoint)
-    if endpoint is not None and str(endpoint.endpoint_status) not in ENDED:
-        endpoint = _wait(installation.endpoint, logger.info)  # somebody else's change, or an earlier attempt's
-    if endpoint is not None and str(endpoint.endpoint_status) != "InService":
-        # It serves nothing, and deleting is all that AWS allows.
-        logger.warning("endpoint %s is %s: %s", installation.endpoint, endpoint.endpoint_status, _reason(endpoint))
-        delete_endpoint(installation.endpoint)
-        endpoint = None
-    if endpoint is None:
-        logger.info("creating endpoint %s", installation.endpoint)
-        with explained(f"create endpoint {installation.endpoint}"):
-            Endpoint.create(endpoint_name=installation.endpoint, endpoint_config_name=config, **sdk())
-    elif str(endpoint.endpoint_config_name) != config:
-        logger.info("updating endpoint %s to %s", installation.endpoint, version.name)
-        with explained(f"update endpoint {installation.endpoint}"):
-            client("sagemaker").update_endpoint(EndpointName=installation.endpoint, EndpointConfigName=config)
-    else:
-        logger.info("endpoint %s serves %s already", installation.endpoint, version.name)
-    served = _wait(installation.endpoint, logger.info)
-    if str(served.endpoint_config_name) != config:
-        raise EndpointError(f"endpoint {installation.endpoint} kept its old model: {_reason(served)}")
-    return serving(installation)
+@dataclass(frozen=True)
+class KnownImage:
+    """A training image whose class is known."""
 
-
-@task(task_run_name="smoke-test the endpoint")
-def smoke_test(installation: Installation, run: str) -> list[float]:
-    """Sends one test image; raises EndpointError unless the answer is one probability per class."""
-    keys = sorted(storage.list_etags(installation.bucket, TEST_PREFIX))
-    if not keys:
-        raise EndpointError("there is no test image to try the endpoint with; run the prepare-data deployment first")
-    image = storage.get(installation.bucket, keys[0])
-    with explained(f"invoke endpoint {installation.endpoint}"):
-        answer = client("sagemaker-runtime").invoke_endpoint(
-            EndpointName=installation.endpoint,
-            ContentType="application/x-image",
-            Accept="application/json",
-            InferenceId=f"smoke-{run}",
-            Body=image,
-        )
-    body = answer["Body"].read()
-    try:
-        probabilities = [float(value) for value in json.loads(body)]
-    except (ValueError, TypeError):
-        probabilities = []
-    if len(probabilities) != len(installation.classes) or abs(sum(probabilities) - 1) > 0.01:
-        raise EndpointError(f"endpoint {installation.endpoint} answers nonsense: {body[:200]!r}")
-    return probabilities
+    key: str
+    label: str
+    content: bytes
 
 
 def serving(installation: Installation) -> ServingEndpoint:
     """The endpoint's model version. Raises EndpointNotFound or EndpointError where it does not serve."""
-    endpoint = _find(installation.endpoint)
+    endpoint = find(installation.endpoint)
     if endpoint is None:
         raise EndpointNotFound(
             f"no endpoint {installation.endpoint!r} in {sdk()['region']}; run the deploy-endpoint deployment first"
         )
     if str(endpoint.endpoint_status) not in ("InService", "Updating"):
-        raise EndpointError(f"endpoint {installation.endpoint} is {endpoint.endpoint_status}: {_reason(endpoint)}")
+        raise EndpointError(f"endpoint {installation.endpoint} is {endpoint.endpoint_status}: {reason(endpoint)}")
     return ServingEndpoint(installation.endpoint, str(endpoint.production_variants[0].variant_name))
+
+
+def known_images(installation: Installation) -> list[KnownImage]:
+    """The same few training images of every class each time. Raises EndpointError where a class has none."""
+    manifest = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}train.lst")
+    if not manifest:
+        raise EndpointError("there is no training image to try an endpoint with; run the prepare-data deployment first")
+    rows = [line.split("\t") for line in manifest.decode().splitlines()]
+    # In the order of a hash: neighbours in the manifest may be alike.
+    rows.sort(key=lambda row: hashlib.sha256(row[2].encode()).digest())
+    images = []
+    for label, name in enumerate(installation.classes):
+        chosen = [row[2] for row in rows if int(row[1]) == label][: settings().smoke_images_per_class]
+        if not chosen:
+            raise EndpointError(f"the training images have none of {name} to try an endpoint with")
+        for file in chosen:
+            content = storage.get(installation.bucket, TRAIN_PREFIX + file)
+            if content is None:
+                raise EndpointError(f"s3://{installation.bucket}/{TRAIN_PREFIX}{file} is missing; run prepare-data")
+            images.append(KnownImage(TRAIN_PREFIX + file, name, content))
+    return images
+
+
+def smoke_test(name: str, variant: str, images: list[KnownImage], classes: tuple[str, ...], run: str) -> list[str]:
+    """Asks an endpoint about known images and returns the inference ids.
+
+    Raises SmokeTestFailed unless every answer is one probability per class, given by that variant, every class is
+    recognized at least once, and the share of right answers reaches the setting.
+    """
+    right: Counter[str] = Counter()
+    ids = [f"smoke-{run}-{number}" for number in range(len(images))]
+    for image, inference_id in zip(images, ids, strict=True):
+        probabilities = _ask(name, variant, image, len(classes), inference_id)
+        right[image.label] += classes[probabilities.index(max(probabilities))] == image.label
+    accuracy = right.total() / len(images)
+    unseen = [label for label in classes if not right[label]]
+    if unseen or accuracy < settings().smoke_min_accuracy:
+        detail = f"never recognizes {', '.join(unseen)}" if unseen else f"needs {settings().smoke_min_accuracy:g}"
+        raise SmokeTestFailed(
+            f"endpoint {name} gets {right.total()} of {len(images)} known training images right and {detail}"
+        )
+    return ids
 
 
 def capture_prefix(endpoint: str) -> str:
@@ -122,92 +112,46 @@ def capture_prefix(endpoint: str) -> str:
 
 def delete_endpoint(name: str) -> bool:
     """Deletes an endpoint and waits until it is gone; False where there was none."""
-    endpoint = _find(name)
-    if endpoint is None:
+    if settled(name, lambda line: None) is None:
         return False
-    if str(endpoint.endpoint_status) not in ENDED:
-        _wait(name, lambda line: None)
     with explained(f"delete endpoint {name}"):
         client("sagemaker").delete_endpoint(EndpointName=name)
-    while _find(name) is not None:
+    while find(name) is not None:
         time.sleep(POLL_SECONDS)
     return True
 
 
-def _ensure_config(installation: Installation, version: ModelVersion, model: str) -> str:
-    """Creates model and endpoint config unless they exist; the config's name carries a hash of its content."""
-    chosen = settings()
-    destination = f"s3://{installation.bucket}/{CAPTURE_PREFIX}"
-    content = [model, chosen.endpoint_instance_type, chosen.endpoint_instance_count, destination, version.image]
-    config = f"{model}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]}"
-    container = ContainerDefinition(
-        image=version.image,
-        model_data_url=version.artifact_uri,
-        environment={"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"},
-    )
-    if not _exists(lambda: Model.get(model, **sdk())):
-        deadline = time.monotonic() + ROLE_SECONDS
-        while True:
-            with explained(f"create model {model}"):
-                try:
-                    Model.create(
-                        model_name=model,
-                        primary_container=container,
-                        execution_role_arn=installation.hosting_role_arn,
-                        **sdk(),
-                    )
-                    break
-                except ClientError as error:
-                    if not role_not_ready(error) or time.monotonic() > deadline:
-                        raise
-            time.sleep(5)
-    if not _exists(lambda: EndpointConfig.get(config, **sdk())):
-        with explained(f"create endpoint config {config}"):
-            EndpointConfig.create(
-                endpoint_config_name=config,
-                production_variants=[
-                    ProductionVariant(
-                        variant_name=version.name,
-                        model_name=model,
-                        instance_type=chosen.endpoint_instance_type,
-                        initial_instance_count=chosen.endpoint_instance_count,
-                        initial_variant_weight=1.0,
-                    )
-                ],
-                data_capture_config=DataCaptureConfig(
-                    enable_capture=True,
-                    initial_sampling_percentage=100,
-                    destination_s3_uri=destination,
-                    capture_options=[CaptureOption(capture_mode="Input"), CaptureOption(capture_mode="Output")],
-                    capture_content_type_header=CaptureContentTypeHeader(json_content_types=["application/json"]),
-                ),
-                **sdk(),
-            )
-    return config
-
-
-def _wait(name: str, progress: Progress) -> Endpoint:
+def wait_in_service(name: str, progress: Progress) -> Endpoint:
     """Waits until nothing is in progress and returns the endpoint in service. Raises EndpointError otherwise."""
+    endpoint = settled(name, progress)
+    if endpoint is None:
+        raise EndpointError(f"endpoint {name} is gone")
+    if str(endpoint.endpoint_status) != "InService":
+        raise EndpointError(f"endpoint {name} is {endpoint.endpoint_status}: {reason(endpoint)}")
+    return endpoint
+
+
+def settled(name: str, progress: Progress) -> Endpoint | None:
+    """The endpoint once nothing is in progress; None where there is none. Raises EndpointError after a long wait."""
     deadline = time.monotonic() + settings().endpoint_max_seconds
     reported = ""
     while True:
-        endpoint = _find(name)
+        endpoint = find(name)
         if endpoint is None:
-            raise EndpointError(f"endpoint {name} is gone")
+            return None
         status = str(endpoint.endpoint_status)
         if status != reported:
             reported = status
             progress(f"endpoint {name}: {status}")
-        if status == "InService":
-            return endpoint
         if status in ENDED:
-            raise EndpointError(f"endpoint {name} is {status}: {_reason(endpoint)}")
+            return endpoint
         if time.monotonic() > deadline:
             raise EndpointError(f"endpoint {name} is {status} for {settings().endpoint_max_seconds} s")
         time.sleep(POLL_SECONDS)
 
 
-def _find(name: str) -> Endpoint | None:
+def find(name: str) -> Endpoint | None:
+    """The endpoint as AWS describes it; None where there is none."""
     with explained(f"look at endpoint {name}"):
         try:
             return Endpoint.get(name, **sdk())
@@ -217,17 +161,36 @@ def _find(name: str) -> Endpoint | None:
             raise
 
 
-def _exists(get: Callable[[], object]) -> bool:
-    with explained("look for models and endpoint configs"):
-        try:
-            get()
-            return True
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "ValidationException":
-                return False
-            raise
+def reason(endpoint: Endpoint) -> str:
+    """Why AWS says that an endpoint failed."""
+    given = endpoint.failure_reason
+    return given if isinstance(given, str) else "AWS gives no reason"
 
 
-def _reason(endpoint: Endpoint) -> str:
-    reason = endpoint.failure_reason
-    return reason if isinstance(reason, str) else "AWS gives no reason"
+def _ask(name: str, variant: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
+    runtime = client("sagemaker-runtime")
+    try:
+        with explained(f"invoke endpoint {name}"):
+            try:
+                answer = runtime.invoke_endpoint(
+                    EndpointName=name,
+                    ContentType="application/x-image",
+                    Accept="application/json",
+                    InferenceId=inference_id,
+                    Body=image.content,
+                )
+            except runtime.exceptions.ModelError as error:
+                status, lines = error.response["OriginalStatusCode"], error.response["OriginalMessage"].splitlines()
+                message = (
+                    f"endpoint {name} fails on {image.key}: the model answered {status}: {lines[0] if lines else ''}"
+                )
+                raise SmokeTestFailed(message) from error
+        body = answer["Body"].read()
+        probabilities = [float(value) for value in json.loads(body)]
+    except (ValueError, TypeError) as error:
+        raise SmokeTestFailed(f"endpoint {name} answers nonsense to {image.key}: {body[:200]!r}") from error
+    if answer["InvokedProductionVariant"] != variant:
+        raise SmokeTestFailed(f"endpoint {name} answers with {answer['InvokedProductionVariant']}, not {variant}")
+    if len(probabilities) != classes or not abs(sum(probabilities) - 1) < 0.01 or min(probabilities) < 0:
+        raise SmokeTestFailed(f"endpoint {name} answers nonsense to {image.key}: {body[:200]!r}")
+    return probabilities

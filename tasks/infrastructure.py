@@ -64,7 +64,8 @@ def deploy_workflow_stack(bucket: str, progress: Any) -> None:
         "Bucket": bucket,
         "EndpointName": settings().endpoint,
         "Classes": ",".join(settings().classes),
-        "Threshold": None if settings().threshold is None else str(settings().threshold),
+        # A threshold that the model recommends comes with the model.
+        "Threshold": str(settings().threshold) if isinstance(settings().threshold, float) else None,
         "Runtime": settings().lambda_runtime,
         "ReservedConcurrency": str(settings().lambda_concurrency),
         "SerializeImageDataKey": keys["serialize_image_data"],
@@ -74,6 +75,17 @@ def deploy_workflow_stack(bucket: str, progress: Any) -> None:
     }
     outcome = deploy_stack(settings().stack, ROOT / "infrastructure" / "workflow.yaml", parameters)
     progress(f"stack {settings().stack}: {outcome}")
+
+
+def change_threshold(threshold: float, progress: Any) -> None:
+    """Gives the workflow stack another threshold and leaves the rest of it as it is."""
+    name = settings().stack
+    stack = _settled(name)
+    if stack is None:
+        raise InfrastructureError(f"there is no stack {name!r}; run the prepare-data deployment first")
+    parameters: dict[str, str | None] = {parameter["ParameterKey"]: None for parameter in stack["Parameters"]}
+    outcome = deploy_stack(name, None, {**parameters, "Threshold": repr(threshold)})
+    progress(f"stack {name}: {outcome}, the threshold is {threshold:.4f}")
 
 
 def installation() -> Installation:
@@ -97,10 +109,10 @@ def stack_outputs(name: str) -> dict[str, str]:
     return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
 
 
-def deploy_stack(name: str, template: Path, parameters: dict[str, str | None]) -> str:
+def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | None]) -> str:
     """Brings a stack to its template by a change set: 'created', 'updated' or 'unchanged'.
 
-    A parameter that is None keeps the stack's value, or the template's default. Raises InfrastructureError.
+    A template or parameter that is None keeps the stack's, or the template's default. Raises InfrastructureError.
     """
     cloudformation = client("cloudformation")
     stack = _settled(name)
@@ -116,7 +128,7 @@ def deploy_stack(name: str, template: Path, parameters: dict[str, str | None]) -
             StackName=name,
             ChangeSetName=change_set,
             ChangeSetType="UPDATE" if exists else "CREATE",
-            TemplateBody=template.read_text(),
+            **({"TemplateBody": template.read_text()} if template else {"UsePreviousTemplate": True}),
             Capabilities=["CAPABILITY_IAM"],
             Parameters=_parameters(parameters, {p["ParameterKey"] for p in (stack or {}).get("Parameters", [])}),
         )
@@ -131,6 +143,17 @@ def deploy_stack(name: str, template: Path, parameters: dict[str, str | None]) -
     if done is None or done["StackStatus"] not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
         raise InfrastructureError(f"stack {name}: {done and done['StackStatus']}: {_failure(name)}")
     return "updated" if exists else "created"
+
+
+def delete_stack(name: str) -> None:
+    """Deletes a stack and waits until it is gone; one that is not there is no error. Raises InfrastructureError."""
+    if _settled(name) is None:
+        return
+    with explained(f"delete the stack {name}"):
+        client("cloudformation").delete_stack(StackName=name)
+    left = _settled(name)
+    if left is not None:
+        raise InfrastructureError(f"stack {name}: {left['StackStatus']}: {_failure(name)}")
 
 
 def _parameters(values: dict[str, str | None], previous: set[str]) -> list[dict[str, Any]]:

@@ -1,17 +1,25 @@
-"""The model package group: every trained model is a version in it."""
+"""The model package group: every trained model is a version in it, with its figures and what was decided about it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import ClientError
 from prefect import task
+from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 from sagemaker.core import image_uris
 from sagemaker.core.resources import ModelPackage, ModelPackageGroup
 
 from settings import settings
 from tasks.aws import client, explained, sdk
-from tasks.training import TrainedModel
+from tasks.endpoint import find
+from tasks.infrastructure import Installation
+from tasks.training import CompletedJob, TrainingPlan
+
+APPROVED, REJECTED, PENDING = "Approved", "Rejected", "PendingManualApproval"
+MAX_DESCRIPTION = 1024
+NO_REASON = "no reason given"
 
 
 class NoModel(Exception):
@@ -20,81 +28,145 @@ class NoModel(Exception):
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A version of the model package group."""
+    """A version of the model package group. status: Approved, Rejected or PendingManualApproval, for this `reason`."""
 
     number: int
     arn: str
     artifact_uri: str
     image: str
-    fingerprint: str
-    training_job: str
+    status: str
+    reason: str
+    metadata: dict[str, str]
 
     @property
     def name(self) -> str:
         """The variant's name on the endpoint, such as v7."""
         return f"v{self.number}"
 
+    @property
+    def threshold(self) -> float | None:
+        """The confidence threshold that the model recommends; None where no threshold reached the target."""
+        value = self.metadata.get("threshold")
+        return float(value) if value else None
+
 
 @task(task_run_name="find a model of the same training")
 def find_trained(fingerprint: str) -> ModelVersion | None:
     """The newest version that was trained with the same data, code and hyperparameters."""
-    return next((version for version in versions() if version.fingerprint == fingerprint), None)
+    return next((version for version in versions() if version.metadata.get("fingerprint") == fingerprint), None)
 
 
-@task(task_run_name="register {model.job_name}")
-def register(model: TrainedModel) -> ModelVersion:
-    """Makes a trained model a version; one that is registered already is found again."""
+@task(task_run_name="register {job.name}")
+def register(job: CompletedJob, plan: TrainingPlan) -> ModelVersion:
+    """Makes a trained model a version that awaits a decision; one that is registered already is found again."""
     logger = get_run_logger()
     for version in versions():
-        if version.training_job == model.job_name:
+        if version.metadata.get("training_job") == job.name:
             return version
     _ensure_group()
     with explained("register the model"):
         # Not ModelPackage.create: for a version of a group it looks for a ModelPackageName that AWS does not answer.
         arn = client("sagemaker").create_model_package(
             ModelPackageGroupName=settings().model_package_group,
-            ModelPackageDescription=f"Trained by {model.job_name}",
+            ModelPackageDescription=f"Trained by {job.name}",
             InferenceSpecification={
-                "Containers": [{"Image": inference_image(), "ModelDataUrl": model.artifact_uri}],
+                "Containers": [{"Image": inference_image(), "ModelDataUrl": job.artifact_uri}],
                 "SupportedContentTypes": ["application/x-image"],
                 "SupportedResponseMIMETypes": ["application/json"],
             },
-            ModelApprovalStatus="Approved",
+            ModelApprovalStatus=PENDING,
             CustomerMetadataProperties={
-                "fingerprint": model.fingerprint,
-                "training_job": model.job_name,
-                **{name.replace(":", "_"): f"{value:.4f}" for name, value in model.metrics.items()},
+                "fingerprint": plan.fingerprint,
+                "data_fingerprint": plan.data_fingerprint,
+                "training_job": job.name,
+                **{name.replace(":", "_"): f"{value:.6g}" for name, value in job.metrics.items()},
             },
         )["ModelPackageArn"]
     version = _version(arn)
-    logger.info("registered %s as %s of %s", model.job_name, version.name, settings().model_package_group)
+    logger.info("registered %s as %s of %s", job.name, version.name, settings().model_package_group)
     return version
+
+
+def look_again(version: ModelVersion) -> ModelVersion:
+    """The version as the registry has it now."""
+    return _version(version.arn)
+
+
+def decide(version: ModelVersion, status: str, reason: str) -> ModelVersion:
+    """Writes a decision and its reason into the registry and returns the version with them."""
+    description = " ".join(reason.split())[:MAX_DESCRIPTION]  # AWS takes no line breaks
+    with explained(f"decide on {version.name}"):
+        client("sagemaker").update_model_package(
+            ModelPackageArn=version.arn, ModelApprovalStatus=status, ApprovalDescription=description
+        )
+    return _version(version.arn)
 
 
 @task(task_run_name="choose the model")
 def approved_model(number: int | None = None) -> ModelVersion:
     """The approved version of that number, or the newest one. Raises NoModel where there is none."""
-    for version in versions(approved=True):
+    for version in versions(APPROVED):
         if number in (None, version.number):
             return version
-    wanted = "approved version" if number is None else f"approved version {number}"
     group = settings().model_package_group
-    raise NoModel(f"the model package group {group} has no {wanted}; run the train-model deployment first")
+    if number is not None:
+        found = next((version for version in versions() if version.number == number), None)
+        if found is None:
+            raise NoModel(f"the model package group {group} has no version {number}")
+        raise NoModel(f"{found.name} of {group} is {found.status}, not Approved: {found.reason or NO_REASON}")
+    newest = next(versions(), None)
+    if newest is None:
+        raise NoModel(f"the model package group {group} has no version; run the train-model deployment first")
+    raise NoModel(
+        f"the model package group {group} has no approved version; the newest, {newest.name}, is {newest.status}: "
+        f"{newest.reason or NO_REASON}"
+    )
 
 
-def versions(approved: bool = False) -> list[ModelVersion]:
-    """Versions of the group, newest first; empty where there is no group."""
+def versions(status: str | None = None) -> Iterator[ModelVersion]:
+    """Versions of the group, newest first, each looked up when its turn comes; none where there is no group."""
     request: dict[str, Any] = {"ModelPackageGroupName": settings().model_package_group, "SortOrder": "Descending"}
-    if approved:
-        request["ModelApprovalStatus"] = "Approved"
+    if status:
+        request["ModelApprovalStatus"] = status
+    pages = client("sagemaker").get_paginator("list_model_packages").paginate(**request)
     with explained("list the model packages"):
         try:
-            page = client("sagemaker").list_model_packages(MaxResults=100, **request)
+            for page in pages:
+                for summary in page["ModelPackageSummaryList"]:
+                    yield _version(summary["ModelPackageArn"])
         except ClientError as error:
-            if error.response["Error"]["Code"] == "ValidationException":
-                return []
-            raise
-        return [_version(summary["ModelPackageArn"]) for summary in page["ModelPackageSummaryList"]]
+            if error.response["Error"]["Code"] != "ValidationException":
+                raise
+
+
+@task(task_run_name="show the registry")
+def show_registry(installation: Installation) -> None:
+    """Leaves the versions, their figures and decisions as a table in the Prefect UI."""
+    endpoint = find(installation.endpoint)
+    serving = [str(variant.variant_name) for variant in endpoint.production_variants] if endpoint else []
+    champion = next(versions(APPROVED), None)
+    rows = []
+    for version in versions():
+        roles = [
+            *(["champion"] if champion and version.number == champion.number else []),
+            *(["serving"] if version.name in serving else []),
+        ]
+        figures = version.metadata
+        rows.append(
+            {
+                "version": version.name,
+                "": ", ".join(roles),
+                "status": version.status,
+                "decision": version.reason,
+                "accuracy": figures.get("validation_accuracy", ""),
+                "calibration error": figures.get("validation_ece", ""),
+                "recommended threshold": figures.get("threshold", "none"),
+                "coverage": figures.get("threshold_coverage", ""),
+                "training job": figures.get("training_job", ""),
+                "data": figures.get("data_fingerprint", "")[:12],
+            }
+        )
+    create_table_artifact(rows, key="model-registry", description=f"Versions of {settings().model_package_group}")
 
 
 def inference_image() -> str:
@@ -116,15 +188,16 @@ def _version(arn: str) -> ModelVersion:
     with explained(f"look at {arn}"):
         package = ModelPackage.get(arn, **sdk())
     container = package.inference_specification.containers[0]
-    metadata = package.customer_metadata_properties
-    metadata = metadata if isinstance(metadata, dict) else {}
+    # What AWS leaves out of its answer is Unassigned, not None.
+    metadata, reason = package.customer_metadata_properties, package.approval_description
     return ModelVersion(
         number=int(package.model_package_version),
         arn=arn,
         artifact_uri=str(container.model_data_url),
         image=str(container.image),
-        fingerprint=metadata.get("fingerprint", ""),
-        training_job=metadata.get("training_job", ""),
+        status=str(package.model_approval_status),
+        reason=reason if isinstance(reason, str) else "",
+        metadata=metadata if isinstance(metadata, dict) else {},
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tasks.aws import client, explained
+from tasks.aws import AwsError, client, explained
 
 PARALLEL_REQUESTS = 16
 
@@ -40,6 +40,27 @@ def delete_others(bucket: str, prefix: str, keep: Iterable[str]) -> int:
             keys = [{"Key": key} for key in others[start : start + 1000]]
             client("s3").delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
     return len(others)
+
+
+def empty(bucket: str) -> int:
+    """Deletes every object of a bucket with all its versions, for good; returns how many there were."""
+    deleted = 0
+    with explained(f"empty the bucket {bucket}"):
+        for page in client("s3").get_paginator("list_object_versions").paginate(Bucket=bucket):
+            there = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            objects = [{"Key": item["Key"], "VersionId": item["VersionId"]} for item in there]
+            if objects:
+                answer = client("s3").delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+                if answer.get("Errors"):
+                    raise AwsError(f"empty the bucket {bucket}: {answer['Errors'][0]}")
+            deleted += len(objects)
+    return deleted
+
+
+def delete(bucket: str, key: str) -> None:
+    """Deletes an object; one that is not there is no error."""
+    with explained(f"delete s3://{bucket}/{key}"):
+        client("s3").delete_object(Bucket=bucket, Key=key)
 
 
 def put(bucket: str, key: str, content: bytes) -> None:

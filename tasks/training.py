@@ -29,15 +29,35 @@ from sagemaker.core.shapes import (
 
 from settings import CODE_PREFIX, MANIFESTS_PREFIX, MODELS_PREFIX, ROOT, TRAIN_PREFIX, settings
 from tasks import storage
-from tasks.aws import client, explained, sdk
+from tasks.aws import client, explained, sdk, with_fresh_role
 from tasks.infrastructure import Installation
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 POLL_SECONDS = 2.0
-# A role that was made seconds ago can't be assumed everywhere yet.
-ROLE_SECONDS = 90
-SOURCES = ("train.py", "network.py", "inference.py", "requirements.txt")
-METRICS = {"train:loss": r"train_loss=([0-9.]+)", "train:accuracy": r"train_accuracy=([0-9.]+)"}
+SOURCES = (
+    "train.py",
+    "evaluate.py",
+    "out_of_fold.py",
+    "calibration.py",
+    "network.py",
+    "inference.py",
+    "requirements.txt",
+)
+# validation: is of predictions by networks that were not fitted on the image. Scripts print a ":" as "_".
+METRICS = (
+    "train:loss",
+    "train:accuracy",
+    "validation:accuracy",
+    "validation:ece_before",
+    "validation:ece",
+    "validation:brier_before",
+    "validation:brier",
+    "temperature",
+    "threshold",
+    "threshold:coverage",
+    "threshold:accuracy",
+    "threshold:lower_bound",
+)
 
 Progress = Callable[[str], None]
 
@@ -47,76 +67,107 @@ class TrainingError(Exception):
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
-    """What a job is to be run with; the same plan has the same fingerprint."""
+class JobPlan:
+    """A script of classifier/ and what it is to be run with. channels: S3 URI by name; metrics: those it prints."""
 
+    program: str
     source_uri: str
     hyperparameters: dict[str, str]
-    fingerprint: str
+    channels: dict[str, str]
+    metrics: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """A completed job's artifact and last metrics."""
+class TrainingPlan:
+    """A training and its identity: the same data, code and hyperparameters have the same fingerprint.
 
-    job_name: str
+    data_fingerprint: SHA-256 of the training manifest.
+    """
+
+    job: JobPlan
+    fingerprint: str
+    data_fingerprint: str
+
+
+@dataclass(frozen=True)
+class CompletedJob:
+    """A completed job's artifact and the last value of each metric."""
+
+    name: str
     artifact_uri: str
     metrics: dict[str, float]
-    fingerprint: str
 
 
 @task(task_run_name="plan training")
 def plan_training(installation: Installation) -> TrainingPlan:
     """Uploads the training code and derives the hyperparameters from data and settings."""
-    manifest = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}train.lst")
+    bucket, chosen = installation.bucket, settings()
+    manifest = storage.get(bucket, f"{MANIFESTS_PREFIX}train.lst")
     if not manifest:
         raise TrainingError("there is no training data; run the prepare-data deployment first")
     hyperparameters = {
         "image_shape": "3,32,32",
         "num_classes": str(len(installation.classes)),
         "num_training_samples": str(len(manifest.splitlines())),
-        "epochs": str(settings().epochs),
-        "learning_rate": str(settings().learning_rate),
-        "mini_batch_size": str(settings().mini_batch_size),
-        "seed": str(settings().seed),
-        "members": str(settings().members),
+        "epochs": str(chosen.epochs),
+        "learning_rate": str(chosen.learning_rate),
+        "mini_batch_size": str(chosen.mini_batch_size),
+        "seed": str(chosen.seed),
+        "folds": str(chosen.folds),
+        "repeats": str(chosen.repeats),
+        "threshold_target": str(chosen.threshold_target),
+        "threshold_level": str(chosen.threshold_level),
     }
+    job = JobPlan("train.py", upload_source(bucket), hyperparameters, training_channels(bucket), METRICS)
+    data = storage.list_etags(bucket, TRAIN_PREFIX)
+    identity = json.dumps([sorted(data.items()), manifest.decode(), job.source_uri, hyperparameters], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+    return TrainingPlan(job, fingerprint, hashlib.sha256(manifest).hexdigest())
+
+
+def training_channels(bucket: str) -> dict[str, str]:
+    """S3 URIs of the training images and their manifest, by channel."""
+    return {"train": f"s3://{bucket}/{TRAIN_PREFIX}", "train_lst": f"s3://{bucket}/{MANIFESTS_PREFIX}train.lst"}
+
+
+def upload_source(bucket: str) -> str:
+    """Uploads classifier/ under a key that carries its hash and returns its S3 URI."""
     source = source_archive()
     key = f"{CODE_PREFIX}classifier-{hashlib.sha256(source).hexdigest()[:16]}.tar.gz"
-    storage.upload_changed(installation.bucket, CODE_PREFIX, {key: source})
-    data = storage.list_etags(installation.bucket, TRAIN_PREFIX)
-    identity = json.dumps([sorted(data.items()), manifest.decode(), key, hyperparameters], sort_keys=True)
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    return TrainingPlan(f"s3://{installation.bucket}/{key}", hyperparameters, fingerprint)
+    storage.upload_changed(bucket, CODE_PREFIX, {key: source})
+    return f"s3://{bucket}/{key}"
 
 
 @task(task_run_name="train {run}")
-def train(installation: Installation, plan: TrainingPlan, run: str) -> TrainedModel:
+def train(installation: Installation, plan: TrainingPlan, run: str) -> CompletedJob:
     """Trains, or re-attaches to the job of this run, and waits for it with its log in the flow run's log."""
-    logger = get_run_logger()
-    name = start_or_attach(installation, plan, run, logger.info)
-    return wait(name, plan.fingerprint, logger.info)
+    return run_job(installation, plan.job, f"{settings().stack}-{run}", get_run_logger().info)
 
 
-def start_or_attach(installation: Installation, plan: TrainingPlan, run: str, progress: Progress) -> str:
-    """The name of this run's job that is running or complete; starts one where there is none.
+def run_job(installation: Installation, plan: JobPlan, name: str, progress: Progress) -> CompletedJob:
+    """Starts the job of that name, or re-attaches to it, and waits for it. Raises TrainingError."""
+    return wait(start_or_attach(installation, plan, name, progress), progress)
 
-    A job of the run that failed or was stopped is left alone and the next attempt gets a number.
+
+def start_or_attach(installation: Installation, plan: JobPlan, name: str, progress: Progress) -> str:
+    """The name of the job that is running or complete; starts one where there is none.
+
+    A job of that name that failed or was stopped is left alone and the next attempt gets a number.
     """
     for attempt in range(1, 100):
-        name = f"{settings().stack}-{run}" + (f"-{attempt}" if attempt > 1 else "")
-        job = _find(name)
+        numbered = name + (f"-{attempt}" if attempt > 1 else "")
+        job = _find(numbered)
         if job is None:
-            _start(name, installation, plan)
-            progress(f"started training job {name}")
-            return name
+            _start(numbered, installation, plan)
+            progress(f"started training job {numbered}")
+            return numbered
         if job.training_job_status in ("InProgress", "Completed"):
-            progress(f"training job {name} is {job.training_job_status}: re-attached")
-            return name
-    raise TrainingError(f"run {run} has 99 training jobs that did not complete")
+            progress(f"training job {numbered} is {job.training_job_status}: re-attached")
+            return numbered
+    raise TrainingError(f"{name} has 99 training jobs that did not complete")
 
 
-def wait(name: str, fingerprint: str, progress: Progress) -> TrainedModel:
+def wait(name: str, progress: Progress) -> CompletedJob:
     """Waits for the job to complete. Raises TrainingError for every other end; a cancelled flow stops the job."""
     log = _JobLog(name, progress)
     status = ""
@@ -142,11 +193,10 @@ def wait(name: str, fingerprint: str, progress: Progress) -> TrainedModel:
         reason = getattr(job, "failure_reason", None)
         raise TrainingError(f"training job {name} is {job.training_job_status}: {reason or job.secondary_status}")
     metrics = job.final_metric_data_list if isinstance(job.final_metric_data_list, list) else []
-    return TrainedModel(
+    return CompletedJob(
         name,
         str(job.model_artifacts.s3_model_artifacts),
         {str(metric.metric_name): float(metric.value) for metric in metrics},
-        fingerprint,
     )
 
 
@@ -179,8 +229,7 @@ def _find(name: str) -> TrainingJob | None:
             raise
 
 
-def _start(name: str, installation: Installation, plan: TrainingPlan) -> None:
-    bucket = installation.bucket
+def _start(name: str, installation: Installation, plan: JobPlan) -> None:
     chosen = settings()
     image = image_uris.retrieve(
         "pytorch",
@@ -190,45 +239,32 @@ def _start(name: str, installation: Installation, plan: TrainingPlan) -> None:
         instance_type=chosen.training_instance_type,
         image_scope="training",
     )
-    metrics = [MetricDefinition(name=metric, regex=regex) for metric, regex in METRICS.items()]
-    deadline = time.monotonic() + ROLE_SECONDS
-    while True:
-        with explained(f"create training job {name}"):
-            try:
-                TrainingJob.create(
-                    training_job_name=name,
-                    role_arn=installation.training_role_arn,
-                    algorithm_specification=AlgorithmSpecification(
-                        training_image=image, training_input_mode="File", metric_definitions=metrics
-                    ),
-                    hyper_parameters={
-                        **plan.hyperparameters,
-                        "sagemaker_program": "train.py",
-                        "sagemaker_container_log_level": "30",  # the toolkit would print its whole environment
-                        "sagemaker_submit_directory": plan.source_uri,
-                    },
-                    input_data_config=[
-                        _channel("train", f"s3://{bucket}/{TRAIN_PREFIX}"),
-                        _channel("train_lst", f"s3://{bucket}/{MANIFESTS_PREFIX}train.lst"),
-                    ],
-                    output_data_config=OutputDataConfig(s3_output_path=f"s3://{bucket}/{MODELS_PREFIX}"),
-                    resource_config=ResourceConfig(
-                        instance_type=chosen.training_instance_type, instance_count=1, volume_size_in_gb=10
-                    ),
-                    stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
-                    **sdk(),
-                )
-                return
-            except ClientError as error:
-                if not role_not_ready(error) or time.monotonic() > deadline:
-                    raise
-        time.sleep(5)
-
-
-def role_not_ready(error: ClientError) -> bool:
-    """Whether SageMaker could not assume a role that may have been made just now."""
-    message = error.response["Error"].get("Message", "")
-    return error.response["Error"]["Code"] == "ValidationException" and "assume" in message.lower()
+    metrics = [
+        MetricDefinition(name=metric, regex=rf"\b{metric.replace(':', '_')}=([0-9.e+-]+)") for metric in plan.metrics
+    ]
+    with explained(f"create training job {name}"):
+        with_fresh_role(
+            lambda: TrainingJob.create(
+                training_job_name=name,
+                role_arn=installation.training_role_arn,
+                algorithm_specification=AlgorithmSpecification(
+                    training_image=image, training_input_mode="File", metric_definitions=metrics
+                ),
+                hyper_parameters={
+                    **plan.hyperparameters,
+                    "sagemaker_program": plan.program,
+                    "sagemaker_container_log_level": "30",  # the toolkit would print its whole environment
+                    "sagemaker_submit_directory": plan.source_uri,
+                },
+                input_data_config=[_channel(channel, uri) for channel, uri in plan.channels.items()],
+                output_data_config=OutputDataConfig(s3_output_path=f"s3://{installation.bucket}/{MODELS_PREFIX}"),
+                resource_config=ResourceConfig(
+                    instance_type=chosen.training_instance_type, instance_count=1, volume_size_in_gb=10
+                ),
+                stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
+                **sdk(),
+            )
+        )
 
 
 def _channel(name: str, uri: str) -> Channel:

@@ -74,7 +74,7 @@ def test_an_endpoint_that_does_not_exist_and_no_model(installed: Any) -> None:
     )
     assert prepared[0] == "COMPLETED"
     assert {deployed[0], evaluated[0], reported[0]} == {"FAILED"}
-    assert "no approved version; run the train-model deployment first" in deployed[1]
+    assert "has no version; run the train-model deployment first" in deployed[1]
     assert "no endpoint 'empty-classifier'" in evaluated[1]
     assert "run the deploy-endpoint deployment first" in evaluated[1]
     assert "run the nightly-evaluation deployment first" in reported[1]

@@ -18,7 +18,15 @@ from tasks.infrastructure import stack_outputs
 from tests.integration.conftest import run_flow
 
 STACK = "permissions"
-SMALL = {"SCONES_GENERATED_PER_CLASS": "12", "SCONES_GENERATED_TEST_PER_CLASS": "2", "SCONES_EPOCHS": "1"}
+SMALL = {
+    "SCONES_GENERATED_PER_CLASS": "12",
+    "SCONES_GENERATED_TEST_PER_CLASS": "2",
+    "SCONES_GATE_MIN_ACCURACY": "0",
+    # So that one is recommended, and old models are pruned.
+    "SCONES_THRESHOLD": "recommended",
+    "SCONES_THRESHOLD_TARGET": "0.1",
+    "SCONES_RETAINED_VERSIONS": "1",
+}
 PIPELINE = """
 from flows.pipeline import pipeline
 from flows.teardown import teardown
@@ -47,6 +55,9 @@ BY_AWS = {
     "ecr:GetAuthorizationToken": "SageMaker pulls the container image",
     "cloudwatch:PutMetricData": "SageMaker publishes the job's metrics",
     "logs:DescribeLogStreams": "SageMaker continues a log stream",
+    "lambda:GetFunction": "CloudFormation calls it for the flow runner",
+    "lambda:GetFunctionConfiguration": "CloudFormation calls it for the flow runner",
+    "lambda:UpdateFunctionConfiguration": "CloudFormation calls it for the flow runner",
     "lambda:InvokeFunction": "Step Functions invokes the functions; an execution that ended proves it",
 }
 BY_LAMBDA = {

@@ -99,9 +99,9 @@ def test_ctrl_c_in_the_demo_stops_everything(own: tuple[LocalConfig, dict[str, s
     seen = []
     for line in demo.stdout:
         seen.append(line)
-        if "epoch=1 " in line:  # a training job runs in a session of its own by now
+        if "epoch=1/" in line:  # a training job runs in a session of its own by now
             break
-    assert "epoch=1 " in seen[-1], "".join(seen)
+    assert "epoch=1/" in seen[-1], "".join(seen)
     os.killpg(demo.pid, signal.SIGINT)
     output = demo.communicate(timeout=90)[0]
     assert demo.returncode != 0

@@ -16,7 +16,7 @@ from local_aws.config import ROOT
 from tasks import storage
 from tasks.aws import client, sdk
 from tasks.infrastructure import Installation
-from tasks.training import TrainingError, TrainingPlan, start_or_attach, stop, wait
+from tasks.training import JobPlan, TrainingError, start_or_attach, stop, training_channels, wait
 
 
 def archive(**files: str) -> bytes:
@@ -29,10 +29,11 @@ def archive(**files: str) -> bytes:
     return buffer.getvalue()
 
 
-def plan_of(installed: Installation, script: str) -> TrainingPlan:
+def plan_of(installed: Installation, script: str) -> JobPlan:
     key = f"code/test-{uuid.uuid4().hex}.tar.gz"
     storage.put(installed.bucket, key, archive(train=script))
-    return TrainingPlan(f"s3://{installed.bucket}/{key}", {"epochs": "1"}, "fingerprint")
+    channels = training_channels(installed.bucket)
+    return JobPlan("train.py", f"s3://{installed.bucket}/{key}", {"epochs": "1"}, channels, ())
 
 
 def test_a_failing_script_gives_its_exception_as_the_reason(installed: Any) -> None:
@@ -40,7 +41,7 @@ def test_a_failing_script_gives_its_exception_as_the_reason(installed: Any) -> N
     plan = plan_of(installed, 'print("hello from the script")\nraise RuntimeError("the kettle is empty")\n')
     name = start_or_attach(installed, plan, f"fail{uuid.uuid4().hex[:8]}", lines.append)
     with pytest.raises(TrainingError, match=r"(?s)is Failed: .*kettle is empty"):
-        wait(name, "f", lines.append)
+        wait(name, lines.append)
     assert any("hello from the script" in line for line in lines)
 
 
@@ -55,7 +56,7 @@ def test_a_stopped_job_is_no_success_and_its_retry_is_a_new_job(installed: Any) 
         time.sleep(0.2)
     stop(name)
     with pytest.raises(TrainingError, match="is Stopped"):
-        wait(name, "f", lines.append)
+        wait(name, lines.append)
     again = start_or_attach(installed, plan, run, lines.append)
     assert again == f"{name}-2"
     stop(again)

@@ -29,7 +29,7 @@ def run_training(
         (folder / "train" / damage).write_bytes(b"not an image")
     (folder / "train_lst" / "train.lst").write_text(manifest(dataset.train))
     defaults = ["--num_classes", "2", "--num_training_samples", str(samples), "--epochs", "2", "--seed", "3"]
-    defaults += ["--members", "2"]
+    defaults += ["--folds", "2", "--repeats", "2"]
     environment = {
         **os.environ,
         "SM_CHANNEL_TRAIN": str(folder / "train"),
@@ -45,15 +45,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     done = run_training(folder)
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
-    epochs = sorted((line[2], line[0]) for line in lines)
-    assert epochs == [(f"member={m}", f"epoch={e}") for m in (1, 2) for e in (1, 2)]
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("member=")]
+    epochs = sorted((line[0], line[1]) for line in lines)
+    assert epochs == [(f"member={m}/4", f"epoch={e}/2") for m in (1, 2, 3, 4) for e in (1, 2)]
     return folder / "model"
 
 
 def test_the_artifact_has_weights_and_code(model: Path) -> None:
-    assert {path.name for path in model.iterdir()} == {"model.pt", "model.json", "code"}
-    assert {path.name for path in (model / "code").iterdir()} == {"inference.py", "network.py", "requirements.txt"}
+    names = {"model.pt", "model.json", "metrics.json", "out_of_fold.csv", "code"}
+    assert {path.name for path in model.iterdir()} == names
+    code = {"inference.py", "network.py", "out_of_fold.py", "requirements.txt"}
+    assert {path.name for path in (model / "code").iterdir()} == code
 
 
 def test_a_seed_gives_the_same_weights_again(model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,346 @@
+"""The classifier's figures: python -m benchmarks.model --dataset ARCHIVE.
+
+Runs classifier/train.py as a training job would, with the settings' hyperparameters: once per seed on all training
+images, scored on the test images, and by repeated cross-validation, in which every job sees only the other folds.
+Nothing is chosen here. Exits with 1 where a floor is missed; floors of accuracy hold for CIFAR-100 only.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import model_charts
+from settings import ROOT, settings
+from tasks.dataset import Dataset, DatasetError, Split, download, from_archive, generated, manifest, png
+from tasks.metrics import wilson_interval
+
+sys.path.insert(0, str(ROOT / "classifier"))
+import inference
+from calibration import (
+    bootstrap_interval,
+    brier_score,
+    calibrated_errors,
+    expected_calibration_error,
+    recommend_threshold,
+    scale,
+)
+from network import Ensemble, normalize
+
+FOLDS = 5
+DOWNLOAD_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table. floor: what must be reached; goal: what we hope for; at_most turns both round."""
+
+    name: str
+    value: float
+    n: str
+    floor: float | None = None
+    goal: float | None = None
+    at_most: bool = False
+
+    @property
+    def missed(self) -> bool:
+        return self.floor is not None and (self.value > self.floor if self.at_most else self.value < self.floor)
+
+    def __str__(self) -> str:
+        sign = "<=" if self.at_most else ">="
+        limits = ["-" if limit is None else f"{sign} {limit:g}" for limit in (self.floor, self.goal)]
+        verdict = "MISSED" if self.missed else "" if self.floor is None else "met"
+        return f"{self.name:<58} {self.value:>9.4g}  {limits[0]:<9} {limits[1]:<9} {verdict:<7} {self.n}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as its job left it. figures: metrics.json; answers: out-of-fold probabilities (n, classes) and labels."""
+
+    model: Ensemble
+    seconds: float
+    figures: dict[str, Any]
+    answers: np.ndarray
+    labels: np.ndarray
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.model", description=__doc__)
+    parser.add_argument("--dataset", help="'generated' or an archive; by default CIFAR-100 where it can be downloaded")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings on all training images (default: 5)")
+    parser.add_argument("--repeats", type=int, default=2, help="repeats of the cross-validation (default: 2)")
+    parser.add_argument("--calls", type=int, default=300, help="inferences that are timed (default: 300)")
+    parser.add_argument("--charts", type=Path, help="folder to draw the charts of docs/model.md in")
+    arguments = parser.parse_args()
+    dataset = load(arguments.dataset)
+    print(f"{dataset.source}: {len(dataset.train.labels)} training, {len(dataset.test.labels)} test images", flush=True)
+    figures = measure(dataset, arguments)
+    print(f"\n{'figure':<58} {'value':>9}  {'floor':<9} {'goal':<9} {'':<7} n")
+    for figure in figures:
+        print(figure)
+    return int(any(figure.missed for figure in figures))
+
+
+def load(name: str | None) -> Dataset:
+    """The archive or generated images; CIFAR-100 itself where it can be downloaded in a moment."""
+    chosen = settings()
+    if name not in (None, "generated"):
+        return from_archive(Path(str(name)).expanduser(), chosen.classes)
+    if name is None:
+        try:
+            archive = download(chosen.cifar_url, chosen.cifar_md5, chosen.cache, print, DOWNLOAD_SECONDS)
+            return from_archive(archive, chosen.classes, official=True)
+        except DatasetError as error:
+            print(f"{error}\nusing GENERATED images instead of photographs")
+    return generated(chosen.classes, chosen.generated_per_class, chosen.generated_test_per_class)
+
+
+def measure(dataset: Dataset, arguments: argparse.Namespace) -> list[Figure]:
+    """Trains all that is asked for, with a line of progress for each job."""
+    real = not dataset.synthetic
+    seeds = [train(dataset.train, len(dataset.classes), seed) for seed in range(1, arguments.seeds + 1)]
+    figures = [
+        Figure(
+            "training job with all cross-fitting, slowest (s)",
+            max(t.seconds for t in seeds),
+            f"{len(seeds)} jobs",
+            150,
+            150,
+            at_most=True,
+        ),
+        Figure("separate final fit (none: the cross-fitted nets serve) (s)", 0, "", 60, 60, at_most=True),
+    ]
+    figures += on_test(seeds, dataset.test, real)
+    if arguments.repeats:
+        folds = cross_validated(dataset, arguments.repeats)
+        figures += by_cross_validation(folds)
+        if arguments.charts:
+            model_charts.reliability(folds[0], arguments.charts / "reliability.png", dataset.source)
+    if arguments.charts:
+        first = seeds[0]
+        threshold = recommend_threshold(first.answers.max(axis=1), first.answers.argmax(axis=1) == first.labels)
+        model_charts.coverage(first.answers, first.labels, threshold, arguments.charts / "coverage.png", dataset.source)
+    figures += timings(seeds[0].model, dataset.test, arguments.calls)
+    return figures
+
+
+def train(split: Split, num_classes: int, seed: int) -> Trained:
+    """Runs train.py on a split as a training job does."""
+    chosen = settings()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("train", "train_lst", "model"):
+            (folder / part).mkdir()
+        for file, pixels in zip(split.names, split.pixels, strict=True):
+            (folder / "train" / file).write_bytes(png(pixels))
+        (folder / "train_lst" / "train.lst").write_text(manifest(split))
+        values = {
+            "num_classes": num_classes,
+            "num_training_samples": len(split.names),
+            "epochs": chosen.epochs,
+            "learning_rate": chosen.learning_rate,
+            "mini_batch_size": chosen.mini_batch_size,
+            "seed": seed,
+            "folds": chosen.folds,
+            "repeats": chosen.repeats,
+            "train": folder / "train",
+            "train_lst": folder / "train_lst",
+            "model_dir": folder / "model",
+        }
+        command = [sys.executable, str(ROOT / "classifier" / "train.py")]
+        for option, value in values.items():
+            command += [f"--{option}", str(value)]
+        started = time.monotonic()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.monotonic() - started
+        answers = np.loadtxt(
+            folder / "model" / "out_of_fold.csv", delimiter=",", skiprows=1, usecols=range(1, 2 + 2 * num_classes)
+        )
+        trained = Trained(
+            model=inference.model_fn(str(folder / "model")),
+            seconds=seconds,
+            figures=json.loads((folder / "model" / "metrics.json").read_text()),
+            answers=answers[:, 1 + num_classes :],
+            labels=answers[:, 0].astype(int),
+        )
+    print(
+        f"seed {seed}: {len(split.labels)} images in {seconds:.0f} s, out of fold {trained.figures['accuracy']:.3f}",
+        flush=True,
+    )
+    return trained
+
+
+def answers(model: Ensemble, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities (n, classes) of (n, height, width, 3) uint8 as they are served, and before calibration."""
+    images = normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    with torch.inference_mode():
+        served = model(images).numpy()
+    return served, scale(served, 1 / model.shape.temperature)
+
+
+def on_test(seeds: list[Trained], test: Split, real: bool) -> list[Figure]:
+    """Accuracy and calibration on the test images, and what the recommended threshold does to them."""
+    n = len(test.labels)
+    served = [answers(trained.model, test.pixels)[0] for trained in seeds]
+    accuracies = [float((p.argmax(axis=1) == test.labels).mean()) for p in served]
+    mean = statistics.mean(accuracies)
+    low, high = wilson_interval(round(mean * n), n)
+    runs = f"{len(seeds)} seeds, {n} images"
+    figures = [
+        Figure("test accuracy, mean of the seeds", mean, runs, 0.945 if real else None, 0.97 if real else None),
+        Figure("  95 % Wilson interval, low", low, f"{n} images"),
+        Figure("  95 % Wilson interval, high", high, f"{n} images"),
+        Figure(
+            "  standard deviation between seeds", statistics.stdev(accuracies) if len(seeds) > 1 else float("nan"), runs
+        ),
+        Figure(
+            "out-of-fold accuracy of the networks not fitted on the image",
+            statistics.mean(t.figures["accuracy"] for t in seeds),
+            f"{len(seeds)} seeds",
+        ),
+        Figure("temperature", statistics.mean(t.model.shape.temperature for t in seeds), f"{len(seeds)} seeds"),
+    ]
+    recommended = [t.figures["recommended_threshold"] for t in seeds]
+    found = [(r, p) for r, p in zip(recommended, served, strict=True) if r]
+    figures.append(Figure("seeds whose job recommends a threshold (.99 at 90 %)", len(found), f"{len(seeds)} seeds"))
+    if found:
+        accepted = [p.max(axis=1) >= r["value"] for r, p in found]
+        right = sum(int((p.argmax(axis=1) == test.labels)[a].sum()) for (_, p), a in zip(found, accepted, strict=True))
+        total = sum(int(a.sum()) for a in accepted)
+        figures += [
+            Figure(
+                "  recommended threshold, mean", statistics.mean(r["value"] for r, _ in found), f"{len(found)} seeds"
+            ),
+            Figure(
+                "  its coverage out of fold, mean",
+                statistics.mean(r["coverage"] for r, _ in found),
+                f"{len(found)} seeds",
+            ),
+            Figure("  its coverage of the test images", total / (n * len(found)), f"{len(found)} x {n} images"),
+            Figure("  accuracy of the test images it accepts", right / max(total, 1), f"{total} accepted"),
+        ]
+    return figures
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One repeat of the cross-validation: what models answer about images that their jobs never saw."""
+
+    served: np.ndarray
+    raw: np.ndarray
+    labels: np.ndarray
+
+
+def cross_validated(dataset: Dataset, repeats: int) -> list[Fold]:
+    """Whole jobs, each on four of five folds, asked about the fifth."""
+    split = dataset.train
+    results = []
+    for repeat in range(1, repeats + 1):
+        generator = np.random.default_rng(repeat)
+        assigned = np.empty(len(split.labels), int)
+        for label in range(len(dataset.classes)):
+            rows = generator.permutation(np.flatnonzero(split.labels == label))
+            assigned[rows] = np.arange(len(rows)) % FOLDS
+        served, raw = np.empty((2, len(split.labels), len(dataset.classes)))
+        for fold in range(FOLDS):
+            rows = np.flatnonzero(assigned != fold)
+            part = Split(split.pixels[rows], split.labels[rows], tuple(split.names[row] for row in rows))
+            trained = train(part, len(dataset.classes), 100 * repeat + fold)
+            left_out = assigned == fold
+            served[left_out], raw[left_out] = answers(trained.model, split.pixels[left_out])
+        results.append(Fold(served, raw, split.labels))
+    return results
+
+
+def by_cross_validation(folds: list[Fold]) -> list[Figure]:
+    """Accuracy, and calibration before and after, of models on images that their jobs never saw."""
+    n = len(folds[0].labels)
+    runs = f"{len(folds)} x {n} images"
+    accuracies = [float((fold.served.argmax(axis=1) == fold.labels).mean()) for fold in folds]
+    figures = [
+        Figure("cross-validated accuracy (jobs on 4 of 5 folds)", statistics.mean(accuracies), runs),
+        Figure(
+            "  standard deviation between repeats",
+            statistics.stdev(accuracies) if len(folds) > 1 else float("nan"),
+            runs,
+        ),
+    ]
+    first = folds[0]
+    correct = first.served.argmax(axis=1) == first.labels
+    for name, probabilities in (("before", first.raw), ("after", first.served)):
+        confidence = probabilities.max(axis=1)
+        ece = expected_calibration_error(confidence, correct)
+        low, high = bootstrap_interval(expected_calibration_error, confidence, correct)
+        chance = calibrated_errors(confidence)
+        brier = brier_score(probabilities, first.labels)
+        brier_low, brier_high = bootstrap_interval(brier_score, probabilities, first.labels)
+        limit = float(np.percentile(chance, 95))
+        figures += [
+            Figure(
+                f"calibration error {name} temperature scaling",
+                ece,
+                f"{n} images",
+                limit if name == "after" else None,
+                at_most=True,
+            ),
+            Figure("  95 % bootstrap interval, low", low, f"{n} images"),
+            Figure("  95 % bootstrap interval, high", high, f"{n} images"),
+            Figure("  of a perfectly calibrated model, mean", float(chance.mean()), f"{n} images"),
+            Figure("  of a perfectly calibrated model, 95th percentile", limit, f"{n} images"),
+            Figure(f"Brier score {name} temperature scaling", brier, f"{n} images"),
+            Figure("  95 % bootstrap interval, low", brier_low, f"{n} images"),
+            Figure("  95 % bootstrap interval, high", brier_high, f"{n} images"),
+        ]
+    return figures
+
+
+def timings(model: Ensemble, test: Split, calls: int) -> list[Figure]:
+    """Medians on one thread: from an image's bytes to the answer's, and the networks alone on one and eight images."""
+    bodies = [png(pixels) for pixels in test.pixels[: min(len(test.pixels), 50)]]
+    images = normalize(torch.from_numpy(test.pixels[:8]).permute(0, 3, 1, 2))
+
+    def served(call: int) -> None:
+        picture = inference.input_fn(bodies[call % len(bodies)], "application/x-image")
+        inference.output_fn(inference.predict_fn(picture, model), "application/json")
+
+    def asked(batch: torch.Tensor) -> None:
+        with torch.inference_mode():
+            model(batch)
+
+    cores = os.cpu_count()
+    return [
+        Figure(
+            "inference, one PNG to its JSON answer (ms)",
+            _median_ms(served, calls),
+            f"{calls} calls, 1 of {cores} cores",
+        ),
+        Figure("  networks alone, one image (ms)", _median_ms(lambda _: asked(images[:1]), calls), f"{calls} calls"),
+        Figure(
+            "  networks alone, eight images, each (ms)",
+            _median_ms(lambda _: asked(images), calls) / len(images),
+            f"{calls} calls",
+        ),
+    ]
+
+
+def _median_ms(call: Any, calls: int) -> float:
+    times = []
+    for number in range(calls + 10):
+        started = time.perf_counter()
+        call(number)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[10:]) * 1000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

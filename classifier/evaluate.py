@@ -1,0 +1,123 @@
+"""Compares a challenger with a champion, each on training images that it was not fitted on.
+
+SageMaker's script mode runs this for the gate. Channels: `train` and `train_lst` as for train.py, `challenger` and,
+where there is one, `champion`, each a model.tar.gz. Every model brings the code that answers for it (out_of_fold.py).
+Prints the figures of both and writes each image's answers to SM_MODEL_DIR.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from calibration import calibrated_errors, expected_calibration_error
+from train import load
+
+IMAGE_SHAPE = (3, 32, 32)
+
+
+class ModelFailed(Exception):
+    """A model can't be loaded, or answers with something that is not one probability per class."""
+
+
+def main() -> None:
+    options = _options()
+    pixels, labels, names = load(options.train, options.train_lst, IMAGE_SHAPE, options.num_classes)
+    images = pixels.numpy()
+    try:
+        challenger = answers(options.challenger, images, options.num_classes)
+    except ModelFailed as error:
+        raise SystemExit(f"ChallengerFailed: {error}") from error
+    champion = None
+    if options.champion:
+        try:
+            champion = answers(options.champion, images, options.num_classes)
+        except ModelFailed as error:
+            print(f"the champion can't be compared with: {error}", flush=True)
+    for name, value in figures(challenger, champion, labels.numpy()).items():
+        print(f"{name}={value:.6g}", flush=True)
+    _write(options.model_dir / "answers.csv", names, labels.numpy(), challenger, champion)
+
+
+def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
+    """A model's probabilities (n, num_classes) of images (n, 3, height, width) uint8. Raises ModelFailed."""
+    archives = sorted(channel.rglob("*.tar.gz"))
+    if len(archives) != 1:
+        raise ModelFailed(f"the channel holds {len(archives)} archives, not one")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            with tarfile.open(archives[0]) as archive:
+                archive.extractall(folder / "model", filter="data")
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise ModelFailed(f"its artifact can't be unpacked: {error}") from error
+        program = folder / "model" / "code" / "out_of_fold.py"
+        if not program.exists():
+            raise ModelFailed("its artifact has no code/out_of_fold.py")
+        np.save(folder / "images.npy", images)
+        command = [sys.executable, str(program), str(folder / "model"), str(folder / "images.npy")]
+        done = subprocess.run([*command, str(folder / "answers.npy")], capture_output=True, text=True)
+        if done.returncode:
+            raise ModelFailed(f"it can't be loaded and asked: {done.stderr.strip()[-400:]}")
+        probabilities: np.ndarray = np.load(folder / "answers.npy")
+    if probabilities.shape != (len(images), num_classes):
+        raise ModelFailed(f"it answers {probabilities.shape}, not {(len(images), num_classes)}")
+    if not np.isfinite(probabilities).all() or np.abs(probabilities.sum(axis=1) - 1).max() > 0.01:
+        raise ModelFailed("its answers are not probabilities")
+    return probabilities
+
+
+def figures(challenger: np.ndarray, champion: np.ndarray | None, labels: np.ndarray) -> dict[str, float]:
+    """What the gate reads, by the name it is printed with."""
+    confidence, correct = challenger.max(axis=1), challenger.argmax(axis=1) == labels
+    values = {
+        "challenger_images": len(labels),
+        "challenger_accuracy": correct.mean(),
+        "challenger_ece": expected_calibration_error(confidence, correct),
+        "challenger_ece_limit": float(np.percentile(calibrated_errors(confidence), 99)),
+    }
+    if champion is not None:
+        champion_correct = champion.argmax(axis=1) == labels
+        values |= {
+            "champion_accuracy": champion_correct.mean(),
+            "paired_only_challenger": int((correct & ~champion_correct).sum()),
+            "paired_only_champion": int((~correct & champion_correct).sum()),
+        }
+    return values
+
+
+def _write(
+    path: Path, names: list[str], labels: np.ndarray, challenger: np.ndarray, champion: np.ndarray | None
+) -> None:
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "label", "challenger", "champion"])
+        for row, name in enumerate(names):
+            other = "" if champion is None else json.dumps(champion[row].tolist())
+            rows.writerow([name, labels[row], json.dumps(challenger[row].tolist()), other])
+
+
+def _options() -> argparse.Namespace:
+    environment = os.environ
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num_classes", type=int, required=True)
+    parser.add_argument("--train", type=Path, default=environment.get("SM_CHANNEL_TRAIN"))
+    parser.add_argument("--train_lst", type=Path, default=environment.get("SM_CHANNEL_TRAIN_LST"))
+    parser.add_argument("--challenger", type=Path, default=environment.get("SM_CHANNEL_CHALLENGER"))
+    parser.add_argument("--champion", type=Path, default=environment.get("SM_CHANNEL_CHAMPION"))
+    parser.add_argument("--model_dir", type=Path, default=environment.get("SM_MODEL_DIR"))
+    options = parser.parse_args()
+    for name in ("train", "train_lst", "challenger", "model_dir"):
+        if getattr(options, name) is None:
+            parser.error(f"--{name} is needed outside SageMaker")
+    return options
+
+
+if __name__ == "__main__":
+    main()

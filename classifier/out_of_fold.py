@@ -1,0 +1,19 @@
+"""Answers images with those members of a model that were not fitted on them; part of every artifact.
+
+python out_of_fold.py MODEL_DIR IMAGES.npy ANSWERS.npy, from (n, 3, height, width) uint8 to (n, num_classes) float32.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from inference import model_fn
+
+
+def main() -> None:
+    model_dir, images, answers = sys.argv[1:]
+    np.save(answers, model_fn(model_dir).out_of_fold(torch.from_numpy(np.load(images))).numpy())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""Model versions against each other on a real endpoint, with a client that invokes it all the while."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.deploy_endpoint import deploy_endpoint
+from flows.prepare_data import prepare_data
+from flows.teardown import teardown
+from flows.train_model import train_model
+from settings import ROOT, settings
+from tasks import storage
+from tasks.aws import client
+from tasks.endpoint import find, serving
+from tasks.exclusive import exclusive
+from tasks.infrastructure import Installation, installation
+from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
+from tasks.rollout import RolloutFailed, owned_names
+
+STACK = "rollouts"
+
+
+class Client:
+    """Invokes an endpoint without a pause from two threads, and counts what answers."""
+
+    def __init__(self, installed: Installation) -> None:
+        self.variants: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self._endpoint = installed.endpoint
+        key = next(iter(storage.list_etags(installed.bucket, "test/")))
+        self._image = storage.get(installed.bucket, key)
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._invoke) for _ in range(2)]
+
+    def __enter__(self) -> "Client":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _invoke(self) -> None:
+        while not self._done.is_set():
+            try:
+                answer = client("sagemaker-runtime").invoke_endpoint(
+                    EndpointName=self._endpoint, ContentType="application/x-image", Body=self._image
+                )
+                answer["Body"].read()
+                self.variants[answer["InvokedProductionVariant"]] += 1
+            except Exception as error:
+                self.failures.append(repr(error))
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def own(installed: Any) -> Iterator[Installation]:
+    """An installation of its own with v1, trained for a moment, in service."""
+    before = dict(os.environ)
+    os.environ.update({"SCONES_STACK": STACK, "SCONES_SMOKE_CAPTURE_SECONDS": "0", "SCONES_EPOCHS": "2"})
+    settings.cache_clear()
+    try:
+        prepare_data("generated")
+        assert train_model().status == APPROVED
+        assert deploy_endpoint().model_version == "v1"
+        yield installation()
+        teardown(everything=True, confirm=STACK)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        settings.cache_clear()
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Sets settings for one test."""
+
+    def set_all(**values: Any) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(f"SCONES_{name.upper()}", str(value))
+        settings.cache_clear()
+
+    yield set_all
+    monkeypatch.undo()
+    settings.cache_clear()
+
+
+def changed_artifact(installed: Installation, version: ModelVersion, **replaced: bytes) -> ModelVersion:
+    """An approved version like another one with other files, such as code/inference.py as code__inference_py."""
+    source = storage.get(installed.bucket, version.artifact_uri.split("/", 3)[3])
+    assert source is not None
+    names = {name.replace("__", "/").replace("_py", ".py").replace("_pt", ".pt"): name for name in replaced}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(source)) as old, tarfile.open(fileobj=buffer, mode="w:gz") as new:
+        for member in old.getmembers():
+            name = member.name.removeprefix("./")
+            file = old.extractfile(member)
+            content = replaced[names[name]] if name in names else file.read() if file else b""
+            member.size = len(content)
+            new.addfile(member, io.BytesIO(content))
+    key = f"models/changed-{uuid.uuid4().hex}/model.tar.gz"
+    storage.put(installed.bucket, key, buffer.getvalue())
+    client("sagemaker").create_model_package(
+        ModelPackageGroupName=settings().model_package_group,
+        InferenceSpecification={
+            "Containers": [{"Image": version.image, "ModelDataUrl": f"s3://{installed.bucket}/{key}"}],
+            "SupportedContentTypes": ["application/x-image"],
+            "SupportedResponseMIMETypes": ["application/json"],
+        },
+        ModelApprovalStatus=APPROVED,
+    )
+    return next(versions())
+
+
+def version_named(name: str) -> ModelVersion:
+    return next(version for version in versions() if version.name == name)
+
+
+def model_servers() -> set[int]:
+    """Processes that serve a model, of any endpoint."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if "local_aws.sagemaker.model_server" in process.cmdline():
+                found.add(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def leftovers(installed: Installation) -> list[str]:
+    """What a rollout that failed must not leave."""
+    candidate = [settings().candidate_endpoint] if find(settings().candidate_endpoint) else []
+    record = list(storage.list_etags(installed.bucket, "rollouts/"))
+    return [*candidate, *record, *(name for name in owned_names() if name.endswith("-candidate"))]
+
+
+def test_a_better_model_replaces_the_champion_and_a_worse_one_is_rejected_with_its_reason(
+    own: Installation, choose: Callable[..., None]
+) -> None:
+    choose(epochs=40, gate_margin=0.1, gate_min_accuracy=0.6, smoke_min_accuracy=0.75)
+    with Client(own) as invoking:
+        better = train_model()
+        assert better.status == APPROVED, better.reason
+        assert f"against v{better.number - 1}" in better.reason
+        assert deploy_endpoint().model_version == better.name
+        choose(epochs=1, learning_rate=1e-6)
+        worse = train_model()
+        assert worse.status == REJECTED
+        assert "under the floor of 0.6" in worse.reason
+        assert f"against {better.name}" in worse.reason
+        assert deploy_endpoint().model_version == better.name
+    assert invoking.failures == []
+    assert set(invoking.variants) == {"v1", better.name}
+    assert leftovers(own) == []
+    with pytest.raises(Exception, match=rf"{worse.name} of rollouts-classifier is Rejected, not Approved: accuracy"):
+        deploy_endpoint(worse.number)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"model_pt": b"not weights"}, "did not pass the ping health check"),
+        ({"code__inference_py": b"def model_fn(folder): raise SystemExit('no')"}, "did not pass the ping health check"),
+        ({"code__inference_py": b"%s\ndef output_fn(p, a): return '[0.5, 0.6]'"}, "answers nonsense"),
+        ({"code__inference_py": b"%s\ndef output_fn(p, a): return '[1.0, 0.0]'"}, "never recognizes motorcycle"),
+        (
+            {"code__inference_py": b"%s\ndef predict_fn(i, m): raise RuntimeError('lost')"},
+            "fails on train/.* answered 500: lost",
+        ),
+    ],
+    ids=["weights", "exit", "no-probabilities", "one-class", "error"],
+)
+def test_a_model_that_cannot_serve_leaves_the_old_one_serving(
+    own: Installation, replaced: dict[str, bytes], message: str
+) -> None:
+    before = serving(own)
+    source = (ROOT / "classifier" / "inference.py").read_bytes()
+    champion = version_named(before.model_version)
+    files = {name: content.replace(b"%s", source) for name, content in replaced.items()}
+    broken = changed_artifact(own, champion, **files)
+    kept = set(owned_names())
+    with Client(own) as invoking, pytest.raises(RolloutFailed, match=message) as failure:
+        deploy_endpoint(broken.number)
+    assert f"{before.model_version} serves as before" in str(failure.value)
+    assert invoking.failures == []
+    assert set(invoking.variants) == {before.model_version}
+    assert serving(own) == before
+    assert leftovers(own) == []
+    assert set(owned_names()) == kept
+    rejected = next(versions())
+    assert rejected.status == REJECTED
+    assert re.search(message, rejected.reason)
+
+
+def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(own: Installation) -> None:
+    before = serving(own)
+    again = changed_artifact(own, version_named(before.model_version))
+    running = model_servers()
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_what_comes_up() -> None:
+        while not over.wait(0.02):
+            endpoint = find(own.endpoint)
+            if endpoint is not None and str(endpoint.endpoint_status) == "Updating":
+                for pid in model_servers() - running:
+                    with suppress(ProcessLookupError):  # the candidate's may be ending
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+
+    killer = threading.Thread(target=kill_what_comes_up)
+    with Client(own) as invoking:
+        killer.start()
+        with pytest.raises(RolloutFailed, match=f"{before.model_version} serves as before"):
+            deploy_endpoint(again.number)
+        over.set()
+    killer.join()
+    assert killed
+    assert invoking.failures == []
+    assert set(invoking.variants) == {before.model_version}
+    assert serving(own) == before
+    assert leftovers(own) == []
+    # It was not the model's fault.
+    assert next(versions()).status == APPROVED
+    decide(again, REJECTED, "was only for this test")
+
+
+def test_a_cancelled_deployment_goes_back(own: Installation) -> None:
+    """SIGTERM, as the worker sends it, while the endpoint is being updated."""
+    before = serving(own)
+    again = changed_artifact(own, version_named(before.model_version))
+    with Client(own) as invoking:
+        flow = subprocess.Popen(
+            [sys.executable, "-c", "from flows.deploy_endpoint import deploy_endpoint; deploy_endpoint()"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while str(getattr(find(own.endpoint), "endpoint_status", "")) != "Updating":
+            assert flow.poll() is None, flow.communicate()[1]
+            time.sleep(0.1)
+        flow.terminate()
+        log = flow.communicate(timeout=60)[1]
+        assert serving(own) == before
+    assert f"{before.model_version} serves as before" in log
+    assert invoking.failures == []
+    assert leftovers(own) == []
+    decide(again, REJECTED, "was only for this test")
+
+
+def test_a_deployment_waits_for_an_evaluation_and_changes_nothing_twice(own: Installation) -> None:
+    config = str(getattr(find(own.endpoint), "endpoint_config_name", ""))
+    code = "from flows.deploy_endpoint import deploy_endpoint; deploy_endpoint()"
+    log = []
+    with exclusive(own.endpoint):  # as an evaluation holds it
+        flow = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert flow.stderr is not None
+        for line in flow.stderr:
+            log.append(line)
+            if "waiting for it" in line:
+                break
+        assert "already" not in "".join(log)
+    log.append(flow.communicate(timeout=120)[1])
+    assert flow.returncode == 0, "".join(log)
+    assert "waiting for it" in "".join(log[:-1])
+    assert "already" in log[-1]
+    assert str(getattr(find(own.endpoint), "endpoint_config_name", "")) == config
+
+
+def test_canary_kms_and_vpc_settings_reach_aws(own: Installation, choose: Callable[..., None]) -> None:
+    choose(
+        endpoint_instance_count=2,
+        canary_percent=50,
+        bake_seconds=1,
+        kms_key="alias/scones",
+        vpc_subnets="subnet-0a,subnet-0b",
+        vpc_security_groups="sg-0a",
+        retained_versions=1,
+    )
+    before = serving(own)
+    with Client(own) as invoking:
+        assert deploy_endpoint() == before  # the same version, on other instances
+    assert invoking.failures == []
+    sagemaker = client("sagemaker")
+    endpoint = sagemaker.describe_endpoint(EndpointName=own.endpoint)
+    routing = endpoint["LastDeploymentConfig"]["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
+    assert routing["CanarySize"] == {"Type": "CAPACITY_PERCENT", "Value": 50}
+    assert endpoint["ProductionVariants"][0]["CurrentInstanceCount"] == 2
+    config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+    assert config["KmsKeyId"] == config["DataCaptureConfig"]["KmsKeyId"] == "alias/scones"
+    model = sagemaker.describe_model(ModelName=endpoint["EndpointConfigName"])
+    assert model["VpcConfig"] == {"Subnets": ["subnet-0a", "subnet-0b"], "SecurityGroupIds": ["sg-0a"]}
+    assert list(owned_names()) == [endpoint["EndpointConfigName"]]  # older ones are pruned
+
+
+def test_the_recommended_threshold_comes_with_the_model(own: Installation, choose: Callable[..., None]) -> None:
+    choose(threshold="recommended", threshold_target=0.5, threshold_level=0.6, gate_min_accuracy=0)
+    version = train_model()
+    assert version.threshold is not None
+    assert installation().threshold == own.threshold
+    deploy_endpoint(version.number)
+    assert installation().threshold == version.threshold
+    environment = client("lambda").get_function_configuration(FunctionName=f"{STACK}-filterLowConfidence")
+    assert float(environment["Environment"]["Variables"]["THRESHOLD"]) == version.threshold
+
+
+def test_manual_approval_leaves_the_version_pending_until_someone_decides(
+    own: Installation, choose: Callable[..., None]
+) -> None:
+    """Not a deployment, so the flow run is paused; its form is answered as the Prefect UI does it."""
+    from prefect.client.orchestration import get_client
+
+    choose(approval="manual", gate_min_accuracy=0)
+    outcome: list[ModelVersion] = []
+    thread = threading.Thread(target=lambda: outcome.append(train_model()))
+    thread.start()
+    with get_client(sync_client=True) as prefect:
+        paused = None
+        while paused is None:
+            assert thread.is_alive()
+            runs = prefect.read_flow_runs()
+            paused = next((run for run in runs if run.state and run.state.is_paused()), None)
+            time.sleep(0.5)
+        assert next(versions()).status == PENDING
+        prefect.resume_flow_run(paused.id, run_input={"approve": True, "reason": "looks well"})
+    thread.join(60)
+    assert outcome[0].status == APPROVED
+    assert outcome[0].reason.startswith("approved by a person: looks well (awaits a person; the gate would approve:")
+
+
+def test_all_of_it_is_removed_only_when_asked_twice(own: Installation) -> None:
+    with pytest.raises(Exception, match="confirm='rollouts'"):
+        teardown(everything=True)
+    with pytest.raises(Exception, match="confirm='rollouts'"):
+        teardown(everything=True, confirm="scones-unlimited")
+    assert serving(own)
+    teardown(everything=True, confirm=STACK)
+    names = {stack["StackName"] for stack in client("cloudformation").describe_stacks()["Stacks"]}
+    assert not [name for name in names if name.startswith(STACK)]
+    assert own.bucket not in {bucket["Name"] for bucket in client("s3").list_buckets()["Buckets"]}
+    assert list(owned_names()) == []
+    assert list(versions()) == []
+    assert find(own.endpoint) is None
