@@ -120,7 +120,11 @@ class Settings(BaseSettings):
     retained_versions: int = Field(
         default=3, ge=1, description="Newest endpoint configs, with their models, that are kept for going back."
     )
-    kms_key: str | None = Field(default=None, description="KMS key for the endpoint's volumes and capture records.")
+    kms_key: str | None = Field(
+        default=None,
+        pattern=r"^arn:[^:]+:kms:.+$",
+        description="ARN of a KMS key for the endpoint's volumes and capture records; prepare-data grants its use.",
+    )
     vpc_subnets: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), max_length=16, description="Subnets that the model's containers join, separated by commas."
     )

@@ -1,7 +1,8 @@
-"""Draws bicycles and motorcycles, so that the whole system runs where no photographs can be had.
+"""Draws bicycles, motorcycles and pickup trucks, so that the whole system runs where no photographs can be had.
 
-A bicycle is two spoked wheels and a thin frame; a motorcycle has thick wheels, an engine and a tank. Pose, scale,
-colours, background, blur and noise vary by seed, so that no single pixel tells the classes apart.
+A bicycle is two spoked wheels and a thin frame; a motorcycle has thick wheels, an engine and a tank; a pickup truck has
+a cab in front of an open bed. Pose, scale, colours, background, blur and noise vary by seed, so that no single pixel
+tells the classes apart.
 """
 
 import math
@@ -22,12 +23,10 @@ def draw(label: str, seed: int) -> np.ndarray:
     canvas = Image.fromarray(_background(rng))
     pen = ImageDraw.Draw(canvas)
     _clutter(pen, rng)
-    if label == "bicycle":
-        _bicycle(pen, rng)
-    elif label == "motorcycle":
-        _motorcycle(pen, rng)
-    else:
-        raise ValueError(f"can draw bicycle and motorcycle, not {label!r}")
+    vehicles = {"bicycle": _bicycle, "motorcycle": _motorcycle, "pickup_truck": _pickup_truck}
+    if label not in vehicles:
+        raise ValueError(f"can draw {', '.join(vehicles)}, not {label!r}")
+    vehicles[label](pen, rng)
     if rng.random() < 0.5:
         canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     background = tuple(int(value) for value in np.asarray(canvas).reshape(-1, 3).mean(axis=0))
@@ -121,3 +120,21 @@ def _motorcycle(pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
         pen.line((*_between(rear, front, 0.45), rear[0] - radius * 0.6, rear[1] + 2), fill=metal, width=4)
     x, y = head
     pen.line((x, y, x - rng.uniform(2, 8), y - rng.uniform(4, 10)), fill=tyre, width=3)
+
+
+def _pickup_truck(pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
+    rear, front, radius = _pose(rng)
+    radius *= rng.uniform(0.5, 0.7)
+    tyre, body, glass = _colour(rng, 0, 140), _colour(rng), _colour(rng, 60, 230)
+    sill, deck = radius * 0.2, radius * rng.uniform(1.4, 1.9)
+    tail, nose = _between(rear, front, rng.uniform(-0.35, -0.25)), _between(rear, front, rng.uniform(1.25, 1.35))
+    pen.rectangle((tail[0], tail[1] - deck, nose[0], nose[1] - sill), fill=body)
+    roof = deck + radius * rng.uniform(1.1, 1.6)
+    back, windscreen = _between(rear, front, rng.uniform(0.35, 0.50)), _between(rear, front, rng.uniform(0.80, 0.95))
+    slope = radius * rng.uniform(0.3, 0.8)
+    cab = [(back[0], back[1] - deck), (back[0], back[1] - roof), (windscreen[0] - slope, windscreen[1] - roof)]
+    pen.polygon([*cab, (windscreen[0], windscreen[1] - deck)], fill=body)
+    pen.rectangle((back[0] + 4, back[1] - roof + 4, windscreen[0] - slope, back[1] - deck), fill=glass)
+    for x, y in (rear, front):
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=tyre)
+        pen.ellipse((x - radius / 3, y - radius / 3, x + radius / 3, y + radius / 3), fill=glass)

@@ -68,6 +68,8 @@ def deploy_workflow_stack(bucket: str, progress: Any) -> None:
         "Threshold": str(settings().threshold) if isinstance(settings().threshold, float) else None,
         "Runtime": settings().lambda_runtime,
         "ReservedConcurrency": str(settings().lambda_concurrency),
+        "KmsKey": settings().kms_key or "",
+        "Vpc": "true" if settings().vpc_subnets else "false",
         "SerializeImageDataKey": keys["serialize_image_data"],
         "ClassifyImageKey": keys["classify_image"],
         "FilterLowConfidenceKey": keys["filter_low_confidence"],

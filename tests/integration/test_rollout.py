@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
 
 from flows.deploy_endpoint import deploy_endpoint
 from flows.prepare_data import prepare_data
@@ -32,6 +34,7 @@ from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, ve
 from tasks.rollout import RolloutFailed, owned_names
 
 STACK = "rollouts"
+KEY = "arn:aws:kms:us-east-1:000000000000:key/scones"
 
 
 class Client:
@@ -290,12 +293,17 @@ def test_canary_kms_and_vpc_settings_reach_aws(own: Installation, choose: Callab
         endpoint_instance_count=2,
         canary_percent=50,
         bake_seconds=1,
-        kms_key="alias/scones",
+        kms_key=KEY,
         vpc_subnets="subnet-0a,subnet-0b",
         vpc_security_groups="sg-0a",
         retained_versions=1,
     )
     before = serving(own)
+    prepare_data("generated")
+    roles = client("cloudformation").describe_stack_resource(StackName=STACK, LogicalResourceId="HostingRole")
+    role = roles["StackResourceDetail"]["PhysicalResourceId"]
+    policy = client("iam").get_role_policy(RoleName=role, PolicyName="host")["PolicyDocument"]
+    assert "ec2:CreateNetworkInterface" in str(policy) and KEY in str(policy)
     with Client(own) as invoking:
         assert deploy_endpoint() == before  # the same version, on other instances
     assert invoking.failures == []
@@ -305,7 +313,7 @@ def test_canary_kms_and_vpc_settings_reach_aws(own: Installation, choose: Callab
     assert routing["CanarySize"] == {"Type": "CAPACITY_PERCENT", "Value": 50}
     assert endpoint["ProductionVariants"][0]["CurrentInstanceCount"] == 2
     config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
-    assert config["KmsKeyId"] == config["DataCaptureConfig"]["KmsKeyId"] == "alias/scones"
+    assert config["KmsKeyId"] == config["DataCaptureConfig"]["KmsKeyId"] == KEY
     model = sagemaker.describe_model(ModelName=endpoint["EndpointConfigName"])
     assert model["VpcConfig"] == {"Subnets": ["subnet-0a", "subnet-0b"], "SecurityGroupIds": ["sg-0a"]}
     assert list(owned_names()) == [endpoint["EndpointConfigName"]]  # older ones are pruned
@@ -326,8 +334,6 @@ def test_manual_approval_leaves_the_version_pending_until_someone_decides(
     own: Installation, choose: Callable[..., None]
 ) -> None:
     """Not a deployment, so the flow run is paused; its form is answered as the Prefect UI does it."""
-    from prefect.client.orchestration import get_client
-
     choose(approval="manual", gate_min_accuracy=0)
     outcome: list[ModelVersion] = []
     thread = threading.Thread(target=lambda: outcome.append(train_model()))
@@ -344,6 +350,81 @@ def test_manual_approval_leaves_the_version_pending_until_someone_decides(
     thread.join(60)
     assert outcome[0].status == APPROVED
     assert outcome[0].reason.startswith("approved by a person: looks well (awaits a person; the gate would approve:")
+
+
+def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation) -> None:
+    """Through the worker: the first process ends, and another one goes on from there."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith("SCONES_")}
+    environment |= {"SCONES_APPROVAL": "manual", "SCONES_EPOCHS": "1"}
+    run = started("train-model/local", {}, environment)
+    ended(run, "Suspended")
+    version = next(versions())
+    assert version.status == PENDING
+    with get_client(sync_client=True) as prefect:
+        prefect.resume_flow_run(run, run_input={"approve": False, "reason": "not today"})
+    ended(run, "Completed")
+    decided = next(versions())
+    assert decided.number == version.number  # nothing was trained twice
+    assert decided.status == REJECTED
+    assert decided.reason.startswith("rejected by a person: not today")
+
+
+def test_a_deployment_whose_process_is_killed_goes_back(installed: Any, own: Installation) -> None:
+    """SIGKILL while the endpoint is being updated; the worker's hook undoes it. On the worker's own installation."""
+    os.environ["SCONES_STACK"] = "scones-unlimited"
+    settings.cache_clear()
+    try:
+        before = serving(installed)
+        again = changed_artifact(installed, version_named(before.model_version))
+        with Client(installed) as invoking:
+            run = started("deploy-endpoint/local", {"version": again.number}, {})
+            while str(getattr(find(installed.endpoint), "endpoint_status", "")) != "Updating":
+                time.sleep(0.1)
+            killed = processes_of(run)
+            for process in killed:
+                process.kill()
+            assert killed
+            ended(run, "Crashed")
+            deadline = time.monotonic() + 60
+            while serving(installed) != before or leftovers(installed):
+                assert time.monotonic() < deadline, leftovers(installed)
+                time.sleep(0.5)
+        assert invoking.failures == []
+        decide(again, REJECTED, "was only for this test")
+    finally:
+        os.environ["SCONES_STACK"] = STACK
+        settings.cache_clear()
+
+
+def started(deployment: str, parameters: dict[str, Any], environment: dict[str, str]) -> UUID:
+    """A new flow run of the deployment, with more in its environment."""
+    with get_client(sync_client=True) as prefect:
+        found = prefect.read_deployment_by_name(deployment)
+        variables = {"env": environment}
+        run = prefect.create_flow_run_from_deployment(found.id, parameters=parameters, job_variables=variables)
+    return run.id
+
+
+def ended(run: UUID, state: str) -> None:
+    """Waits until the flow run is in the state of that name."""
+    deadline = time.monotonic() + 180
+    with get_client(sync_client=True) as prefect:
+        while True:
+            found = prefect.read_flow_run(run).state
+            assert found is not None
+            if found.name == state:
+                return
+            assert not found.is_final() and time.monotonic() < deadline, found
+            time.sleep(0.5)
+
+
+def processes_of(run: UUID) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == str(run):
+                found.append(process)
+    return found
 
 
 def test_all_of_it_is_removed_only_when_asked_twice(own: Installation) -> None:
