@@ -66,8 +66,8 @@ class Settings(BaseSettings):
     lambda_concurrency: int = Field(default=0, ge=0, description="Reserved concurrency of each function; 0 for none.")
 
     # Training
-    epochs: int = Field(default=40, ge=1)
-    learning_rate: float = Field(default=0.002, gt=0)
+    epochs: int = Field(default=42, ge=1)
+    learning_rate: float = Field(default=0.004, gt=0)
     mini_batch_size: int = Field(default=64, ge=2)
     seed: int = Field(default=1, ge=0)
     folds: int = Field(default=5, ge=2, le=10, description="Parts of the training images that are left out in turn.")

@@ -14,13 +14,19 @@ from tasks.registry import APPROVED
 
 
 @flow(name="pipeline", flow_run_name=run_name, log_prints=True, on_crashed=[undo], on_cancellation=[undo])
-def pipeline(dataset: str | None = None, fall_back_to_generated: bool = False, retrain: bool = False) -> dict[str, Any]:
+def pipeline(
+    dataset: str | None = None,
+    fall_back_to_generated: bool = False,
+    retrain: bool = False,
+    hyperparameters: dict[str, int | float] | None = None,
+) -> dict[str, Any]:
     """retrain: train even where a model of the same data, code and hyperparameters is registered.
 
+    hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
     Returns the evaluation's summary.
     """
     prepare_data(dataset, fall_back_to_generated)
-    model = train_model(reuse=not retrain)
+    model = train_model(reuse=not retrain, hyperparameters=hyperparameters)
     # Where the gate rejected it, the newest approved version is deployed, which usually serves already.
     deploy_endpoint(model.number if model.status == APPROVED else None)
     evaluation = nightly_evaluation()

@@ -11,13 +11,14 @@ from tasks.training import plan_training, train
 
 
 @flow(name="train-model", flow_run_name=run_name, log_prints=True)
-def train_model(reuse: bool = False) -> ModelVersion:
+def train_model(reuse: bool = False, hyperparameters: dict[str, int | float] | None = None) -> ModelVersion:
     """reuse: take the newest model of the same data, code and hyperparameters, where there is one.
 
+    hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
     Returns the version; its status says whether it may be deployed.
     """
     run, installed = this_run().id, installation()
-    plan = plan_training(installed)
+    plan = plan_training(installed, hyperparameters)
     trained = find_trained(plan.fingerprint) if reuse else None
     version = pass_gate(installed, trained or register(train(installed, plan, run), plan), run)
     if version.status == PENDING:

@@ -43,6 +43,17 @@ SOURCES = (
     "inference.py",
     "requirements.txt",
 )
+# What data and classes do not decide.
+TUNABLE = {
+    "epochs",
+    "learning_rate",
+    "mini_batch_size",
+    "seed",
+    "folds",
+    "repeats",
+    "threshold_target",
+    "threshold_level",
+}
 # validation: is of predictions by networks that were not fitted on the image. Scripts print a ":" as "_".
 METRICS = (
     "train:loss",
@@ -99,8 +110,11 @@ class CompletedJob:
 
 
 @task(task_run_name="plan training")
-def plan_training(installation: Installation) -> TrainingPlan:
-    """Uploads the training code and derives the hyperparameters from data and settings."""
+def plan_training(installation: Installation, changed: dict[str, int | float] | None = None) -> TrainingPlan:
+    """Uploads the training code and derives the hyperparameters from data and settings.
+
+    changed: hyperparameters that are to differ from the settings'. Raises TrainingError for an unknown one.
+    """
     bucket, chosen = installation.bucket, settings()
     manifest = storage.get(bucket, f"{MANIFESTS_PREFIX}train.lst")
     if not manifest:
@@ -118,6 +132,10 @@ def plan_training(installation: Installation) -> TrainingPlan:
         "threshold_target": str(chosen.threshold_target),
         "threshold_level": str(chosen.threshold_level),
     }
+    unknown = sorted(set(changed or {}) - TUNABLE)
+    if unknown:
+        raise TrainingError(f"unknown hyperparameter {', '.join(unknown)}; there are {', '.join(sorted(TUNABLE))}")
+    hyperparameters |= {name: str(value) for name, value in (changed or {}).items()}
     job = JobPlan("train.py", upload_source(bucket), hyperparameters, training_channels(bucket), METRICS)
     data = storage.list_etags(bucket, TRAIN_PREFIX)
     identity = json.dumps([sorted(data.items()), manifest.decode(), job.source_uri, hyperparameters], sort_keys=True)

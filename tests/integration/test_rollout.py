@@ -139,11 +139,9 @@ def model_servers() -> set[int]:
     """Processes that serve a model, of any endpoint."""
     found = set()
     for process in psutil.process_iter():
-        try:
-            if "local_aws.sagemaker.model_server" in process.cmdline():
+        with suppress(psutil.Error):
+            if any("local_aws.sagemaker.model_server" in argument for argument in process.cmdline()):
                 found.add(process.pid)
-        except psutil.Error:
-            continue
     return found
 
 
@@ -229,12 +227,13 @@ def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(o
                         killed.append(pid)
 
     killer = threading.Thread(target=kill_what_comes_up)
-    with Client(own) as invoking:
-        killer.start()
-        with pytest.raises(RolloutFailed, match=f"{before.model_version} serves as before"):
+    killer.start()
+    try:
+        with Client(own) as invoking, pytest.raises(RolloutFailed, match=f"{before.model_version} serves as before"):
             deploy_endpoint(again.number)
+    finally:
         over.set()
-    killer.join()
+        killer.join()
     assert killed
     assert invoking.failures == []
     assert set(invoking.variants) == {before.model_version}
