@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.logging.loggers import flow_run_logger
 
-from flows.identity import run_name, this_run
+from flows.identity import first_run, run_name, this_run
 from tasks.endpoint import ServingEndpoint
 from tasks.exclusive import exclusive
 from tasks.infrastructure import installation
@@ -16,7 +16,7 @@ from tasks.threshold import adopt_threshold
 
 def undo(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook: goes back to what served before where the flow run was killed in the middle of a rollout."""
-    undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning)
+    undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning, flow_run.id.hex[:12])
 
 
 @flow(name="deploy-endpoint", flow_run_name=run_name, log_prints=True, on_crashed=[undo], on_cancellation=[undo])
@@ -29,7 +29,7 @@ def deploy_endpoint(version: int | None = None) -> ServingEndpoint:
     with exclusive(installed.endpoint):
         chosen = approved_model(version)
         try:
-            served = roll_out(installed, chosen, this_run().id)
+            served = roll_out(installed, chosen, (this_run().id, first_run()))
             adopt_threshold(installed, chosen)
             prune(installed)
         finally:

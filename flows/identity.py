@@ -17,6 +17,11 @@ def this_run() -> Run:
     return Run(context.flow_run.id.hex[:12], start.astimezone(UTC).date().isoformat())
 
 
+def first_run() -> str:
+    """The RUN that a deployment, or a person, began: this one's, unless another flow called it."""
+    return str(flow_run.root_flow_run_id).replace("-", "")[:12]
+
+
 def run_name() -> str:
     """A flow run's name in the run history: its date and the RUN that results, report and inference ids carry."""
     run = Run(str(flow_run.id).replace("-", "")[:12], flow_run.scheduled_start_time.astimezone(UTC).date().isoformat())

@@ -41,6 +41,8 @@ from tasks.infrastructure import Installation
 from tasks.registry import REJECTED, ModelVersion, decide
 
 CAPTURE_POLL_SECONDS = 1.0
+# After a rollback that failed, AWS serves with a mix of both configs.
+SERVING = ("InService", "UpdateRollbackFailed")
 # What AWS says where a model can not be loaded; anything else, such as a lack of instances, says nothing about it.
 MODEL_FAULTS = ("health check", "model data")
 
@@ -57,10 +59,11 @@ class _CandidateFailed(Exception):
 class Rollout:
     """One change of the endpoint. model and endpoint config share the name `config`; `previous` served before, if any.
 
-    made: whether this rollout created model and endpoint config, so that going back deletes them.
+    runs: the flow run that does it and the one that all began with. made: whether this rollout created model and
+    endpoint config, so that going back deletes them.
     """
 
-    run: str
+    runs: tuple[str, ...]
     endpoint: str
     version: str
     config: str
@@ -69,34 +72,35 @@ class Rollout:
 
 
 @task(task_run_name="roll out {version.name}")
-def roll_out(installation: Installation, version: ModelVersion, run: str) -> ServingEndpoint:
+def roll_out(installation: Installation, version: ModelVersion, runs: tuple[str, ...]) -> ServingEndpoint:
     """Has the endpoint serve the version; does nothing where it serves that already.
 
+    runs: this flow run and the one that all began with; the smoke test's inference ids carry the first.
     Raises RolloutFailed, with what served before serving again. A version whose model is at fault becomes Rejected.
     """
     logger = get_run_logger()
     undo_interrupted(installation, logger.info)
     config = config_name(installation, version)
     endpoint = settled(installation.endpoint, logger.info)
-    in_service = endpoint is not None and str(endpoint.endpoint_status) == "InService"
-    previous = str(endpoint.endpoint_config_name) if endpoint is not None and in_service else None
-    if previous == config:
+    status = None if endpoint is None else str(endpoint.endpoint_status)
+    previous = str(endpoint.endpoint_config_name) if endpoint is not None and status in SERVING else None
+    if previous == config and status == "InService":
         logger.info("endpoint %s serves %s already", installation.endpoint, version.name)
         return serving(installation)
     images = known_images(installation)
-    rollout = Rollout(run, installation.endpoint, version.name, config, previous, made=not _config_exists(config))
+    rollout = Rollout(runs, installation.endpoint, version.name, config, previous, made=not _config_exists(config))
     record = {"schema_version": SCHEMA_VERSION, **asdict(rollout)}
     storage.put_json(installation.bucket, _record_key(installation), record)
     try:
         create_model(installation, version, config)
         create_config(installation, version, config, installation.endpoint)
         try_candidate(installation, version, rollout, images, logger.info)
-        if endpoint is not None and not in_service:
+        if endpoint is not None and previous is None:
             # It serves nothing, and deleting is all that AWS allows.
             logger.warning("endpoint %s is %s: %s", installation.endpoint, endpoint.endpoint_status, reason(endpoint))
             delete_endpoint(installation.endpoint)
         switch(rollout, logger.info)
-        ids = smoke_test(installation.endpoint, version.name, images, installation.classes, run)
+        ids = smoke_test(installation.endpoint, version.name, images, installation.classes, runs[0])
     except BaseException as error:
         logger.warning("rolling back: %s", error or type(error).__name__)
         kept = roll_back(installation, rollout, logger.info)
@@ -125,7 +129,7 @@ def try_candidate(
             why = "it is gone" if candidate is None else reason(candidate)
             kind = _CandidateFailed if any(text in why for text in MODEL_FAULTS) else EndpointError
             raise kind(f"endpoint {name} did not come up: {why}")
-        smoke_test(name, version.name, images, installation.classes, rollout.run)
+        smoke_test(name, version.name, images, installation.classes, rollout.runs[0])
         progress(f"{version.name} knows {len(images)} images as it should")
     finally:
         delete_candidate(rollout.config)
@@ -192,15 +196,18 @@ def _restore(endpoint: Endpoint | None, rollout: Rollout) -> None:
             client("sagemaker").update_endpoint(EndpointName=rollout.endpoint, EndpointConfigName=rollout.previous)
 
 
-def undo_interrupted(installation: Installation, progress: Progress) -> None:
-    """Rolls back what a rollout that was killed left behind; does nothing where there is none."""
-    record = storage.get_json(installation.bucket, _record_key(installation))
-    if record is None:
+def undo_interrupted(installation: Installation, progress: Progress, run: str | None = None) -> None:
+    """Rolls back what a rollout that was killed left behind; does nothing where there is none.
+
+    run: only if it was this flow run's, or one's that this began. Without it the caller has the endpoint for itself.
+    """
+    rollout = _recorded(installation)
+    if rollout is None or (run is not None and run not in rollout.runs):
         return
-    record.pop("schema_version")
-    rollout = Rollout(**record)
-    progress(f"undoing the rollout of {rollout.version} that run {rollout.run} left unfinished")
-    roll_back(installation, rollout, progress)
+    progress(f"undoing the rollout of {rollout.version} that run {rollout.runs[0]} left unfinished")
+    settled(rollout.endpoint, progress)
+    if _recorded(installation) == rollout:  # nobody else undid it meanwhile
+        roll_back(installation, rollout, progress)
 
 
 def deployment_config() -> dict[str, Any]:
@@ -356,6 +363,14 @@ def check_capture(
             return
         time.sleep(CAPTURE_POLL_SECONDS)
     progress(f"the inferences of {version.name} are captured")
+
+
+def _recorded(installation: Installation) -> Rollout | None:
+    record = storage.get_json(installation.bucket, _record_key(installation))
+    if record is None:
+        return None
+    fields = {name: value for name, value in record.items() if name != "schema_version"}
+    return Rollout(**{**fields, "runs": tuple(fields["runs"])})
 
 
 def _record_key(installation: Installation) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,13 @@ CLASSES = ("bicycle", "motorcycle")
 
 
 def run_training(
-    folder: Path, *arguments: str, samples: int = 24, damage: str | None = None
+    folder: Path,
+    *arguments: str,
+    samples: int = 24,
+    damage: str | None = None,
+    classes: tuple[str, ...] = CLASSES,
 ) -> subprocess.CompletedProcess[str]:
-    dataset = generated(CLASSES, 12, 1)
+    dataset = generated(classes, 12, 1)
     for name in ("train", "train_lst", "model"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name, pixels in zip(dataset.train.names, dataset.train.pixels, strict=True):
@@ -107,22 +112,147 @@ def encoded(image: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def picture() -> Image.Image:
+    """Halves and quarters of different colours: every turn and every inversion changes it."""
+    pixels = np.zeros((48, 64, 3), dtype=np.uint8)
+    pixels[:, :32] = (250, 40, 30)
+    pixels[:20, 32:] = (20, 220, 60)
+    pixels[20:, 32:] = (240, 240, 235)
+    return Image.fromarray(pixels)
+
+
 def test_inference_answers_one_probability_per_class(model: Path) -> None:
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-    images = [
-        encoded(picture, "PNG"),
-        encoded(picture, "JPEG"),
-        encoded(picture.convert("L"), "PNG"),
-        encoded(picture.convert("RGBA"), "PNG"),
-        encoded(picture.resize((300, 200)), "JPEG"),
-    ]
-    for answer in ask(model, images):
+    sizes = [picture().resize(size) for size in ((1, 1), (32, 32), (300, 200), (5, 4000))]
+    for answer in ask(model, [encoded(image, kind) for image in sizes for kind in ("PNG", "JPEG")]):
         assert isinstance(answer, list) and len(answer) == 2
         assert sum(answer) == pytest.approx(1, abs=1e-5)
 
 
+def test_every_mode_of_an_image_is_answered_like_the_image_itself(model: Path) -> None:
+    plain = picture()
+    turned = plain.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 270 degrees
+    buffer = io.BytesIO()
+    turned.save(buffer, "PNG", exif=exif)
+    broken_exif = io.BytesIO()
+    plain.save(broken_exif, "PNG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    clear = Image.new("RGBA", plain.size, (0, 0, 255, 0))
+    see_through = Image.new("P", plain.size, 1)
+    see_through.putpalette([0, 0, 255, 0, 255, 0])
+    palette = io.BytesIO()
+    see_through.save(palette, "PNG", transparency=1)
+    grey = np.array(plain.convert("L"))
+    white = encoded(Image.new("RGB", plain.size, "white"), "PNG")
+    alike = [
+        (encoded(plain, "PNG"), encoded(plain.convert("RGBA"), "PNG")),
+        (encoded(plain, "PNG"), encoded(plain.quantize(16), "PNG")),
+        (encoded(plain, "PNG"), buffer.getvalue()),
+        (encoded(plain, "PNG"), broken_exif.getvalue()),
+        (encoded(plain, "JPEG"), encoded(plain.convert("CMYK"), "JPEG")),
+        (encoded(plain.convert("L"), "PNG"), encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")),
+        (encoded(plain.convert("L"), "PNG"), encoded(plain.convert("LA"), "PNG")),
+        (white, encoded(clear, "PNG")),
+        (white, palette.getvalue()),
+        (white, encoded(Image.new("1", plain.size, 1), "PNG")),
+    ]
+    answers = ask(model, [image for pair in alike for image in pair])
+    for first, second in zip(answers[::2], answers[1::2], strict=True):
+        assert first == pytest.approx(second, abs=0.02)
+    turned_without_exif = ask(model, [encoded(turned, "PNG")])[0]
+    assert turned_without_exif != pytest.approx(answers[0], abs=1e-4)  # or the test would see no turn
+
+
 def test_inference_refuses_what_is_no_image_with_400(model: Path) -> None:
     whole = encoded(Image.new("RGB", (32, 32), "red"), "PNG")
+    photo = encoded(picture().resize((500, 500)), "JPEG")
     bomb = encoded(Image.new("1", (12_000, 9_000)), "PNG")
-    answers = ask(model, [b"text", whole[:40], bomb, encoded(Image.new("RGB", (4, 4)), "BMP")])
-    assert [answer[0] for answer in answers if isinstance(answer, list)] == [400, 400, 400, 400]
+    wrong = [
+        b"",
+        b"text",
+        whole[:8],
+        whole[:40],
+        photo[: len(photo) // 2],
+        bomb,
+        encoded(Image.new("RGB", (4, 4)), "BMP"),
+    ]
+    answers = ask(model, wrong)
+    assert [answer[0] for answer in answers if isinstance(answer, list)] == [400] * len(wrong)
+    assert "108000000 pixels" in str(answers[5]) or "12000 x 9000 pixels" in str(answers[5])
+
+
+def test_out_of_fold_answers_come_from_members_that_were_not_fitted_on_the_image(model: Path, tmp_path: Path) -> None:
+    """The artifact's own program gives what training wrote down."""
+    dataset = generated(CLASSES, 12, 1)
+    np.save(tmp_path / "images.npy", dataset.train.pixels.transpose(0, 3, 1, 2))
+    command = [sys.executable, str(model / "code" / "out_of_fold.py"), str(model), str(tmp_path / "images.npy")]
+    subprocess.run([*command, str(tmp_path / "answers.npy")], check=True)
+    written = np.loadtxt(model / "out_of_fold.csv", delimiter=",", skiprows=1, usecols=(4, 5))
+    assert np.load(tmp_path / "answers.npy") == pytest.approx(written, abs=1e-4)
+
+
+def test_the_figures_of_a_job_are_those_of_its_artifact(model: Path) -> None:
+    figures = json.loads((model / "metrics.json").read_text())
+    answers = np.loadtxt(model / "out_of_fold.csv", delimiter=",", skiprows=1, usecols=(1, 4, 5))
+    labels, probabilities = answers[:, 0].astype(int), answers[:, 1:]
+    assert figures["accuracy"] == pytest.approx((probabilities.argmax(axis=1) == labels).mean())
+    assert figures["images"] == 24
+    assert figures["recommended_threshold"] is None  # 24 images prove nothing
+    assert json.loads((model / "model.json").read_text())["temperature"] == figures["temperature"]
+
+
+def test_three_classes_need_another_number_only(tmp_path: Path) -> None:
+    classes = (*CLASSES, "pickup_truck")
+    done = run_training(tmp_path, "--num_classes", "3", samples=36, classes=classes)
+    assert done.returncode == 0, done.stderr
+    answer = ask(tmp_path / "model", [encoded(picture(), "PNG")])[0]
+    assert isinstance(answer, list) and len(answer) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image_shape", "1,28,28"], "is not 3,height,width with multiples of 8"),
+        (["--image_shape", "3,40,40"], "not image_shape"),
+        (["--num_classes", "1"], "labels must be 0 to 0"),
+        (["--num_classes", "3"], "no image of label 2"),
+    ],
+)
+def test_hyperparameters_that_do_not_fit_the_images_are_explained(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = run_training(tmp_path, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_the_comparison_of_two_models_and_of_one_that_cannot_be_loaded(model: Path, tmp_path: Path) -> None:
+    run_training(tmp_path / "data")
+    for name in ("challenger", "champion", "broken", "output"):
+        (tmp_path / name).mkdir()
+    for name in ("challenger", "champion"):
+        with tarfile.open(tmp_path / name / "model.tar.gz", "w:gz") as archive:
+            archive.add(model, arcname=".")
+    (tmp_path / "broken" / "model.tar.gz").write_bytes(b"\x1f\x8b no archive")
+
+    def compare(challenger: str, champion: str) -> subprocess.CompletedProcess[str]:
+        channels = {"train": "data/train", "train_lst": "data/train_lst", "model_dir": "output"}
+        channels |= {"challenger": challenger, "champion": champion}
+        command = [sys.executable, str(ROOT / "classifier" / "evaluate.py"), "--num_classes", "2"]
+        for channel, folder in channels.items():
+            command += [f"--{channel}", str(tmp_path / folder)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    same = compare("challenger", "champion")
+    assert same.returncode == 0, same.stderr
+    figures = dict(line.split("=") for line in same.stdout.splitlines())
+    assert figures["challenger_images"] == "24"
+    assert figures["challenger_accuracy"] == figures["champion_accuracy"]
+    assert figures["paired_only_challenger"] == figures["paired_only_champion"] == "0"
+    assert len((tmp_path / "output" / "answers.csv").read_text().splitlines()) == 25
+    lonely = compare("challenger", "broken")
+    assert "the champion can't be compared with" in lonely.stdout
+    assert "champion_accuracy" not in lonely.stdout
+    refused = compare("broken", "champion")
+    assert refused.returncode != 0
+    assert "ChallengerFailed: its artifact can't be unpacked" in refused.stderr
