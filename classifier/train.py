@@ -153,7 +153,8 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: int
         print(
             f"member={member}/{options.folds * options.repeats} epoch={epoch}/{options.epochs} "
             f"train_loss={total_loss / len(labels):.4f} "
-            f"train_accuracy={correct / len(labels):.4f} seconds={time.monotonic() - started:.2f}",
+            f"train_accuracy={correct / len(labels):.4f} seconds={time.monotonic() - started:.2f}\n",
+            end="",  # the line end in the same write: other members print too
             flush=True,
         )
     return average.eval()

@@ -82,7 +82,7 @@ os.environ.update(
         # Small, so that the tests are quick; enough to tell the drawings apart now and then.
         "SCONES_GENERATED_PER_CLASS": "40",
         "SCONES_GENERATED_TEST_PER_CLASS": "10",
-        "SCONES_EPOCHS": "4",
+        "SCONES_EPOCHS": "12",
         "SCONES_FOLDS": "2",
         "SCONES_REPEATS": "1",
         "SCONES_MINI_BATCH_SIZE": "16",

@@ -15,7 +15,7 @@ Evaluation = tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]
 
 def test_the_demo_ends_well_and_says_what_came_of_it(demo: subprocess.CompletedProcess[str]) -> None:
     assert demo.returncode == 0, demo.stdout + demo.stderr
-    for text in ("GENERATED images", "images planned   20", "accuracy", "Prefect UI", "epoch=4/4", "InService"):
+    for text in ("GENERATED images", "images planned   20", "accuracy", "Prefect UI", "epoch=12/12", "InService"):
         assert text in demo.stdout
 
 

@@ -79,7 +79,7 @@ def own(installed: Any) -> Iterator[Installation]:
     """An installation of its own, of three classes, with v1, trained for a moment, in service."""
     before = dict(os.environ)
     os.environ.update({"SCONES_STACK": STACK, "SCONES_CLASSES": ",".join(CLASSES)})
-    os.environ.update({"SCONES_SMOKE_CAPTURE_SECONDS": "0", "SCONES_EPOCHS": "2", "SCONES_GATE_MIN_ACCURACY": "0"})
+    os.environ.update({"SCONES_SMOKE_CAPTURE_SECONDS": "0", "SCONES_EPOCHS": "8", "SCONES_GATE_MIN_ACCURACY": "0"})
     settings.cache_clear()
     try:
         prepare_data("generated")
@@ -366,7 +366,7 @@ def test_manual_approval_leaves_the_version_pending_until_someone_decides(
 def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation) -> None:
     """Through the worker: the first process ends, and another one goes on from there."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("SCONES_")}
-    environment |= {"SCONES_APPROVAL": "manual", "SCONES_EPOCHS": "1"}
+    environment |= {"SCONES_APPROVAL": "manual", "SCONES_EPOCHS": "2"}
     run = started("train-model/local", {}, environment)
     ended(run, "Suspended")
     version = next(versions())
