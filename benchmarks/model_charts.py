@@ -91,7 +91,7 @@ def coverage(probabilities: np.ndarray, labels: np.ndarray, threshold: Any, path
         ylabel="accuracy",
         xlim=(0, 1.01),
         ylim=(0.9, 1.003),
-        title=f"Accuracy against coverage, out of fold on {len(labels)} training images of {source}",
+        title=f"Accuracy against coverage, out of fold\n{len(labels)} training images of {source}",
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")

@@ -22,7 +22,7 @@ METRICS = (
     "paired:only_champion",
 )
 # How evaluate.py begins the message with which it ends where the challenger itself is at fault.
-CHALLENGER_FAILED = "ChallengerFailed:"
+CHALLENGER_FAILED = "ChallengerFailed"
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,11 @@ def judge(
     try:
         job = run_job(installation, plan, f"{settings().stack}-gate-{run}", progress)
     except TrainingError as error:
-        if CHALLENGER_FAILED in str(error):
-            return Verdict(False, str(error).split(CHALLENGER_FAILED, 1)[1].strip())
-        raise
+        _, failed, why = str(error).partition(CHALLENGER_FAILED)
+        if not failed:
+            raise
+        # The container's toolkit adds the command that it ran.
+        return Verdict(False, why.partition('"\nCommand')[0].strip(": \n"))
     return verdict(comparison(job, champion.name if champion else None))
 
 

@@ -1,6 +1,6 @@
-"""Every test: python -m tests. Two halves side by side, as each mostly waits for processes of its own.
+"""Every test: python -m tests. Three parts side by side, as each mostly waits for processes of its own.
 
-Interrupted by Ctrl-C, both halves stop what they started before this ends.
+Interrupted by Ctrl-C, all parts stop what they started before this ends.
 """
 
 import subprocess
@@ -9,38 +9,40 @@ import threading
 
 # Its tests start stacks of their own, so they need not be where the shared one is.
 OWN_STACKS = "tests/integration/test_processes.py"
-HALVES = (
-    ("tests/unit", "tests/integration", f"--ignore={OWN_STACKS}"),
+LONG = "tests/integration/test_rollout.py"
+PARTS = (
+    ("tests/unit", "tests/integration", f"--ignore={OWN_STACKS}", f"--ignore={LONG}"),
     ("tests/sagemaker", OWN_STACKS),
+    (LONG,),
 )
 
 
 def main() -> int:
-    """Prints both outputs, whole lines as they come; 0 where both halves passed."""
+    """Prints their outputs, whole lines as they come; 0 where every part passed."""
     command = [sys.executable, "-m", "pytest"]
-    halves = [subprocess.Popen([*command, *half], stdout=subprocess.PIPE, text=True) for half in HALVES]
-    readers = [threading.Thread(target=_print, args=(half,)) for half in halves]
+    parts = [subprocess.Popen([*command, *part], stdout=subprocess.PIPE, text=True) for part in PARTS]
+    readers = [threading.Thread(target=_print, args=(part,)) for part in parts]
     for reader in readers:
         reader.start()
-    codes = [_wait(half) for half in halves]
+    codes = [_wait(part) for part in parts]
     for reader in readers:
         reader.join()
     return max(codes)
 
 
-def _print(half: "subprocess.Popen[str]") -> None:
-    assert half.stdout is not None
-    with half.stdout:
-        for line in half.stdout:
+def _print(part: "subprocess.Popen[str]") -> None:
+    assert part.stdout is not None
+    with part.stdout:
+        for line in part.stdout:
             sys.stdout.write(line)
             sys.stdout.flush()
 
 
-def _wait(half: "subprocess.Popen[str]") -> int:
+def _wait(part: "subprocess.Popen[str]") -> int:
     while True:
         try:
-            return abs(half.wait())
-        except KeyboardInterrupt:  # the halves got it too, and are cleaning up
+            return abs(part.wait())
+        except KeyboardInterrupt:  # the parts got it too, and are cleaning up
             continue
 
 

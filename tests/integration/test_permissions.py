@@ -19,7 +19,6 @@ from tests.integration.conftest import run_flow
 
 STACK = "permissions"
 SMALL = {
-    "SCONES_GENERATED_PER_CLASS": "12",
     "SCONES_GENERATED_TEST_PER_CLASS": "2",
     "SCONES_GATE_MIN_ACCURACY": "0",
     # So that one is recommended, and old models are pruned.

@@ -30,6 +30,7 @@ from tasks import storage
 from tasks.aws import client
 from tasks.endpoint import find, serving
 from tasks.exclusive import exclusive
+from tasks.gate import judge
 from tasks.infrastructure import Installation, installation
 from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
 from tasks.rollout import RolloutFailed, owned_names
@@ -175,6 +176,17 @@ def test_a_better_model_replaces_the_champion_and_a_worse_one_is_rejected_with_i
     assert leftovers(own) == []
     with pytest.raises(Exception, match=rf"{worse.name} of rollouts-classifier is Rejected, not Approved: accuracy"):
         deploy_endpoint(worse.number)
+
+
+def test_the_gate_rejects_a_challenger_that_cannot_be_loaded(own: Installation) -> None:
+    champion = version_named(serving(own).model_version)
+    broken = changed_artifact(own, champion, model_pt=b"not weights")
+    judged = judge(own, broken, champion, uuid.uuid4().hex[:12], print)
+    assert not judged.approved
+    assert judged.reason.startswith("it can't be loaded and asked: ")
+    assert "Command" not in judged.reason
+    decide(broken, REJECTED, judged.reason)
+    assert next(versions()).reason == " ".join(judged.reason.split())
 
 
 @pytest.mark.parametrize(
