@@ -6,6 +6,7 @@ from prefect.input import RunInput
 from prefect.logging import get_run_logger
 
 from settings import settings
+from tasks.gate import AWAITS
 from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, look_again
 
 POLL_SECONDS = 5
@@ -37,5 +38,6 @@ def ask_a_person(version: ModelVersion) -> ModelVersion:
     if current.status != PENDING:
         return current
     verb = "approved" if answer.approve else "rejected"
-    reason = f"{verb} by a person: {answer.reason or 'no reason given'} ({version.reason})"
+    advice = version.reason.removeprefix(AWAITS)
+    reason = f"{verb} by a person: {answer.reason or 'no reason given'} ({advice})"
     return decide(version, APPROVED if answer.approve else REJECTED, reason)

@@ -21,6 +21,8 @@ METRICS = (
     "paired:only_challenger",
     "paired:only_champion",
 )
+# How the reason of a version begins that nobody decided about yet.
+AWAITS = "awaits a person; "
 # How evaluate.py begins the message with which it ends where the challenger itself is at fault.
 CHALLENGER_FAILED = "ChallengerFailed"
 
@@ -66,7 +68,7 @@ def pass_gate(installation: Installation, version: ModelVersion, run: str) -> Mo
     verdict = judge(installation, version, champion, run, logger.info)
     if settings().approval == "manual":
         advice = "approve" if verdict.approved else "reject"
-        decided = decide(version, PENDING, f"awaits a person; the gate would {advice}: {verdict.reason}")
+        decided = decide(version, PENDING, f"{AWAITS}the gate would {advice}: {verdict.reason}")
     else:
         decided = decide(version, APPROVED if verdict.approved else REJECTED, verdict.reason)
     log = logger.warning if decided.status == REJECTED else logger.info

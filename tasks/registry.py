@@ -152,18 +152,22 @@ def show_registry(installation: Installation) -> None:
             *(["serving"] if version.name in serving else []),
         ]
         figures = version.metadata
+        accuracy, error, threshold, coverage = (
+            f"{float(figures[name]):.3f}" if name in figures else "none"
+            for name in ("validation_accuracy", "validation_ece", "threshold", "threshold_coverage")
+        )
         rows.append(
             {
                 "version": version.name,
-                "": ", ".join(roles),
+                "role": ", ".join(roles),
                 "status": version.status,
-                "decision": version.reason,
-                "accuracy": figures.get("validation_accuracy", ""),
-                "calibration error": figures.get("validation_ece", ""),
-                "recommended threshold": figures.get("threshold", "none"),
-                "coverage": figures.get("threshold_coverage", ""),
-                "training job": figures.get("training_job", ""),
+                "accuracy": accuracy,
+                "calibration error": error,
+                "recommended threshold": threshold,
+                "coverage": coverage,
                 "data": figures.get("data_fingerprint", "")[:12],
+                "training job": figures.get("training_job", ""),
+                "decision": version.reason,  # last, as it may be long
             }
         )
     create_table_artifact(rows, key="model-registry", description=f"Versions of {settings().model_package_group}")

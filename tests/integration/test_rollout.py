@@ -372,7 +372,7 @@ def test_manual_approval_leaves_the_version_pending_until_someone_decides(
         prefect.resume_flow_run(paused.id, run_input={"approve": True, "reason": "looks well"})
     thread.join(60)
     assert outcome[0].status == APPROVED
-    assert outcome[0].reason.startswith("approved by a person: looks well (awaits a person; the gate would approve:")
+    assert outcome[0].reason.startswith("approved by a person: looks well (the gate would approve: ")
 
 
 def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation) -> None:
