@@ -52,8 +52,9 @@ class ModelVersion:
 
 @task(task_run_name="find a model of the same training")
 def find_trained(fingerprint: str) -> ModelVersion | None:
-    """The newest version that was trained with the same data, code and hyperparameters."""
-    return next((version for version in versions() if version.metadata.get("fingerprint") == fingerprint), None)
+    """The newest version that was trained with the same data, code and hyperparameters, and was not rejected."""
+    same = (version for version in versions() if version.metadata.get("fingerprint") == fingerprint)
+    return next((version for version in same if version.status != REJECTED), None)
 
 
 @task(task_run_name="register {job.name}")

@@ -25,6 +25,8 @@ from flows.nightly_evaluation import nightly_evaluation
 from flows.prepare_data import prepare_data
 from flows.teardown import teardown
 from flows.train_model import train_model
+from local_aws import services
+from local_aws.config import LocalConfig
 from settings import ROOT, settings
 from tasks import storage
 from tasks.aws import client
@@ -139,10 +141,10 @@ def version_named(name: str) -> ModelVersion:
     return next(version for version in versions() if version.name == name)
 
 
-def model_servers() -> set[int]:
-    """Processes that serve a model, of any endpoint."""
+def model_servers(config: LocalConfig) -> set[int]:
+    """Processes of this stack that serve a model, of any endpoint."""
     found = set()
-    for process in psutil.process_iter():
+    for process in services.supervised_processes(config):
         with suppress(psutil.Error):
             if any("local_aws.sagemaker.model_server" in argument for argument in process.cmdline()):
                 found.add(process.pid)
@@ -227,10 +229,12 @@ def test_a_model_that_cannot_serve_leaves_the_old_one_serving(
     assert re.search(message, rejected.reason)
 
 
-def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(own: Installation) -> None:
+def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(
+    own: Installation, config: LocalConfig
+) -> None:
     before = serving(own)
     again = changed_artifact(own, version_named(before.model_version))
-    running = model_servers()
+    running = model_servers(config)
     killed: list[int] = []
     over = threading.Event()
 
@@ -238,7 +242,7 @@ def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(o
         while not over.wait(0.02):
             endpoint = find(own.endpoint)
             if endpoint is not None and str(endpoint.endpoint_status) == "Updating":
-                for pid in model_servers() - running:
+                for pid in model_servers(config) - running:
                     with suppress(ProcessLookupError):  # the candidate's may be ending
                         os.kill(pid, signal.SIGKILL)
                         killed.append(pid)
