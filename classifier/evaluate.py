@@ -33,7 +33,8 @@ def main() -> None:
     try:
         challenger = answers(options.challenger, images, options.num_classes)
     except ModelFailed as error:
-        raise SystemExit(f"ChallengerFailed: {error}") from error
+        # One of Python's own, or the container's toolkit leaves it out of the job's failure reason.
+        raise RuntimeError(f"ChallengerFailed: {error}") from error
     champion = None
     if options.champion:
         try:
@@ -64,7 +65,8 @@ def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
         command = [sys.executable, str(program), str(folder / "model"), str(folder / "images.npy")]
         done = subprocess.run([*command, str(folder / "answers.npy")], capture_output=True, text=True)
         if done.returncode:
-            raise ModelFailed(f"it can't be loaded and asked: {done.stderr.strip()[-400:]}")
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ModelFailed(f"it can't be loaded and asked (exit code {done.returncode}): {last[:300]}")
         probabilities: np.ndarray = np.load(folder / "answers.npy")
     if probabilities.shape != (len(images), num_classes):
         raise ModelFailed(f"it answers {probabilities.shape}, not {(len(images), num_classes)}")

@@ -38,10 +38,13 @@ CODE = ("inference.py", "network.py", "out_of_fold.py", "requirements.txt")
 
 
 def main() -> None:
+    """Raises ValueError where images, manifest and hyperparameters do not fit: the job's failure reason, which the
+    container's toolkit takes from tracebacks that name one of Python's own exceptions.
+    """
     options = _options()
     pixels, labels, names = load(options.train, options.train_lst, options.image_shape, options.num_classes)
     if len(labels) != options.num_training_samples:
-        raise SystemExit(f"num_training_samples is {options.num_training_samples}, the manifest has {len(labels)}")
+        raise ValueError(f"num_training_samples is {options.num_training_samples}, the manifest has {len(labels)}")
     model = cross_fit(pixels, labels, options)
     raw = model.out_of_fold(pixels).numpy()
     temperature = calibration.fit_temperature(raw, labels.numpy())
@@ -56,10 +59,10 @@ def main() -> None:
 def load(
     images: Path, manifest_folder: Path, image_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Images (n, 3, height, width) uint8, labels (n,) and names; raises SystemExit that names the bad file or line."""
+    """Images (n, 3, height, width) uint8, labels (n,) and names; raises ValueError with the bad file or line."""
     manifests = sorted(manifest_folder.glob("*.lst"))
     if len(manifests) != 1:
-        raise SystemExit(f"the channel train_lst must hold one .lst file, it has {len(manifests)}")
+        raise ValueError(f"the channel train_lst must hold one .lst file, it has {len(manifests)}")
     pixels, labels, names = [], [], []
     for number, line in enumerate(manifests[0].read_text().splitlines(), start=1):
         try:
@@ -68,16 +71,16 @@ def load(
             with Image.open(images / name) as image:
                 array = np.array(image.convert("RGB"))
         except (ValueError, OSError) as error:
-            raise SystemExit(f"{manifests[0].name}, line {number}: {error}") from error
+            raise ValueError(f"{manifests[0].name}, line {number}: {error}") from error
         if array.shape != (*image_shape[1:], image_shape[0]):
-            raise SystemExit(f"{name} has shape {array.shape}, not image_shape {image_shape}")
+            raise ValueError(f"{name} has shape {array.shape}, not image_shape {image_shape}")
         pixels.append(array)
         names.append(name)
     if not labels or min(labels) < 0 or max(labels) >= num_classes:
-        raise SystemExit(f"labels must be 0 to {num_classes - 1}; the manifest has {sorted(set(labels))}")
+        raise ValueError(f"labels must be 0 to {num_classes - 1}; the manifest has {sorted(set(labels))}")
     missing = sorted(set(range(num_classes)) - set(labels))
     if missing:
-        raise SystemExit(f"the manifest has no image of label {', '.join(map(str, missing))}")
+        raise ValueError(f"the manifest has no image of label {', '.join(map(str, missing))}")
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), names
 
 

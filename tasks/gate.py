@@ -23,7 +23,7 @@ METRICS = (
 )
 # How the reason of a version begins that nobody decided about yet.
 AWAITS = "awaits a person; "
-# How evaluate.py begins the message with which it ends where the challenger itself is at fault.
+# How the message begins with which evaluate.py ends where the challenger itself is at fault.
 CHALLENGER_FAILED = "ChallengerFailed"
 
 
@@ -93,7 +93,7 @@ def judge(
     try:
         job = run_job(installation, plan, f"{settings().stack}-gate-{run}", progress)
     except TrainingError as error:
-        _, failed, why = str(error).partition(CHALLENGER_FAILED)
+        _, failed, why = str(error).rpartition(CHALLENGER_FAILED)
         if not failed:
             raise
         # The container's toolkit adds the command that it ran.

@@ -185,7 +185,7 @@ def test_the_gate_rejects_a_challenger_that_cannot_be_loaded(own: Installation) 
     broken = changed_artifact(own, champion, model_pt=b"not weights")
     judged = judge(own, broken, champion, uuid.uuid4().hex[:12], print)
     assert not judged.approved
-    assert judged.reason.startswith("it can't be loaded and asked: ")
+    assert judged.reason.startswith("it can't be loaded and asked (exit code 1): ")
     assert "Command" not in judged.reason
     decide(broken, REJECTED, judged.reason)
     assert next(versions()).reason == " ".join(judged.reason.split())
