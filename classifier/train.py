@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,10 @@ def main() -> None:
     model = cross_fit(pixels, labels, options)
     raw = model.out_of_fold(pixels).numpy()
     temperature = calibration.fit_temperature(raw, labels.numpy())
-    figures = evaluate(raw, temperature, labels.numpy(), options)
-    model.shape = Shape(**{**model.shape.__dict__, "temperature": temperature})
-    save(model, figures, options.model_dir)
     calibrated = calibration.scale(raw, temperature)
+    figures = evaluate(raw, calibrated, temperature, labels.numpy(), options)
+    model.shape = replace(model.shape, temperature=temperature)
+    save(model, figures, options.model_dir)
     write_answers(options.model_dir / "out_of_fold.csv", names, labels.numpy(), raw, calibrated)
     print_figures(figures)
 
@@ -191,12 +191,13 @@ def augment(images: Tensor) -> Tensor:
     return images.masked_fill(hole.unsqueeze(1), 0).contiguous(memory_format=torch.channels_last)
 
 
-def evaluate(raw: np.ndarray, temperature: float, labels: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
-    """The content of metrics.json, from the out-of-fold probabilities before calibration.
+def evaluate(
+    raw: np.ndarray, after: np.ndarray, temperature: float, labels: np.ndarray, options: argparse.Namespace
+) -> dict[str, Any]:
+    """The content of metrics.json, from the out-of-fold probabilities before and after calibration.
 
     Each figure of calibration comes with a bootstrap interval and with what a perfectly calibrated model would show.
     """
-    after = calibration.scale(raw, temperature)
     correct = after.argmax(axis=1) == labels
 
     def calibrated(probabilities: np.ndarray) -> dict[str, Any]:

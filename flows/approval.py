@@ -7,7 +7,7 @@ from prefect.logging import get_run_logger
 
 from settings import settings
 from tasks.gate import AWAITS
-from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, look_again
+from tasks.registry import APPROVED, NO_REASON, PENDING, REJECTED, ModelVersion, decide, look_again
 
 POLL_SECONDS = 5
 
@@ -39,5 +39,5 @@ def ask_a_person(version: ModelVersion) -> ModelVersion:
         return current
     verb = "approved" if answer.approve else "rejected"
     advice = version.reason.removeprefix(AWAITS)
-    reason = f"{verb} by a person: {answer.reason or 'no reason given'} ({advice})"
+    reason = f"{verb} by a person: {answer.reason or NO_REASON} ({advice})"
     return decide(version, APPROVED if answer.approve else REJECTED, reason)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -21,6 +21,8 @@ from botocore.exceptions import (
 from prefect_aws import AwsCredentials
 
 from settings import settings
+
+Resource = TypeVar("Resource")
 
 CONFIG = Config(
     connect_timeout=5, read_timeout=60, max_pool_connections=64, retries={"mode": "standard", "total_max_attempts": 6}
@@ -76,6 +78,16 @@ def explained(doing: str) -> Iterator[None]:
         raise AwsError(f"{doing}: AWS is out of reach: {error} Is the network, or `make up`, there?") from error
     except BotoCoreError as error:
         raise AwsError(f"{doing}: {error}") from error
+
+
+def if_there(call: Callable[[], Resource]) -> Resource | None:
+    """What the call returns; None where there is no such resource, which SageMaker answers with ValidationException."""
+    try:
+        return call()
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ValidationException":
+            return None
+        raise
 
 
 def with_fresh_role(create: Callable[[], object]) -> None:

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from botocore.exceptions import ClientError
 from sagemaker.core.resources import Endpoint
 
 from settings import CAPTURE_PREFIX, MANIFESTS_PREFIX, TRAIN_PREFIX, settings
 from tasks import storage
-from tasks.aws import client, explained, sdk
+from tasks.aws import client, explained, if_there, sdk
 from tasks.infrastructure import Installation
 
 POLL_SECONDS = 1.0
@@ -31,7 +30,7 @@ class EndpointNotFound(Exception):
 
 
 class SmokeTestFailed(EndpointError):
-    """The endpoint answers, but not as a model worth serving does."""
+    """The model is at fault: it can't be loaded, or does not answer as one worth serving does."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +152,7 @@ def settled(name: str, progress: Progress) -> Endpoint | None:
 def find(name: str) -> Endpoint | None:
     """The endpoint as AWS describes it; None where there is none."""
     with explained(f"look at endpoint {name}"):
-        try:
-            return Endpoint.get(name, **sdk())
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "ValidationException":
-                return None
-            raise
+        return if_there(lambda: Endpoint.get(name, **sdk()))
 
 
 def reason(endpoint: Endpoint) -> str:

@@ -12,7 +12,7 @@ from sagemaker.core import image_uris
 from sagemaker.core.resources import ModelPackage, ModelPackageGroup
 
 from settings import settings
-from tasks.aws import client, explained, sdk
+from tasks.aws import client, explained, if_there, sdk
 from tasks.endpoint import find
 from tasks.infrastructure import Installation
 from tasks.training import CompletedJob, TrainingPlan
@@ -209,9 +209,5 @@ def _version(arn: str) -> ModelVersion:
 def _ensure_group() -> None:
     name = settings().model_package_group
     with explained(f"create the model package group {name}"):
-        try:
-            ModelPackageGroup.get(name, **sdk())
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationException":
-                raise
+        if if_there(lambda: ModelPackageGroup.get(name, **sdk())) is None:
             ModelPackageGroup.create(model_package_group_name=name, **sdk())

@@ -8,19 +8,17 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from botocore.exceptions import ClientError
 from prefect import task
 from prefect.logging import get_run_logger
 from sagemaker.core.resources import Endpoint
 
 from settings import CAPTURE_PREFIX, ROLLOUTS_PREFIX, SCHEMA_VERSION, settings
 from tasks import storage
-from tasks.aws import client, explained, sdk, utc_now, with_fresh_role
+from tasks.aws import client, explained, if_there, sdk, utc_now, with_fresh_role
 from tasks.capture import find_record
 from tasks.endpoint import (
     EndpointError,
@@ -30,6 +28,7 @@ from tasks.endpoint import (
     SmokeTestFailed,
     capture_prefix,
     delete_endpoint,
+    find,
     known_images,
     reason,
     serving,
@@ -49,10 +48,6 @@ MODEL_FAULTS = ("health check", "model data")
 
 class RolloutFailed(EndpointError):
     """The version does not serve; the message says why, and what does instead."""
-
-
-class _CandidateFailed(Exception):
-    """The model itself is at fault."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def roll_out(installation: Installation, version: ModelVersion, runs: tuple[str,
     storage.put_json(installation.bucket, _record_key(installation), record)
     try:
         create_model(installation, version, config)
-        create_config(installation, version, config, installation.endpoint)
+        create_config(installation, version, config, model=config)
         try_candidate(installation, version, rollout, images, logger.info)
         if endpoint is not None and previous is None:
             # It serves nothing, and deleting is all that AWS allows.
@@ -104,7 +99,7 @@ def roll_out(installation: Installation, version: ModelVersion, runs: tuple[str,
     except BaseException as error:
         logger.warning("rolling back: %s", error or type(error).__name__)
         kept = roll_back(installation, rollout, logger.info)
-        if isinstance(error, (_CandidateFailed, SmokeTestFailed)):
+        if isinstance(error, SmokeTestFailed):
             decide(version, REJECTED, f"failed its deployment: {error}")
         if not isinstance(error, Exception):
             raise
@@ -121,13 +116,13 @@ def try_candidate(
     name, config = settings().candidate_endpoint, f"{rollout.config}-candidate"
     progress(f"trying {version.name} on endpoint {name}")
     try:
-        create_config(installation, version, config, None, model=rollout.config)
+        create_config(installation, version, config, model=rollout.config, candidate=True)
         with explained(f"create endpoint {name}"):
             Endpoint.create(endpoint_name=name, endpoint_config_name=config, **sdk())
         candidate = settled(name, progress)
         if candidate is None or str(candidate.endpoint_status) != "InService":
             why = "it is gone" if candidate is None else reason(candidate)
-            kind = _CandidateFailed if any(text in why for text in MODEL_FAULTS) else EndpointError
+            kind = SmokeTestFailed if any(text in why for text in MODEL_FAULTS) else EndpointError
             raise kind(f"endpoint {name} did not come up: {why}")
         smoke_test(name, version.name, images, installation.classes, rollout.runs[0])
         progress(f"{version.name} knows {len(images)} images as it should")
@@ -138,8 +133,7 @@ def try_candidate(
 def delete_candidate(config: str) -> None:
     """Deletes the candidate's endpoint and its config; what is not there is no error."""
     delete_endpoint(settings().candidate_endpoint)
-    name = f"{config}-candidate"
-    _delete("endpoint config", lambda sagemaker: sagemaker.delete_endpoint_config(EndpointConfigName=name))
+    _delete_config(f"{config}-candidate")
 
 
 def switch(rollout: Rollout, progress: Progress) -> None:
@@ -254,8 +248,9 @@ def config_name(installation: Installation, version: ModelVersion) -> str:
 def create_model(installation: Installation, version: ModelVersion, name: str) -> None:
     """Creates the model unless it exists."""
     chosen = settings()
-    if _exists(lambda: client("sagemaker").describe_model(ModelName=name)):
-        return
+    with explained(f"look at model {name}"):
+        if if_there(lambda: client("sagemaker").describe_model(ModelName=name)) is not None:
+            return
     request: dict[str, Any] = {
         "ModelName": name,
         "ExecutionRoleArn": installation.hosting_role_arn,
@@ -278,12 +273,9 @@ def create_model(installation: Installation, version: ModelVersion, name: str) -
 
 
 def create_config(
-    installation: Installation, version: ModelVersion, name: str, captured: str | None, model: str | None = None
+    installation: Installation, version: ModelVersion, name: str, model: str, candidate: bool = False
 ) -> None:
-    """Creates the endpoint config unless it exists, with data capture where `captured` names the endpoint.
-
-    Without capture it is for one instance. model: by default it has the config's name.
-    """
+    """Creates the endpoint config unless it exists; a candidate's is for one instance and captures nothing."""
     chosen = settings()
     if _config_exists(name):
         return
@@ -292,14 +284,14 @@ def create_config(
         "ProductionVariants": [
             {
                 "VariantName": version.name,
-                "ModelName": model or name,
+                "ModelName": model,
                 "InstanceType": chosen.endpoint_instance_type,
-                "InitialInstanceCount": chosen.endpoint_instance_count if captured else 1,
+                "InitialInstanceCount": 1 if candidate else chosen.endpoint_instance_count,
                 "InitialVariantWeight": 1.0,
             }
         ],
     }
-    if captured:
+    if not candidate:
         request["DataCaptureConfig"] = {
             "EnableCapture": True,
             "InitialSamplingPercentage": 100,
@@ -316,16 +308,17 @@ def create_config(
 
 def delete_model_and_config(name: str) -> None:
     """Deletes the endpoint config and the model of that name; what is not there is no error."""
-    _delete("endpoint config", lambda sagemaker: sagemaker.delete_endpoint_config(EndpointConfigName=name))
-    _delete("model", lambda sagemaker: sagemaker.delete_model(ModelName=name))
+    _delete_config(name)
+    with explained(f"delete model {name}"):
+        if_there(lambda: client("sagemaker").delete_model(ModelName=name))
 
 
 @task(task_run_name="prune old endpoint configs")
 def prune(installation: Installation) -> list[str]:
     """Deletes all but the newest endpoint configs and models, never those that serve; returns what it deleted."""
-    endpoint = settled(installation.endpoint, lambda line: None)
+    endpoint = find(installation.endpoint)
     kept = {str(endpoint.endpoint_config_name)} if endpoint else set()
-    names = list(owned_names())
+    names = owned_names()
     kept.update(names[: settings().retained_versions])
     pruned = [name for name in names if name not in kept]
     for name in pruned:
@@ -335,7 +328,7 @@ def prune(installation: Installation) -> list[str]:
     return pruned
 
 
-def owned_names() -> Iterator[str]:
+def owned_names() -> list[str]:
     """Names of this installation's endpoint configs and models, the newest first."""
     stack = settings().stack
     # Another installation's name may begin with this one's.
@@ -347,7 +340,7 @@ def owned_names() -> Iterator[str]:
             found |= {item["EndpointConfigName"]: item["CreationTime"] for item in page["EndpointConfigs"]}
         for page in sagemaker.get_paginator("list_models").paginate(NameContains=f"{stack}-v"):
             found |= {item["ModelName"]: item["CreationTime"] for item in page["Models"]}
-    yield from (name for name in sorted(found, key=lambda name: found[name], reverse=True) if ours.fullmatch(name))
+    return [name for name in sorted(found, key=lambda name: found[name], reverse=True) if ours.fullmatch(name)]
 
 
 def check_capture(
@@ -378,25 +371,10 @@ def _record_key(installation: Installation) -> str:
 
 
 def _config_exists(name: str) -> bool:
-    return _exists(lambda: client("sagemaker").describe_endpoint_config(EndpointConfigName=name))
+    with explained(f"look at endpoint config {name}"):
+        return if_there(lambda: client("sagemaker").describe_endpoint_config(EndpointConfigName=name)) is not None
 
 
-def _exists(describe: Callable[[], object]) -> bool:
-    with explained("look for models and endpoint configs"):
-        try:
-            describe()
-            return True
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "ValidationException":
-                return False
-            raise
-
-
-def _delete(what: str, delete: Callable[[Any], object]) -> None:
-    """Deletes what may be gone already."""
-    with explained(f"delete the {what}"):
-        try:
-            delete(client("sagemaker"))
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationException":
-                raise
+def _delete_config(name: str) -> None:
+    with explained(f"delete endpoint config {name}"):
+        if_there(lambda: client("sagemaker").delete_endpoint_config(EndpointConfigName=name))

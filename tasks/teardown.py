@@ -1,12 +1,11 @@
 """Removes an installation: what is billed by the hour, or all of it. Can be called again where it was interrupted."""
 
-from botocore.exceptions import ClientError
 from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import settings
 from tasks import storage
-from tasks.aws import client, explained
+from tasks.aws import client, explained, if_there
 from tasks.endpoint import delete_endpoint
 from tasks.infrastructure import InfrastructureError, delete_stack, stack_outputs
 from tasks.registry import versions
@@ -55,7 +54,7 @@ def remove_endpoint() -> None:
 def remove_models() -> None:
     """Deletes every model, endpoint config and version of the model package group, and the group."""
     logger = get_run_logger()
-    names = list(owned_names())
+    names = owned_names()
     for name in names:
         delete_model_and_config(name)
     registered = list(versions())
@@ -63,11 +62,7 @@ def remove_models() -> None:
         sagemaker = client("sagemaker")
         for version in registered:
             sagemaker.delete_model_package(ModelPackageName=version.arn)
-        try:
-            sagemaker.delete_model_package_group(ModelPackageGroupName=settings().model_package_group)
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationException":
-                raise
+        if_there(lambda: sagemaker.delete_model_package_group(ModelPackageGroupName=settings().model_package_group))
     logger.info("deleted %d models or endpoint configs and %d model versions", len(names), len(registered))
 
 

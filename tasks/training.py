@@ -29,7 +29,7 @@ from sagemaker.core.shapes import (
 
 from settings import CODE_PREFIX, MANIFESTS_PREFIX, MODELS_PREFIX, ROOT, TRAIN_PREFIX, settings
 from tasks import storage
-from tasks.aws import client, explained, sdk, with_fresh_role
+from tasks.aws import client, explained, if_there, sdk, with_fresh_role
 from tasks.infrastructure import Installation
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
@@ -239,12 +239,7 @@ def source_archive() -> bytes:
 
 def _find(name: str) -> TrainingJob | None:
     with explained(f"look for training job {name}"):
-        try:
-            return TrainingJob.get(name, **sdk())
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "ValidationException":
-                return None
-            raise
+        return if_there(lambda: TrainingJob.get(name, **sdk()))
 
 
 def _start(name: str, installation: Installation, plan: JobPlan) -> None:

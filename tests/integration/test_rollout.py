@@ -10,7 +10,6 @@ import tarfile
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -36,45 +35,18 @@ from tasks.gate import judge
 from tasks.infrastructure import Installation, installation
 from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
 from tasks.rollout import RolloutFailed, owned_names
+from tests.load import Load
 
 STACK = "rollouts"
 CLASSES = ("bicycle", "motorcycle", "pickup_truck")
 KEY = "arn:aws:kms:us-east-1:000000000000:key/scones"
 
 
-class Client:
-    """Invokes an endpoint without a pause from two threads, and counts what answers."""
-
-    def __init__(self, installed: Installation) -> None:
-        self.variants: Counter[str] = Counter()
-        self.failures: list[str] = []
-        self._endpoint = installed.endpoint
-        key = next(iter(storage.list_etags(installed.bucket, "test/")))
-        self._image = storage.get(installed.bucket, key)
-        self._done = threading.Event()
-        self._threads = [threading.Thread(target=self._invoke) for _ in range(2)]
-
-    def __enter__(self) -> "Client":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _invoke(self) -> None:
-        while not self._done.is_set():
-            try:
-                answer = client("sagemaker-runtime").invoke_endpoint(
-                    EndpointName=self._endpoint, ContentType="application/x-image", Body=self._image
-                )
-                answer["Body"].read()
-                self.variants[answer["InvokedProductionVariant"]] += 1
-            except Exception as error:
-                self.failures.append(repr(error))
-            time.sleep(0.01)
+def clients_of(installed: Installation) -> Load:
+    """Two clients that ask the endpoint about a test image."""
+    image = storage.get(installed.bucket, next(iter(storage.list_etags(installed.bucket, "test/"))))
+    runtime, kind = client("sagemaker-runtime"), "application/x-image"
+    return Load(runtime, clients=2, pause=0.01, EndpointName=installed.endpoint, ContentType=kind, Body=image)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +134,7 @@ def test_a_better_model_replaces_the_champion_and_a_worse_one_is_rejected_with_i
     own: Installation, choose: Callable[..., None]
 ) -> None:
     choose(epochs=40, gate_margin=0.1, gate_min_accuracy=0.5, smoke_min_accuracy=0.75)
-    with Client(own) as invoking:
+    with clients_of(own) as invoking:
         better = train_model()
         assert better.status == APPROVED, better.reason
         assert f"against v{better.number - 1}" in better.reason
@@ -173,8 +145,8 @@ def test_a_better_model_replaces_the_champion_and_a_worse_one_is_rejected_with_i
         assert "under the floor of 0.5" in worse.reason
         assert f"against {better.name}" in worse.reason
         assert deploy_endpoint().model_version == better.name
-    assert invoking.failures == []
-    assert set(invoking.variants) == {"v1", better.name}
+    assert invoking.errors == []
+    assert set(invoking.answers) == {"v1", better.name}
     assert leftovers(own) == []
     with pytest.raises(Exception, match=rf"{worse.name} of rollouts-classifier is Rejected, not Approved: accuracy"):
         deploy_endpoint(worse.number)
@@ -216,11 +188,11 @@ def test_a_model_that_cannot_serve_leaves_the_old_one_serving(
     files = {name: content.replace(b"%s", source) for name, content in replaced.items()}
     broken = changed_artifact(own, champion, **files)
     kept = set(owned_names())
-    with Client(own) as invoking, pytest.raises(RolloutFailed, match=message) as failure:
+    with clients_of(own) as invoking, pytest.raises(RolloutFailed, match=message) as failure:
         deploy_endpoint(broken.number)
     assert f"{before.model_version} serves as before" in str(failure.value)
-    assert invoking.failures == []
-    assert set(invoking.variants) == {before.model_version}
+    assert invoking.errors == []
+    assert set(invoking.answers) == {before.model_version}
     assert serving(own) == before
     assert leftovers(own) == []
     assert set(owned_names()) == kept
@@ -250,14 +222,17 @@ def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(
     killer = threading.Thread(target=kill_what_comes_up)
     killer.start()
     try:
-        with Client(own) as invoking, pytest.raises(RolloutFailed, match=f"{before.model_version} serves as before"):
+        with (
+            clients_of(own) as invoking,
+            pytest.raises(RolloutFailed, match=f"{before.model_version} serves as before"),
+        ):
             deploy_endpoint(again.number)
     finally:
         over.set()
         killer.join()
     assert killed
-    assert invoking.failures == []
-    assert set(invoking.variants) == {before.model_version}
+    assert invoking.errors == []
+    assert set(invoking.answers) == {before.model_version}
     assert serving(own) == before
     assert leftovers(own) == []
     # It was not the model's fault.
@@ -269,7 +244,7 @@ def test_a_cancelled_deployment_goes_back(own: Installation) -> None:
     """SIGTERM, as the worker sends it, while the endpoint is being updated."""
     before = serving(own)
     again = changed_artifact(own, version_named(before.model_version))
-    with Client(own) as invoking:
+    with clients_of(own) as invoking:
         flow = subprocess.Popen(
             [sys.executable, "-c", "from flows.deploy_endpoint import deploy_endpoint; deploy_endpoint()"],
             cwd=ROOT,
@@ -284,7 +259,7 @@ def test_a_cancelled_deployment_goes_back(own: Installation) -> None:
         log = flow.communicate(timeout=60)[1]
         assert serving(own) == before
     assert f"{before.model_version} serves as before" in log
-    assert invoking.failures == []
+    assert invoking.errors == []
     assert leftovers(own) == []
     decide(again, REJECTED, "was only for this test")
 
@@ -331,9 +306,9 @@ def test_canary_kms_and_vpc_settings_reach_aws(own: Installation, choose: Callab
     role = roles["StackResourceDetail"]["PhysicalResourceId"]
     policy = client("iam").get_role_policy(RoleName=role, PolicyName="host")["PolicyDocument"]
     assert "ec2:CreateNetworkInterface" in str(policy) and KEY in str(policy)
-    with Client(own) as invoking:
+    with clients_of(own) as invoking:
         assert deploy_endpoint() == before  # the same version, on other instances
-    assert invoking.failures == []
+    assert invoking.errors == []
     sagemaker = client("sagemaker")
     endpoint = sagemaker.describe_endpoint(EndpointName=own.endpoint)
     routing = endpoint["LastDeploymentConfig"]["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
@@ -343,7 +318,7 @@ def test_canary_kms_and_vpc_settings_reach_aws(own: Installation, choose: Callab
     assert config["KmsKeyId"] == config["DataCaptureConfig"]["KmsKeyId"] == KEY
     model = sagemaker.describe_model(ModelName=endpoint["EndpointConfigName"])
     assert model["VpcConfig"] == {"Subnets": ["subnet-0a", "subnet-0b"], "SecurityGroupIds": ["sg-0a"]}
-    assert list(owned_names()) == [endpoint["EndpointConfigName"]]  # older ones are pruned
+    assert owned_names() == [endpoint["EndpointConfigName"]]  # older ones are pruned
 
 
 def test_the_recommended_threshold_comes_with_the_model(own: Installation, choose: Callable[..., None]) -> None:
@@ -403,7 +378,7 @@ def test_a_deployment_whose_process_is_killed_goes_back(installed: Any, own: Ins
     try:
         before = serving(installed)
         again = changed_artifact(installed, version_named(before.model_version))
-        with Client(installed) as invoking:
+        with clients_of(installed) as invoking:
             run = started("deploy-endpoint/local", {"version": again.number}, {})
             while str(getattr(find(installed.endpoint), "endpoint_status", "")) != "Updating":
                 time.sleep(0.1)
@@ -416,7 +391,7 @@ def test_a_deployment_whose_process_is_killed_goes_back(installed: Any, own: Ins
             while serving(installed) != before or leftovers(installed):
                 assert time.monotonic() < deadline, leftovers(installed)
                 time.sleep(0.5)
-        assert invoking.failures == []
+        assert invoking.errors == []
         decide(again, REJECTED, "was only for this test")
     finally:
         os.environ["SCONES_STACK"] = STACK
@@ -464,6 +439,6 @@ def test_all_of_it_is_removed_only_when_asked_twice(own: Installation) -> None:
     names = {stack["StackName"] for stack in client("cloudformation").describe_stacks()["Stacks"]}
     assert not [name for name in names if name.startswith(STACK)]
     assert own.bucket not in {bucket["Name"] for bucket in client("s3").list_buckets()["Buckets"]}
-    assert list(owned_names()) == []
+    assert owned_names() == []
     assert list(versions()) == []
     assert find(own.endpoint) is None

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,37 +9,12 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.load import Load
 from tests.sagemaker.conftest import ACTOR, Server, archive, eventually, unique
 
 
-class Load:
-    """Clients that invoke an endpoint all the while; counts which variant answered and what failed."""
-
-    def __init__(self, server: Server, endpoint: str, clients: int = 3) -> None:
-        self._stop = threading.Event()
-        self._server, self._endpoint = server, endpoint
-        self.answers: Counter[str] = Counter()
-        self.errors: list[str] = []
-        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                answer = self._server.runtime.invoke_endpoint(EndpointName=self._endpoint, Body=b"sleep 0.02")
-                answer["Body"].read()
-                self.answers[answer["InvokedProductionVariant"]] += 1
-            except Exception as error:
-                self.errors.append(repr(error))
+def clients_of(server: Server, endpoint: str, clients: int = 3) -> Load:
+    return Load(server.runtime, clients, EndpointName=endpoint, Body=b"sleep 0.02")
 
 
 def test_an_endpoint_describes_what_it_serves(server: Server, actor: str) -> None:
@@ -89,7 +62,7 @@ def test_model_data_that_is_missing_or_broken_is_the_reason(server: Server, data
 
 def test_an_update_moves_all_clients_without_a_failed_request(server: Server) -> None:
     name = server.endpoint(server.config({"VariantName": "old"}))
-    with Load(server, name) as load:
+    with clients_of(server, name) as load:
         server.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=server.config({"VariantName": "new"}))
         assert server.settled(name)["ProductionVariants"][0]["VariantName"] == "new"
         before = load.answers["old"]
@@ -104,7 +77,7 @@ def test_an_update_that_fails_leaves_the_old_model_serving(server: Server) -> No
     name = server.endpoint(server.config({"VariantName": "old"}))
     present = server.sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
     broken = server.config({"ModelName": server.model("raise ImportError('stale')\n"), "VariantName": "new"})
-    with Load(server, name) as load:
+    with clients_of(server, name) as load:
         server.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=broken)
         endpoint = server.settled(name)
     assert (endpoint["EndpointStatus"], endpoint["EndpointConfigName"]) == ("InService", present)
@@ -122,7 +95,7 @@ def test_a_canary_takes_its_share_and_then_all(server: Server) -> None:
         "WaitIntervalInSeconds": 3,
     }
     policy = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}}
-    with Load(server, name) as load:
+    with clients_of(server, name) as load:
         server.sagemaker.update_endpoint(
             EndpointName=name, EndpointConfigName=server.config({"VariantName": "new"}), DeploymentConfig=policy
         )
@@ -215,7 +188,7 @@ def test_weights_and_targets_choose_the_variant(server: Server) -> None:
         {"VariantName": "most", "DesiredWeight": 0},
         {"VariantName": "none", "DesiredWeight": 1, "DesiredInstanceCount": 2},
     ]
-    with Load(server, name) as load:
+    with clients_of(server, name) as load:
         server.sagemaker.update_endpoint_weights_and_capacities(EndpointName=name, DesiredWeightsAndCapacities=swapped)
         endpoint = server.settled(name)
     assert load.errors == []

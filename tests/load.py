@@ -1,0 +1,35 @@
+"""Clients that invoke an endpoint all the while, for tests of what happens to it meanwhile."""
+
+import threading
+from collections import Counter
+from typing import Any
+
+
+class Load:
+    """Counts which variant answered and keeps what failed. request: what InvokeEndpoint gets, each time the same."""
+
+    def __init__(self, runtime: Any, clients: int, pause: float = 0, **request: Any) -> None:
+        self._stop = threading.Event()
+        self._runtime, self._pause, self._request = runtime, pause, request
+        self.answers: Counter[str] = Counter()
+        self.errors: list[str] = []
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._pause):
+            try:
+                answer = self._runtime.invoke_endpoint(**self._request)
+                answer["Body"].read()
+                self.answers[answer["InvokedProductionVariant"]] += 1
+            except Exception as error:
+                self.errors.append(repr(error))
