@@ -133,8 +133,36 @@ class Settings(BaseSettings):
     )
 
     # Evaluation
-    executions_in_flight: int = Field(default=8, ge=1, le=1000, description="Executions that run at the same time.")
-    execution_max_seconds: int = Field(default=600, ge=10, description="How long the last executions may take.")
+    executions_in_flight: int = Field(
+        default=50, ge=1, le=1000, description="Executions that run at the same time; four per CPU on one machine."
+    )
+    execution_max_seconds: int = Field(
+        default=600, ge=5, description="What runs is stopped when no execution has ended for this long."
+    )
+    starts_per_second: float = Field(
+        default=100, gt=0, description="Rate of StartExecution; AWS refills 150 or more a second in every region."
+    )
+    describes_per_second: float = Field(
+        default=10, gt=0, description="Rate of DescribeExecution; AWS refills 10 or more a second in every region."
+    )
+    lists_per_second: float = Field(
+        default=5, gt=0, description="Rate of ListExecutions; AWS refills 5 or more a second in every region."
+    )
+    evaluation_attempts: int = Field(
+        default=2, ge=1, le=9, description="Executions an image may have: failed ones are tried again at the end."
+    )
+    evaluation_max_failed: float = Field(
+        default=0.05, ge=0, le=1, description="Share of failed images above which an evaluation fails."
+    )
+    evaluation_min_accuracy: float = Field(
+        default=0.85, ge=0, le=1, description="Accuracy below which an evaluation fails; that of the model gate."
+    )
+    evaluation_min_coverage: float = Field(
+        default=0.5, ge=0, le=1, description="Share of accepted images below which an evaluation fails."
+    )
+    outage_max_seconds: int = Field(
+        default=600, ge=0, description="How long throttling, or an AWS out of reach, is waited out."
+    )
 
     # Report
     capture_max_seconds: int = Field(

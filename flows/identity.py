@@ -5,7 +5,7 @@ from datetime import UTC
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
-from tasks.evaluation import Run
+from tasks.results import Run
 
 
 def this_run() -> Run:

@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.events import emit_event
+from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run
 
 from flows.identity import run_name, this_run
@@ -11,26 +12,42 @@ from settings import EVALUATION_EVENT
 from tasks.endpoint import serving
 from tasks.evaluation import execute, plan
 from tasks.exclusive import exclusive
+from tasks.executions import stop_named
 from tasks.images import dataset_note
 from tasks.infrastructure import installation
+from tasks.outcome import PASSED, GateMissed
 
 
-@flow(name="nightly-evaluation", flow_run_name=run_name, log_prints=True)
+def stop_executions(flow: Any, flow_run: Any, state: Any) -> None:
+    """Hook: stops what a cancelled run left running because its process could not."""
+    stopped = stop_named(installation().state_machine_arn, flow_run.id.hex[:12], "the evaluation was cancelled")
+    flow_run_logger(flow_run, flow).info("%d executions were still running and are stopped", stopped)
+
+
+@flow(name="nightly-evaluation", flow_run_name=run_name, log_prints=True, on_cancellation=[stop_executions])
 def nightly_evaluation() -> dict[str, Any]:
-    """Returns the evaluation's summary, which is in the bucket too."""
+    """Returns the evaluation's summary, which is in the bucket too.
+
+    Raises GateMissed, after everything is written, where the figures are not what the settings ask for.
+    """
     run, installed = this_run(), installation()
     with exclusive(installed.endpoint):  # no deployment changes the model meanwhile
         endpoint = serving(installed)
-        note = dataset_note(installed.bucket)
-        summary = execute(installed, endpoint, run, plan(installed, run), note)
+        summary = execute(installed, endpoint, run, plan(installed, endpoint, run), dataset_note(installed.bucket))
     announce(summary)
+    if summary["outcome"] != PASSED:
+        raise GateMissed(summary)
     return summary
 
 
 def announce(summary: dict[str, Any]) -> None:
     """Emits the event from which prefect.yaml starts the report, unless a parent flow reports itself."""
     by = "flow" if flow_run.get_parent_flow_run_id() else "deployment"
-    resource = {"prefect.resource.id": f"scones.evaluation.{summary['run']}", "scones.started-by": by}
+    resource = {
+        "prefect.resource.id": f"scones.evaluation.{summary['run']}",
+        "scones.started-by": by,
+        "scones.outcome": summary["outcome"],
+    }
     emit_event(EVALUATION_EVENT, resource=resource, payload=summary)
 
 

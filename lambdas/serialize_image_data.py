@@ -9,10 +9,20 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
 # Base64 makes 4 characters of 3 bytes, and a state's payload may have 262,144 bytes in all.
 MAX_IMAGE_BYTES = 180_000
+# What may be gone a few seconds later; the state machine tries again.
+PASSING = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+    "503",
+}
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 logger = logging.getLogger()
@@ -40,6 +50,10 @@ class ImageTooLarge(Exception):
     """The image would not fit into a state's payload."""
 
 
+class StorageUnavailable(Exception):
+    """S3 refused for now, or could not be reached in time."""
+
+
 class UnreadableImage(Exception):
     """The object is empty or is neither PNG nor JPEG."""
 
@@ -48,13 +62,16 @@ def handler(event: Any, context: Any) -> dict[str, str]:
     bucket, key = _location(event)
     try:
         response = s3.get_object(Bucket=bucket, Key=key)
+        if response["ContentLength"] > MAX_IMAGE_BYTES:
+            raise ImageTooLarge(
+                f"s3://{bucket}/{key} has {response['ContentLength']} bytes; the workflow takes at most "
+                f"{MAX_IMAGE_BYTES}"
+            )
+        image = response["Body"].read()
     except ClientError as error:
         raise _typed(error, bucket, key) from error
-    if response["ContentLength"] > MAX_IMAGE_BYTES:
-        raise ImageTooLarge(
-            f"s3://{bucket}/{key} has {response['ContentLength']} bytes; the workflow takes at most {MAX_IMAGE_BYTES}"
-        )
-    image = response["Body"].read()
+    except (HTTPClientError, IncompleteReadError) as error:
+        raise StorageUnavailable(f"s3://{bucket}/{key}: {error}") from error
     if not image.startswith(SIGNATURES):
         raise UnreadableImage(f"s3://{bucket}/{key} is neither a PNG nor a JPEG ({len(image)} bytes)")
     logger.info("serialized s3://%s/%s, %d bytes", bucket, key, len(image))
@@ -75,4 +92,6 @@ def _typed(error: ClientError, bucket: str, key: str) -> Exception:
         return ImageNotFound(f"{where} does not exist ({code})")
     if code in ("AccessDenied", "403"):
         return ImageAccessDenied(f"{where} may not be read: it lies outside the prefixes of the function's role")
+    if code in PASSING:
+        return StorageUnavailable(f"{where}: {code}")
     return error

@@ -53,8 +53,23 @@ def aws_variables(config: LocalConfig) -> dict[str, str]:
         "no_proxy": "127.0.0.1,localhost",
         # ministack runs a custom runtime's bootstrap as it is, and keeps the names of errors only so.
         "SCONES_LAMBDA_RUNTIME": "provided.al2023",
-        "SCONES_LAMBDA_CONCURRENCY": "8",
+        "SCONES_LAMBDA_CONCURRENCY": str(_in_flight()),
     }
+
+
+def evaluation_variables() -> dict[str, str]:
+    """What this machine bears, where nobody chose otherwise; it has no limits of calls a second."""
+    return {
+        "SCONES_EXECUTIONS_IN_FLIGHT": str(_in_flight()),
+        "SCONES_STARTS_PER_SECOND": "1000",
+        "SCONES_DESCRIBES_PER_SECOND": "1000",
+        "SCONES_LISTS_PER_SECOND": "1000",
+    }
+
+
+def _in_flight() -> int:
+    """Each execution keeps up to a CPU busy while one of its functions runs, and waits in between."""
+    return 4 * (os.cpu_count() or 1)
 
 
 def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str, str]:
@@ -74,7 +89,7 @@ def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str
     kept["SCONES_AWS_PORT"] = str(config.aws_port)
     kept["SCONES_SAGEMAKER_PORT"] = str(config.sagemaker_port)
     kept["SCONES_SAGEMAKER_OPTIONS"] = config.sagemaker_options
-    return kept | ours
+    return ({} if real_aws else evaluation_variables()) | kept | ours
 
 
 def enter(config: LocalConfig, real_aws: bool = False) -> None:
@@ -120,7 +135,7 @@ def ministack_variables(config: LocalConfig) -> dict[str, str]:
 
 def shell_script(config: LocalConfig, real_aws: bool) -> str:
     """Shell commands that give a shell the environment of the running services."""
-    ours = prefect_variables(config) | ({} if real_aws else aws_variables(config))
+    ours = prefect_variables(config) | ({} if real_aws else aws_variables(config) | evaluation_variables())
     # Sourced later and elsewhere: what that shell exports by then is not known here.
     pattern = "PREFECT_" if real_aws else "|".join(FOREIGN_PREFIXES)
     lines = [

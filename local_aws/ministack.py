@@ -1,6 +1,7 @@
 """Runs ministack with this project's configuration: python -m local_aws.ministack."""
 
 import asyncio
+import asyncio.constants
 import logging
 import os
 import tempfile
@@ -40,6 +41,8 @@ def main() -> None:
         await serve(app, server)
         snapshots.cancel()
 
+    # A client that keeps a TLS connection would hold up the end for half a minute.
+    asyncio.constants.SSL_SHUTDOWN_TIMEOUT = 1.0
     wanted = set(SNAPSHOT_SERVICES)
     server = HypercornConfig()
     server.bind = [f"127.0.0.1:{config.aws_port}"]

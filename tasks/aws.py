@@ -1,5 +1,6 @@
 """Clients of AWS, and what its errors mean to a person."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +16,17 @@ from botocore.exceptions import (
     ClientError,
     ConnectTimeoutError,
     EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     NoRegionError,
 )
 from prefect_aws import AwsCredentials
+from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from settings import settings
 
-Resource = TypeVar("Resource")
+Answer = TypeVar("Answer")
 
 CONFIG = Config(
     connect_timeout=5, read_timeout=60, max_pool_connections=64, retries={"mode": "standard", "total_max_attempts": 6}
@@ -30,6 +34,17 @@ CONFIG = Config(
 QUOTA_CODES = {"ResourceLimitExceeded", "LimitExceededException", "ServiceQuotaExceededException"}
 ROLE_SECONDS = 90
 ACCESS_CODES = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnrecognizedClientException"}
+THROTTLING_CODES = {
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+    "SlowDown",
+}
+MAX_BACKOFF_SECONDS = 20
+
+logger = logging.getLogger(__name__)
 
 
 class AwsError(Exception):
@@ -80,7 +95,24 @@ def explained(doing: str) -> Iterator[None]:
         raise AwsError(f"{doing}: {error}") from error
 
 
-def if_there(call: Callable[[], Resource]) -> Resource | None:
+def patiently(doing: str, call: Callable[[], Answer]) -> Answer:
+    """What the call returns, once throttling or an outage that outlasts botocore's own retries is over.
+
+    For calls that may be repeated. Raises AwsError at once for what waiting does not mend, such as a permission, and
+    for the rest after the time that the settings give an outage.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(_passing),
+        wait=wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_SECONDS),
+        stop=stop_after_delay(settings().outage_max_seconds),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )
+    with explained(doing):
+        return retrying(call)
+
+
+def if_there(call: Callable[[], Answer]) -> Answer | None:
     """What the call returns; None where there is no such resource, which SageMaker answers with ValidationException."""
     try:
         return call()
@@ -103,6 +135,14 @@ def with_fresh_role(create: Callable[[], object]) -> None:
             if not assuming or time.monotonic() > deadline:
                 raise
         time.sleep(5)
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether an error may be gone a little later."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return error.response["Error"]["Code"] in THROTTLING_CODES or status == 429 or status >= 500
+    return isinstance(error, HTTPClientError | IncompleteReadError)
 
 
 def utc_now() -> datetime:

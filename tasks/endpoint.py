@@ -11,7 +11,7 @@ from sagemaker.core.resources import Endpoint
 
 from settings import CAPTURE_PREFIX, MANIFESTS_PREFIX, TRAIN_PREFIX, settings
 from tasks import storage
-from tasks.aws import client, explained, if_there, sdk
+from tasks.aws import client, explained, if_there, patiently, sdk
 from tasks.infrastructure import Installation
 
 POLL_SECONDS = 1.0
@@ -151,8 +151,7 @@ def settled(name: str, progress: Progress) -> Endpoint | None:
 
 def find(name: str) -> Endpoint | None:
     """The endpoint as AWS describes it; None where there is none."""
-    with explained(f"look at endpoint {name}"):
-        return if_there(lambda: Endpoint.get(name, **sdk()))
+    return patiently(f"look at endpoint {name}", lambda: if_there(lambda: Endpoint.get(name, **sdk())))
 
 
 def reason(endpoint: Endpoint) -> str:

@@ -1,233 +1,218 @@
-"""One evaluation: what is planned, what came of each image, and the figures of the whole."""
+"""One evaluation: every test image gets its execution, and is accounted for.
 
-import hashlib
-import json
-from collections import Counter
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+All of it is in the bucket below evaluations/DATE/RUN/: the manifest before anything runs, the results of each chunk
+when it is done, and at the end results.jsonl and summary.json. So a run can go on wherever it was interrupted.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
+import httpx
 from prefect import task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
-from settings import EVALUATIONS_PREFIX, MANIFESTS_PREFIX, SCHEMA_VERSION, TEST_PREFIX, settings
+from settings import MANIFESTS_PREFIX, TEST_PREFIX, settings
 from tasks import storage
+from tasks.aws import utc_now
 from tasks.endpoint import ServingEndpoint
-from tasks.executions import Execution, run_all
+from tasks.executions import Executions
 from tasks.infrastructure import Installation
+from tasks.outcome import markdown, summarize
+from tasks.results import Planned, Result, Run, inference_id, iso, not_submitted, result
+
+# Images to a task run, and to a file of results: what a killed run has to ask for again at most.
+CHUNK = 100
 
 
 class EvaluationError(Exception):
     """The evaluation can't be run; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """The identity of an evaluation: a flow run's, so that a retry of it resumes."""
-
-    id: str
-    date: str
-
-    @property
-    def prefix(self) -> str:
-        return f"{EVALUATIONS_PREFIX}{self.date}/{self.id}/"
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One image that is to be classified."""
-
-    inference_id: str
-    key: str
-    label: str
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one planned image. Times are ISO 8601 in UTC."""
-
-    inference_id: str
-    execution_arn: str | None
-    key: str
-    label: str
-    attempt: int
-    status: str
-    predicted_class: str | None
-    confidence: float | None
-    threshold: float
-    model_version: str
-    error: str | None
-    cause: str | None
-    started: str | None
-    stopped: str | None
-
-
 @task(task_run_name="plan {run.id}")
-def plan(installation: Installation, run: Run) -> list[Planned]:
-    """Reads the test manifest and writes the evaluation's own. Raises EvaluationError for an empty test set."""
+def plan(installation: Installation, endpoint: ServingEndpoint, run: Run) -> list[Planned]:
+    """The run's own manifest, which is made of the test manifest where the run has none yet.
+
+    Raises EvaluationError for an empty test set, and where the manifest can't be read.
+    """
+    name = f"{run.prefix}manifest.jsonl"
+    written = storage.get_json_lines(installation.bucket, name)
+    if written:
+        get_run_logger().info("going on with the manifest of %s", written[0]["planned"])
+        return [Planned.from_json(line) for line in written]
     content = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}test.lst")
-    if not content:
+    if not content or not content.strip():
         raise EvaluationError("there is no test image to evaluate; run the prepare-data deployment first")
-    planned = planned_images(content.decode(), installation.classes, run.id)
-    storage.put_json_lines(
-        installation.bucket,
-        f"{run.prefix}manifest.jsonl",
-        ({"schema_version": SCHEMA_VERSION, **asdict(image)} for image in planned),
-    )
+    planned = planned_images(content.decode(), installation, endpoint.model_version, run)
+    storage.put_json_lines(installation.bucket, name, (image.to_json() for image in planned))
     return planned
 
 
-@task(task_run_name="execute {run.id}")
+def planned_images(manifest: str, installation: Installation, model_version: str, run: Run) -> list[Planned]:
+    """The images of a .lst manifest, each once.
+
+    Raises EvaluationError for a line that is no NUMBER, LABEL and NAME, and for an image with two labels.
+    """
+    classes, source, now = installation.classes, f"{MANIFESTS_PREFIX}test.lst", iso(utc_now()) or ""
+    labels: dict[str, str] = {}
+    for number, line in enumerate(manifest.splitlines(), 1):
+        try:
+            _, index, name = line.split("\t")
+            label = dict(enumerate(classes))[int(index)]
+        except (ValueError, KeyError) as error:
+            raise EvaluationError(
+                f"line {number} of {source} is not NUMBER, LABEL (0 to {len(classes) - 1}) and NAME with tabs between: "
+                f"{line[:100]!r}; run the prepare-data deployment again"
+            ) from error
+        if labels.setdefault(TEST_PREFIX + name, label) != label:
+            raise EvaluationError(f"{source} has {name} as {labels[TEST_PREFIX + name]} and as {label}")
+    return [
+        Planned(inference_id(run.id, key, 1), key, label, 1, model_version, installation.threshold, now)
+        for key, label in labels.items()
+    ]
+
+
 def execute(
     installation: Installation, endpoint: ServingEndpoint, run: Run, planned: list[Planned], note: dict[str, Any]
 ) -> dict[str, Any]:
-    """Runs one execution per image, writes results.jsonl and summary.json, and returns the summary.
+    """Sees that every image has its execution, writes results.jsonl and summary.json, and returns the summary.
 
-    What was not submitted, because the flow was cancelled, is in the results as not_submitted.
+    Whatever this ends by, both are written: what was not submitted is in the results as not_submitted. To be called in
+    the flow's main thread, which a cancellation interrupts.
     """
-    logger = get_run_logger()
-    by_id = {image.inference_id: image for image in planned}
-    payloads = {image.inference_id: {"bucket": installation.bucket, "key": image.key} for image in planned}
-    results: dict[str, Result] = {}
-
-    def closed(name: str, execution: Execution) -> None:
-        results[name] = result(by_id[name], execution, installation.threshold, endpoint.model_version)
-
+    evaluation = Evaluation(installation, run, planned)
     try:
-        run_all(
-            installation.state_machine_arn,
-            payloads,
-            settings().executions_in_flight,
-            settings().execution_max_seconds,
-            closed,
-            logger.info,
-        )
+        evaluation.recall()
+        if endpoint.model_version == planned[0].model_version:
+            evaluation.run_all()
+        else:
+            get_run_logger().error(
+                "the endpoint serves %s by now, and this run is of %s: what is left is not submitted; start a new run",
+                endpoint.model_version,
+                planned[0].model_version,
+            )
     finally:
-        complete = [
-            results.get(image.inference_id) or not_submitted(image, installation.threshold, endpoint.model_version)
-            for image in planned
-        ]
-        summary = summarize(complete, run, endpoint, installation, note)
-        storage.put_json_lines(
-            installation.bucket,
-            f"{run.prefix}results.jsonl",
-            ({"schema_version": SCHEMA_VERSION, **asdict(row)} for row in complete),
-        )
-        storage.put_json(installation.bucket, f"{run.prefix}summary.json", summary)
-    _leave_artifact(run, complete)
+        summary = evaluation.finish(endpoint, note)
+    create_markdown_artifact(
+        markdown(summary, evaluation.results(), installation.bucket, run.prefix),
+        key="nightly-evaluation",
+        description=f"Evaluation {run.date} {run.id}",
+    )
     return summary
 
 
-def planned_images(manifest: str, classes: tuple[str, ...], run: str) -> list[Planned]:
-    """The images of a .lst manifest. inference_id: RUN-<20 hex of SHA-256 of the key>-a<attempt>, 36 characters."""
-    planned = []
-    for line in manifest.splitlines():
-        _, label, name = line.split("\t")
-        key = TEST_PREFIX + name
-        digest = hashlib.sha256(key.encode()).hexdigest()[:20]
-        planned.append(Planned(f"{run}-{digest}-a1", key, classes[int(label)], 1))
-    return planned
+class Evaluation:
+    """The images of a run, and what is known of each."""
+
+    def __init__(self, installation: Installation, run: Run, planned: list[Planned]) -> None:
+        self._installation = installation
+        self._run = run
+        self._planned = planned
+        self._attempts: dict[str, list[Result]] = defaultdict(list)  # by key, in their order
+        self._logger = get_run_logger()
+
+    def recall(self) -> None:
+        """Reads what an earlier process of this run, if any, has written."""
+        bucket = self._installation.bucket
+        chunks = storage.list_etags(bucket, self._chunks)
+        lines = [line for chunk in chunks for line in storage.get_json_lines(bucket, chunk) or []]
+        for line in storage.get_json_lines(bucket, f"{self._run.prefix}results.jsonl") or []:
+            lines += [*line.pop("previous_attempts"), line]
+        known = {line["inference_id"]: line for line in lines if line["status"] != "not_submitted"}
+        for line in sorted(known.values(), key=lambda line: line["attempt"]):
+            self._attempts[line["key"]].append(Result.from_json(line))
+        if known:
+            self._logger.info("%d of %d images have a result from before", len(self._attempts), len(self._planned))
+
+    def run_all(self) -> None:
+        """Runs every image that has no result, and then those that failed, as often as the setting says."""
+        for attempt in range(1, settings().evaluation_attempts + 1):
+            images = [image.as_attempt(attempt) for image in self._planned if self._needs(image.key, attempt)]
+            if images:
+                self._run_round(attempt, images)
+
+    def results(self) -> list[Result]:
+        """The one that counts for each planned image, in their order: the last attempt's."""
+        return [self._result(image) for image in self._planned]
+
+    def finish(self, endpoint: ServingEndpoint, note: dict[str, Any]) -> dict[str, Any]:
+        """Writes results and summary, and removes the chunks, which the results contain."""
+        bucket, results = self._installation.bucket, self.results()
+        summary = summarize(results, self._run, endpoint, self._installation.classes, note)
+        rows = (row.to_json() for row in results)
+        storage.put_json_lines(bucket, f"{self._run.prefix}results.jsonl", rows)
+        storage.put_json(bucket, f"{self._run.prefix}summary.json", summary)
+        storage.delete_others(bucket, self._chunks, [])
+        return summary
+
+    def record(self, executions: Executions, chunk: list[Planned]) -> None:
+        """Writes a chunk's results, so that nobody has to ask for them again."""
+        rows = [result(image, executions.closed[image.inference_id]).to_json() for image in chunk]
+        storage.put_json_lines(self._installation.bucket, f"{self._chunks}{chunk[0].inference_id}.jsonl", rows)
+
+    @property
+    def _chunks(self) -> str:
+        return f"{self._run.prefix}chunks/"
+
+    def _needs(self, key: str, attempt: int) -> bool:
+        known = self._attempts[key]
+        if not known:
+            return attempt == 1
+        return known[-1].status == "failed" and known[-1].attempt < attempt
+
+    def _run_round(self, attempt: int, images: list[Planned]) -> None:
+        bucket = self._installation.bucket
+        payloads = {image.inference_id: {"bucket": bucket, "key": image.key} for image in images}
+        progress = _Progress(f"evaluation {self._run.id}, attempt {attempt}", len(images), self._logger.info)
+        executions = Executions(self._installation.state_machine_arn, payloads, progress)
+        try:
+            found = executions.attach(datetime.fromisoformat(self._planned[0].planned))
+            if found:
+                self._logger.info("%d executions were started before: re-attached", found)
+            for first in range(0, len(images), CHUNK):
+                chunk = images[first : first + CHUNK]
+                title = f"attempt {attempt}: images {first + 1} to {first + len(chunk)} of {len(images)}"
+                run_chunk(title, self, executions, chunk)
+            progress(len(executions.closed), 0)
+        except BaseException as error:
+            self._logger.warning("stopping the executions: %s", error or type(error).__name__)
+            executions.stop()
+            raise
+        finally:
+            for image in images:
+                if image.inference_id in executions.closed:
+                    self._attempts[image.key].append(result(image, executions.closed[image.inference_id]))
+
+    def _result(self, image: Planned) -> Result:
+        *earlier, last = self._attempts[image.key] or [not_submitted(image)]
+        return replace(last, previous_attempts=[attempt.to_json() for attempt in earlier])
 
 
-def result(image: Planned, execution: Execution, threshold: float, model_version: str) -> Result:
-    """Gives an execution's end its name: accepted, below_threshold or failed."""
-    status, decision = "failed", {}
-    if execution.status == "SUCCEEDED" and execution.output:
-        status, decision = "accepted", execution.output
-    elif execution.status == "FAILED" and execution.error == "LowConfidence":
-        status, decision = "below_threshold", json.loads(execution.cause or "{}")
-    failed = status == "failed"
-    return Result(
-        inference_id=image.inference_id,
-        execution_arn=execution.arn,
-        key=image.key,
-        label=image.label,
-        attempt=image.attempt,
-        status=status,
-        predicted_class=decision.get("predicted_class"),
-        confidence=decision.get("confidence"),
-        threshold=decision.get("threshold", threshold),
-        model_version=model_version,
-        error=(execution.error or execution.status) if failed else None,
-        cause=execution.cause if failed else None,
-        started=_iso(execution.started),
-        stopped=_iso(execution.stopped) if execution.stopped else None,
-    )
+@task(task_run_name="{title}", cache_policy=NO_CACHE)
+def run_chunk(title: str, evaluation: Evaluation, executions: Executions, chunk: list[Planned]) -> None:
+    """Waits until the chunk's executions are closed and writes down what came of them."""
+    executions.run([image.inference_id for image in chunk])
+    evaluation.record(executions, chunk)
 
 
-def not_submitted(image: Planned, threshold: float, model_version: str) -> Result:
-    """An image whose turn did not come."""
-    return Result(
-        image.inference_id,
-        None,
-        image.key,
-        image.label,
-        image.attempt,
-        "not_submitted",
-        None,
-        None,
-        threshold,
-        model_version,
-        None,
-        None,
-        None,
-        None,
-    )
+class _Progress:
+    """A line in the log and a bar among the run's artifacts, which nothing stops for."""
 
+    def __init__(self, what: str, total: int, log: Callable[..., None]) -> None:
+        self._total = total
+        self._log = log
+        artifact = create_progress_artifact(progress=0.0, description=what)
+        assert isinstance(artifact, UUID)
+        self._artifact = artifact
 
-def summarize(
-    results: list[Result], run: Run, endpoint: ServingEndpoint, installation: Installation, note: dict[str, Any]
-) -> dict[str, Any]:
-    """The evaluation's figures. Shares are None where there is nothing to divide by."""
-    counts = Counter(row.status for row in results)
-    classified = [row for row in results if row.predicted_class is not None]
-    accepted = [row for row in results if row.status == "accepted"]
-    submitted = len(results) - counts["not_submitted"]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": run.id,
-        "date": run.date,
-        "dataset": note,
-        "endpoint": endpoint.name,
-        "model_version": endpoint.model_version,
-        "threshold": installation.threshold,
-        "classes": list(installation.classes),
-        "planned": len(results),
-        "submitted": submitted,
-        "not_submitted": counts["not_submitted"],
-        "accepted": counts["accepted"],
-        "below_threshold": counts["below_threshold"],
-        "failed": counts["failed"],
-        "coverage": _share(len(accepted), submitted),
-        "accuracy": _share(sum(row.predicted_class == row.label for row in classified), len(classified)),
-        "accepted_accuracy": _share(sum(row.predicted_class == row.label for row in accepted), len(accepted)),
-        "errors": dict(Counter(row.error for row in results if row.error)),
-        "started": min((row.started for row in results if row.started), default=None),
-        "stopped": max((row.stopped for row in results if row.stopped), default=None),
-    }
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _iso(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="milliseconds")
-
-
-def _leave_artifact(run: Run, results: list[Result]) -> None:
-    rows = [
-        {
-            "image": row.key,
-            "label": row.label,
-            "status": row.status,
-            "predicted": row.predicted_class,
-            "confidence": row.confidence,
-            "error": row.error,
-            "inference id": row.inference_id,
-        }
-        for row in sorted(results, key=lambda row: (row.status, row.key))
-    ]
-    create_table_artifact(rows, key="evaluation-results", description=f"Evaluation {run.date} {run.id}")
+    def __call__(self, closed: int, running: int) -> None:
+        self._log("%d of %d executions closed, %d running", closed, self._total, running)
+        with suppress(httpx.HTTPError, PrefectHTTPStatusError):
+            update_progress_artifact(self._artifact, progress=100 * closed / self._total)

@@ -14,8 +14,8 @@ from settings import EVALUATIONS_PREFIX, REPORTS_PREFIX, SCHEMA_VERSION, setting
 from tasks import storage
 from tasks.capture import Captured
 from tasks.charts import Caption, draw_all
-from tasks.evaluation import Run
 from tasks.metrics import figures, wilson_interval
+from tasks.results import Run
 
 CLASSIFIED = ("accepted", "below_threshold")
 

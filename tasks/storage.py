@@ -6,16 +6,20 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tasks.aws import AwsError, client, explained
+from tasks.aws import AwsError, client, explained, patiently
 
 PARALLEL_REQUESTS = 16
 
 
 def list_etags(bucket: str, prefix: str) -> dict[str, str]:
     """ETag by key of every object below a prefix."""
-    pages = client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    with explained(f"list s3://{bucket}/{prefix}"):
+    paginator = client("s3").get_paginator("list_objects_v2")
+
+    def read() -> dict[str, str]:
+        pages = paginator.paginate(Bucket=bucket, Prefix=prefix)
         return {item["Key"]: item["ETag"].strip('"') for page in pages for item in page.get("Contents", [])}
+
+    return patiently(f"list s3://{bucket}/{prefix}", read)
 
 
 def upload_changed(bucket: str, prefix: str, contents: dict[str, bytes]) -> int:
@@ -27,7 +31,7 @@ def upload_changed(bucket: str, prefix: str, contents: dict[str, bytes]) -> int:
         for key, content in contents.items()
         if there.get(key) != hashlib.md5(content, usedforsecurity=False).hexdigest()
     ]
-    with explained(f"upload to s3://{bucket}/{prefix}"), ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
         list(threads.map(lambda key: put(bucket, key, contents[key]), changed))
     return len(changed)
 
@@ -59,33 +63,33 @@ def empty(bucket: str) -> int:
 
 def delete(bucket: str, key: str) -> None:
     """Deletes an object; one that is not there is no error."""
-    with explained(f"delete s3://{bucket}/{key}"):
-        client("s3").delete_object(Bucket=bucket, Key=key)
+    patiently(f"delete s3://{bucket}/{key}", lambda: client("s3").delete_object(Bucket=bucket, Key=key))
 
 
 def put(bucket: str, key: str, content: bytes) -> None:
-    client("s3").put_object(Bucket=bucket, Key=key, Body=content)
+    patiently(f"write s3://{bucket}/{key}", lambda: client("s3").put_object(Bucket=bucket, Key=key, Body=content))
 
 
 def get(bucket: str, key: str) -> bytes | None:
     """An object's content; None where there is none."""
     s3 = client("s3")
-    with explained(f"read s3://{bucket}/{key}"):
+
+    def read() -> bytes | None:
         try:
             content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
             return content
         except s3.exceptions.NoSuchKey:
             return None
 
+    return patiently(f"read s3://{bucket}/{key}", read)
+
 
 def put_json(bucket: str, key: str, value: Any) -> None:
-    with explained(f"write s3://{bucket}/{key}"):
-        put(bucket, key, (json.dumps(value, indent=2) + "\n").encode())
+    put(bucket, key, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def put_json_lines(bucket: str, key: str, rows: Iterable[Any]) -> None:
-    with explained(f"write s3://{bucket}/{key}"):
-        put(bucket, key, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    put(bucket, key, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def get_json(bucket: str, key: str) -> Any:

@@ -29,7 +29,7 @@ from sagemaker.core.shapes import (
 
 from settings import CODE_PREFIX, MANIFESTS_PREFIX, MODELS_PREFIX, ROOT, TRAIN_PREFIX, settings
 from tasks import storage
-from tasks.aws import client, explained, if_there, sdk, with_fresh_role
+from tasks.aws import client, explained, if_there, patiently, sdk, with_fresh_role
 from tasks.infrastructure import Installation
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
@@ -238,8 +238,7 @@ def source_archive() -> bytes:
 
 
 def _find(name: str) -> TrainingJob | None:
-    with explained(f"look for training job {name}"):
-        return if_there(lambda: TrainingJob.get(name, **sdk()))
+    return patiently(f"look for training job {name}", lambda: if_there(lambda: TrainingJob.get(name, **sdk())))
 
 
 def _start(name: str, installation: Installation, plan: JobPlan) -> None:

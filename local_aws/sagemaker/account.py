@@ -22,6 +22,8 @@ CONFIG = Config(max_pool_connections=32, retries={"mode": "standard", "total_max
 PARALLEL_DOWNLOADS = 16
 # An assumed role's session lasts an hour.
 CLIENT_SECONDS = 1800
+# What AWS says of a session that it does not know any more, as after a restart of an emulator.
+UNKNOWN_SESSION = {"InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException", "ExpiredToken"}
 MAX_EVENT_BYTES = 200_000
 MAX_BATCH_BYTES = 900_000
 MAX_WAITING_EVENTS = 10_000
@@ -59,12 +61,18 @@ _clients_lock = threading.Lock()
 
 
 def client_as(role_arn: str, service: str) -> Any:
-    """A boto3 client that acts as the role, kept for less long than its session lasts."""
+    """A boto3 client that acts as the role, kept for less long than its session lasts, and while AWS knows that."""
+
+    def forget(parsed: dict[str, Any], **details: Any) -> None:
+        if parsed.get("Error", {}).get("Code") in UNKNOWN_SESSION:
+            _clients.pop((role_arn, service), None)
+
     with _clients_lock:
         made, client = _clients.get((role_arn, service), (0.0, None))
         if client is None or time.monotonic() - made > CLIENT_SECONDS:
             credentials = {name.lower(): value for name, value in role_credentials(role_arn).items()}
             client = boto3.client(service, config=CONFIG, **credentials)
+            client.meta.events.register("after-call", forget)
             _clients[role_arn, service] = (time.monotonic(), client)
         return client
 

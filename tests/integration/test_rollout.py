@@ -13,9 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
-from uuid import UUID
 
-import psutil
 import pytest
 from prefect.client.orchestration import get_client
 
@@ -24,7 +22,6 @@ from flows.nightly_evaluation import nightly_evaluation
 from flows.prepare_data import prepare_data
 from flows.teardown import teardown
 from flows.train_model import train_model
-from local_aws import services
 from local_aws.config import LocalConfig
 from settings import ROOT, settings
 from tasks import storage
@@ -36,6 +33,7 @@ from tasks.infrastructure import Installation, installation
 from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
 from tasks.rollout import RolloutFailed, owned_names
 from tests.load import Load
+from tests.runs import ended, model_servers, processes_of, started
 
 STACK = "rollouts"
 CLASSES = ("bicycle", "motorcycle", "pickup_truck")
@@ -111,16 +109,6 @@ def changed_artifact(installed: Installation, version: ModelVersion, **replaced:
 
 def version_named(name: str) -> ModelVersion:
     return next(version for version in versions() if version.name == name)
-
-
-def model_servers(config: LocalConfig) -> set[int]:
-    """Processes of this stack that serve a model, of any endpoint."""
-    found = set()
-    for process in services.supervised_processes(config):
-        with suppress(psutil.Error):
-            if any("local_aws.sagemaker.model_server" in argument for argument in process.cmdline()):
-                found.add(process.pid)
-    return found
 
 
 def leftovers(installed: Installation) -> list[str]:
@@ -206,7 +194,7 @@ def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(
 ) -> None:
     before = serving(own)
     again = changed_artifact(own, version_named(before.model_version))
-    running = model_servers(config)
+    running = {process.pid for process in model_servers(config)}
     killed: list[int] = []
     over = threading.Event()
 
@@ -214,7 +202,7 @@ def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(
         while not over.wait(0.02):
             endpoint = find(own.endpoint)
             if endpoint is not None and str(endpoint.endpoint_status) == "Updating":
-                for pid in model_servers(config) - running:
+                for pid in {process.pid for process in model_servers(config)} - running:
                     with suppress(ProcessLookupError):  # the candidate's may be ending
                         os.kill(pid, signal.SIGKILL)
                         killed.append(pid)
@@ -396,37 +384,6 @@ def test_a_deployment_whose_process_is_killed_goes_back(installed: Any, own: Ins
     finally:
         os.environ["SCONES_STACK"] = STACK
         settings.cache_clear()
-
-
-def started(deployment: str, parameters: dict[str, Any], environment: dict[str, str]) -> UUID:
-    """A new flow run of the deployment, with more in its environment."""
-    with get_client(sync_client=True) as prefect:
-        found = prefect.read_deployment_by_name(deployment)
-        variables = {"env": environment}
-        run = prefect.create_flow_run_from_deployment(found.id, parameters=parameters, job_variables=variables)
-    return run.id
-
-
-def ended(run: UUID, state: str) -> None:
-    """Waits until the flow run is in the state of that name."""
-    deadline = time.monotonic() + 180
-    with get_client(sync_client=True) as prefect:
-        while True:
-            found = prefect.read_flow_run(run).state
-            assert found is not None
-            if found.name == state:
-                return
-            assert not found.is_final() and time.monotonic() < deadline, found
-            time.sleep(0.5)
-
-
-def processes_of(run: UUID) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("PREFECT__FLOW_RUN_ID") == str(run):
-                found.append(process)
-    return found
 
 
 def test_all_of_it_is_removed_only_when_asked_twice(own: Installation) -> None:

@@ -1,0 +1,197 @@
+"""Decides from the outside world alone whether an evaluation lost, doubled or misjudged anything.
+
+It reads the bucket and the execution history with boto3 and imports nothing of the project: what it knows of the
+contract is written here once more.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+RESULT = {"accepted", "below_threshold", "failed"}
+
+
+@dataclass
+class Verdict:
+    """Sentences about what is lost, duplicated or wrong; seconds from `since` to the next start of an execution."""
+
+    lost: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    recovery_seconds: float | None = None
+
+    @property
+    def violations(self) -> list[str]:
+        return [*self.lost, *self.duplicated, *self.wrong]
+
+
+@dataclass(frozen=True)
+class World:
+    """Where an evaluation left its traces. prefix: evaluations/DATE/RUN/. capture: data-capture/ENDPOINT/."""
+
+    s3: Any
+    states: Any
+    bucket: str
+    state_machine: str
+    prefix: str
+    capture: str
+
+    @property
+    def run(self) -> str:
+        return self.prefix.rstrip("/").rsplit("/", 1)[1]
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        body = self.s3.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
+        return [json.loads(line) for line in body.splitlines()]
+
+    def summary(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads(
+            self.s3.get_object(Bucket=self.bucket, Key=self.prefix + "summary.json")["Body"].read()
+        )
+        return loaded
+
+    def executions(self, since: datetime) -> dict[str, dict[str, Any]]:
+        """Every execution of the run as DescribeExecution tells it, by name."""
+        found = {}
+        for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.state_machine):
+            for item in page["executions"]:
+                if item["name"].startswith(f"{self.run}-"):
+                    found[item["name"]] = self.states.describe_execution(executionArn=item["executionArn"])
+            if page["executions"] and _moment(page["executions"][-1]) < since:
+                break
+        return found
+
+    def captured(self, since: datetime) -> Counter[str]:
+        """How many capture records each inference id has."""
+        ids: Counter[str] = Counter()
+        for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.capture):
+            for item in page.get("Contents", []):
+                if item["LastModified"] < since:
+                    continue
+                for line in self.s3.get_object(Bucket=self.bucket, Key=item["Key"])["Body"].read().splitlines():
+                    ids[json.loads(line)["eventMetadata"]["inferenceId"]] += 1
+        return ids
+
+
+def check(
+    world: World, bad: set[str], cancelled: bool = False, since: datetime | None = None, capture_seconds: float = 30
+) -> Verdict:
+    """bad: keys of images that must fail; every other one must have a decision, unless the run was cancelled.
+
+    since: when the fault ended, or the process was killed. capture_seconds: how long a record may take to arrive.
+    """
+    verdict = Verdict()
+    manifest, results, summary = world.lines("manifest.jsonl"), world.lines("results.jsonl"), world.summary()
+    begun = datetime.fromisoformat(manifest[0]["planned"]) - timedelta(minutes=1)
+    executions = world.executions(begun)
+    _check_rows(verdict, world.run, manifest, results)
+    _check_counts(verdict, results, summary)
+    _check_executions(verdict, results, executions)
+    for row in results:
+        good = row["status"] in ("accepted", "below_threshold")
+        if row["key"] in bad and good:
+            verdict.wrong.append(f"{row['key']} can't be classified, and is {row['status']}")
+        if row["key"] not in bad and not good and not cancelled:
+            verdict.wrong.append(f"{row['key']} is a good image, and is {row['status']}: {row['error']} {row['cause']}")
+    _check_capture(verdict, world, results, begun, capture_seconds)
+    if since is not None:
+        later = sorted(each["startDate"] for each in executions.values() if each["startDate"] > since)
+        verdict.recovery_seconds = (later[0] - since).total_seconds() if later else None
+    return verdict
+
+
+def _check_rows(verdict: Verdict, run: str, manifest: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+    planned, reported = Counter(row["key"] for row in manifest), Counter(row["key"] for row in results)
+    verdict.lost += [f"{key} was planned and has no result" for key in planned - reported]
+    verdict.duplicated += [f"{key} has {reported[key]} results" for key in reported - planned]
+    if [row["key"] for row in manifest] != [row["key"] for row in results]:
+        verdict.wrong.append("the results are not in the manifest's order")
+    for row in [*manifest, *results]:
+        digest = hashlib.sha256(row["key"].encode()).hexdigest()[:20]
+        if not re.fullmatch(f"{run}-{digest}-a[1-9]", row["inference_id"]):
+            verdict.wrong.append(f"{row['inference_id']} is no inference id of {row['key']}")
+
+
+def _check_counts(verdict: Verdict, results: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    counts = Counter(row["status"] for row in results)
+    if set(counts) - RESULT - {"not_submitted"}:
+        verdict.wrong.append(f"there are statuses that nobody knows: {sorted(counts)}")
+    for status in (*RESULT, "not_submitted"):
+        if summary[status] != counts[status]:
+            verdict.wrong.append(f"the summary counts {summary[status]} {status}, the results have {counts[status]}")
+    if summary["planned"] != len(results) or summary["planned"] != summary["submitted"] + summary["not_submitted"]:
+        verdict.lost.append("planned is not submitted and not_submitted")
+    if summary["submitted"] != sum(summary[status] for status in RESULT):
+        verdict.lost.append("submitted is not accepted, below_threshold and failed")
+
+
+def _check_executions(verdict: Verdict, results: list[dict[str, Any]], executions: dict[str, dict[str, Any]]) -> None:
+    told: dict[str, dict[str, Any]] = {}
+    attempts: defaultdict[str, list[int]] = defaultdict(list)
+    for row in results:
+        for each in [*row["previous_attempts"], row]:
+            if each["status"] == "not_submitted":
+                continue
+            if each["inference_id"] in told:
+                verdict.duplicated.append(f"{each['inference_id']} is told of twice")
+            told[each["inference_id"]] = each
+            attempts[row["key"]].append(each["attempt"])
+        if any(each["status"] != "failed" for each in row["previous_attempts"]):
+            verdict.duplicated.append(f"{row['key']} was tried again although it had a decision")
+    verdict.wrong += [
+        f"{key} has the attempts {found}" for key, found in attempts.items() if found != [*range(1, len(found) + 1)]
+    ]
+    verdict.lost += [f"execution {name} is in no result" for name in executions.keys() - told.keys()]
+    for name, row in told.items():
+        if name not in executions:
+            verdict.wrong.append(f"{name} is {row['status']} and was never executed")
+            continue
+        _check_end(verdict, row, executions[name])
+
+
+def _check_end(verdict: Verdict, row: dict[str, Any], execution: dict[str, Any]) -> None:
+    name, status = row["inference_id"], execution["status"]
+    if json.loads(execution["input"])["key"] != row["key"]:
+        verdict.wrong.append(f"execution {name} was given {execution['input']}, not {row['key']}")
+    if row["execution_arn"] != execution["executionArn"]:
+        verdict.wrong.append(f"{name} names the execution {row['execution_arn']}")
+    expected, decision = "failed", {}
+    if status == "SUCCEEDED":
+        expected, decision = "accepted", json.loads(execution["output"])
+    elif status == "FAILED" and execution.get("error") == "LowConfidence":
+        expected, decision = "below_threshold", json.loads(execution["cause"])
+    elif status == "RUNNING":
+        verdict.wrong.append(f"execution {name} still runs")
+    if row["status"] != expected:
+        verdict.wrong.append(f"{name} is {row['status']}, but its execution ended {status} {execution.get('error')}")
+    elif expected == "failed":
+        if row["error"] not in (execution.get("error"), status):
+            verdict.wrong.append(f"{name} failed with {row['error']}, its execution with {execution.get('error')}")
+    else:
+        for member in ("predicted_class", "confidence", "threshold"):
+            if row[member] != decision[member]:
+                verdict.wrong.append(f"{name} has the {member} {row[member]}, its execution {decision[member]}")
+        if (row["confidence"] >= row["threshold"]) != (expected == "accepted"):
+            verdict.wrong.append(f"{name} is {expected} with {row['confidence']} at the threshold {row['threshold']}")
+
+
+def _check_capture(
+    verdict: Verdict, world: World, results: list[dict[str, Any]], begun: datetime, seconds: float
+) -> None:
+    decided = {row["inference_id"] for row in results if row["status"] in ("accepted", "below_threshold")}
+    deadline = time.monotonic() + seconds
+    while missing := decided - world.captured(begun).keys():
+        if time.monotonic() > deadline:
+            verdict.lost += [f"{name} has a decision and no inference is captured" for name in sorted(missing)]
+            return
+        time.sleep(1)
+
+
+def _moment(execution: dict[str, Any]) -> datetime:
+    moment: datetime = execution.get("stopDate") or execution["startDate"]
+    return moment

@@ -1,0 +1,316 @@
+"""Evaluations of the real local stack during which something breaks, by a schedule that a seed decides."""
+
+import hashlib
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import boto3
+from prefect.client.orchestration import get_client
+from prefect.states import Crashed
+
+from flows.nightly_evaluation import nightly_evaluation
+from local_aws.config import LocalConfig
+from tasks import aws
+from tasks.dataset import png
+from tasks.generated import draw
+from tasks.infrastructure import Installation
+from tasks.outcome import GateMissed
+from tests.faults.checker import Verdict, World, check
+from tests.faults.proxy import Call, FaultProxy
+from tests.runs import ended, ministack, model_servers, processes_of, started, worker_processes
+
+IMAGES = 40
+# What can't be classified: content by name, None for an image that vanished after it was planned.
+BAD_IMAGES: dict[str, bytes | None] = {
+    "corrupt.png": b"\x89PNG\r\n\x1a\n" + b"x" * 100,
+    "empty.png": b"",
+    "oversized.png": b"\x89PNG\r\n\x1a\n" + b"x" * 200_000,
+    "truncated.png": png(draw("bicycle", 1))[:60],
+    "vanished.png": None,
+}
+FUNCTIONS = ("serializeImageData", "classifyImage")
+
+
+@dataclass(frozen=True)
+class Night:
+    """One evaluation under a fault. made: how many calls were broken, by kind, or how often something was killed."""
+
+    fault: str
+    seed: int
+    verdict: Verdict
+    summary: dict[str, Any]
+    made: Counter[str]
+    seconds: float
+
+
+@dataclass
+class _Course:
+    """What a fault leaves to the check: images that must fail, and when the fault was over."""
+
+    bad: set[str]
+    over: datetime | None = None
+
+
+class Lab:
+    """An installation with proxies before Step Functions, S3 and the endpoint, for the flow and for the functions."""
+
+    def __init__(self, config: LocalConfig, installed: Installation) -> None:
+        self.config = config
+        self.installed = installed
+        self.states = FaultProxy(config.aws_url, config.certificate)
+        self.s3 = FaultProxy(config.aws_url, config.certificate)
+        self.endpoint = FaultProxy(config.sagemaker_url, config.certificate)
+        self._stack = ExitStack()
+        # Clients that no fault reaches.
+        self._direct = {
+            name: boto3.client(name, endpoint_url=config.aws_url) for name in ("s3", "stepfunctions", "lambda")
+        }
+        self._kept = [name for name in self._keys("test/") if name.removeprefix("test/") not in BAD_IMAGES]
+
+    def __enter__(self) -> Self:
+        for proxy in (self.states, self.s3, self.endpoint):
+            self._stack.enter_context(proxy)
+        self._stack.callback(self._use_variables, dict.fromkeys(self.variables))
+        self._use_variables(self.variables)
+        functions = {"AWS_ENDPOINT_URL_S3": self.s3.url, "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": self.endpoint.url}
+        self._stack.callback(self._configure_functions, dict.fromkeys(functions))
+        self._configure_functions(functions)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What sends a flow through the proxies."""
+        return {"AWS_ENDPOINT_URL_SFN": self.states.url, "AWS_ENDPOINT_URL_S3": self.s3.url}
+
+    def night(self, fault: str, seed: int, images: int = IMAGES) -> Night:
+        """Runs an evaluation of so many images under the fault of that name and has it checked."""
+        schedule = random.Random(f"{fault} {seed}")
+        course = _Course(set())
+        for proxy in (self.states, self.s3, self.endpoint):
+            proxy.decided.clear()
+        began = time.monotonic()
+        run = FAULTS[fault](self, schedule, images, course)
+        seconds = time.monotonic() - began
+        world = self.world(run)
+        made = self.states.decided + self.s3.decided + self.endpoint.decided
+        return Night(fault, seed, check(world, course.bad, since=course.over), world.summary(), made, seconds)
+
+    def world(self, run: str) -> World:
+        """What a run left, for the checker."""
+        found = [name for name in self._keys("evaluations/") if name.endswith(f"/{run}/manifest.jsonl")]
+        return World(
+            s3=self._direct["s3"],
+            states=self._direct["stepfunctions"],
+            bucket=self.installed.bucket,
+            state_machine=self.installed.state_machine_arn,
+            prefix=found[0].removesuffix("manifest.jsonl"),
+            capture=f"data-capture/{self.installed.endpoint}/",
+        )
+
+    def plan(self, schedule: random.Random, images: int, bad: dict[str, bytes | None] | None = None) -> list[str]:
+        """Makes these the test images, in an order of the schedule; returns their keys."""
+        for name, content in (bad or {}).items():
+            if content is not None:
+                self._direct["s3"].put_object(Bucket=self.installed.bucket, Key=f"test/{name}", Body=content)
+        good = (
+            schedule.choices(self._kept, k=images) if images > len(self._kept) else schedule.sample(self._kept, images)
+        )
+        names = [key.removeprefix("test/") for key in good][: images - len(bad or {})] + list(bad or {})
+        schedule.shuffle(names)
+        lines = [f"{number}\t{int('motor' in name)}\t{name}" for number, name in enumerate(names)]
+        self._direct["s3"].put_object(
+            Bucket=self.installed.bucket, Key="manifests/test.lst", Body=("\n".join(lines) + "\n").encode()
+        )
+        return [f"test/{name}" for name in names]
+
+    def evaluate(self) -> str:
+        """Runs the flow in this process and returns its RUN."""
+        try:
+            summary = nightly_evaluation()
+        except GateMissed as missed:
+            summary = missed.summary
+        run: str = summary["run"]
+        return run
+
+    @contextmanager
+    def after_starts(self, count: int, act: Callable[[], None]) -> Iterator[None]:
+        """Acts in a thread of its own once so many executions were started within the block."""
+        goal = self.states.calls["StartExecution"] + count
+        thread = threading.Thread(target=lambda: (self.wait_for_starts(goal), act()), daemon=True)
+        thread.start()
+        yield
+        thread.join(60)
+
+    def wait_for_starts(self, goal: int) -> None:
+        """Waits until the proxy has seen so many StartExecution in all."""
+        deadline = time.monotonic() + 60
+        while self.states.calls["StartExecution"] < goal and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _keys(self, prefix: str) -> list[str]:
+        pages = self._direct["s3"].get_paginator("list_objects_v2")
+        listed = pages.paginate(Bucket=self.installed.bucket, Prefix=prefix)
+        return [item["Key"] for page in listed for item in page.get("Contents", [])]
+
+    def _use_variables(self, variables: dict[str, Any]) -> None:
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        aws.client.cache_clear()
+        aws.session.cache_clear()
+
+    def _configure_functions(self, changed: dict[str, Any]) -> None:
+        prefix = self.installed.state_machine_arn.rsplit(":", 1)[1].removesuffix("-classify-image")
+        for function in FUNCTIONS:
+            name = f"{prefix}-{function}"
+            known = self._direct["lambda"].get_function_configuration(FunctionName=name)
+            merged = known.get("Environment", {}).get("Variables", {}) | changed
+            variables = {each: value for each, value in merged.items() if value is not None}
+            self._direct["lambda"].update_function_configuration(
+                FunctionName=name, Environment={"Variables": variables}
+            )
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def worker_killed(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+    """SIGKILL for the worker and the flow run's process.
+
+    That the heartbeat is missed, and that the hold on the endpoint expires, is done at once instead of waited for.
+    """
+    lab.plan(schedule, images)
+    goal = lab.states.calls["StartExecution"] + schedule.randint(1, images - 1)
+    run = started("nightly-evaluation/local", {}, lab.variables)
+    lab.wait_for_starts(goal)
+    for process in [*worker_processes(lab.config), *processes_of(run)]:
+        process.kill()
+    course.over = now()
+    with get_client(sync_client=True) as prefect:
+        prefect.delete_global_concurrency_limit_by_name(f"endpoint-{lab.installed.endpoint}")
+        prefect.set_flow_run_state(run, Crashed(message="killed"), force=True)
+    ended(run, "Completed", "Failed")
+    return run.hex[:12]
+
+
+def start_lost(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+    """StartExecution is answered, and the response never arrives."""
+    lab.plan(schedule, images)
+    share = schedule.uniform(0.05, 0.3)
+    lab.states.decide = lambda call: (
+        "lose" if call.operation == "StartExecution" and schedule.random() < share else None
+    )
+    try:
+        return lab.evaluate()
+    finally:
+        lab.states.decide = lambda call: None
+
+
+def refusing(service: str, share: float) -> Callable[..., str]:
+    """A service refuses or throttles that share of the calls for a while."""
+
+    def fault(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+        lab.plan(schedule, images)
+        proxy: FaultProxy = getattr(lab, service)
+        seconds = schedule.uniform(1, 4)
+
+        def decide(call: Call) -> str | None:
+            return schedule.choice(["refuse", "throttle"]) if schedule.random() < share else None
+
+        def window() -> None:
+            proxy.decide = decide
+            time.sleep(seconds)
+            proxy.decide = lambda call: None
+            course.over = now()
+
+        with lab.after_starts(schedule.randint(1, images - 1), window):
+            return lab.evaluate()
+
+    return fault
+
+
+def model_errors(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+    """The model fails on some images always, and on others in their first execution only."""
+    keys = lab.plan(schedule, images)
+    chosen = schedule.sample(keys, images // 5)
+    course.bad = set(chosen[::2])
+    digests = {hashlib.sha256(key.encode()).hexdigest()[:20]: key in course.bad for key in chosen}
+
+    def decide(call: Call) -> str | None:
+        _, digest, attempt = call.inference_id.split("-")
+        return "model_error" if digest in digests and (digests[digest] or attempt == "a1") else None
+
+    lab.endpoint.decide = decide
+    try:
+        return lab.evaluate()
+    finally:
+        lab.endpoint.decide = lambda call: None
+
+
+def bad_images(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+    """Corrupt, empty, oversized and vanished images among good ones."""
+    lab.plan(schedule, images, BAD_IMAGES)
+    course.bad = {f"test/{name}" for name in BAD_IMAGES}
+    return lab.evaluate()
+
+
+def model_killed(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+    """SIGKILL for the process that the model runs in."""
+    lab.plan(schedule, images)
+
+    def kill() -> None:
+        for process in model_servers(lab.config):
+            process.kill()
+            lab.endpoint.decided["killed"] += 1
+        course.over = now()
+
+    with lab.after_starts(schedule.randint(1, images - 1), kill):
+        return lab.evaluate()
+
+
+def ministack_restarted(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+    """Step Functions, Lambda and S3 go down and come up again; executions that ran are over."""
+    lab.plan(schedule, images)
+
+    def restart() -> None:
+        for process in ministack(lab.config):
+            process.send_signal(signal.SIGTERM)  # the supervisor starts it again
+            lab.states.decided["restarted"] += 1
+        course.over = now()
+
+    with lab.after_starts(schedule.randint(1, images - 1), restart):
+        return lab.evaluate()
+
+
+FAULTS: dict[str, Callable[[Lab, random.Random, int, _Course], str]] = {
+    "worker killed": worker_killed,
+    "response of StartExecution lost": start_lost,
+    "Step Functions refuses 10 %": refusing("states", 0.1),
+    "Step Functions refuses 50 %": refusing("states", 0.5),
+    "S3 refuses 10 %": refusing("s3", 0.1),
+    "S3 refuses 50 %": refusing("s3", 0.5),
+    "endpoint refuses 10 %": refusing("endpoint", 0.1),
+    "endpoint refuses 50 %": refusing("endpoint", 0.5),
+    "model errors": model_errors,
+    "bad images": bad_images,
+    "model killed": model_killed,
+    "ministack restarted": ministack_restarted,
+}
