@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     training_pytorch: str = Field(default="2.10.0", description="PyTorch version of AWS's training image.")
     training_python: str = Field(default="py313", description="Python version of AWS's training image.")
     training_max_seconds: int = Field(default=3600, ge=60, description="After this SageMaker stops the job.")
+    training_pending_seconds: int = Field(
+        default=3600, ge=0, description="How much longer a job may be on its way, such as waiting for an instance."
+    )
 
     # Gate
     approval: Literal["automatic", "manual"] = Field(

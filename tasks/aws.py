@@ -122,6 +122,16 @@ def if_there(call: Callable[[], Answer]) -> Answer | None:
         raise
 
 
+def unless_there(create: Callable[[], object]) -> None:
+    """Creates what has a name of our own, unless it is there: the response of an earlier try may have been lost."""
+    try:
+        create()
+    except ClientError as error:
+        problem = error.response["Error"]
+        if problem["Code"] != "ResourceInUse" and "already exist" not in problem.get("Message", ""):
+            raise
+
+
 def with_fresh_role(create: Callable[[], object]) -> None:
     """Calls `create` until SageMaker can assume the role, which is not everywhere at once where it was just made."""
     deadline = time.monotonic() + ROLE_SECONDS

@@ -4,21 +4,20 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sagemaker.core.resources import Endpoint
 
 from settings import CAPTURE_PREFIX, MANIFESTS_PREFIX, TRAIN_PREFIX, settings
 from tasks import storage
-from tasks.aws import client, explained, if_there, patiently, sdk
+from tasks.aws import client, explained, if_there, patiently, sdk, utc_now
 from tasks.infrastructure import Installation
+from tasks.logs import LogTail, Progress
 
+LOG_GROUP = "/aws/sagemaker/Endpoints"
 POLL_SECONDS = 1.0
 # Nothing is in progress any more.
 ENDED = ("InService", "Failed", "OutOfService", "UpdateRollbackFailed")
-
-Progress = Callable[[str], None]
 
 
 class EndpointError(Exception):
@@ -130,15 +129,21 @@ def wait_in_service(name: str, progress: Progress) -> Endpoint:
     return endpoint
 
 
-def settled(name: str, progress: Progress) -> Endpoint | None:
-    """The endpoint once nothing is in progress; None where there is none. Raises EndpointError after a long wait."""
+def settled(name: str, progress: Progress, with_log: bool = False) -> Endpoint | None:
+    """The endpoint once nothing is in progress; None where there is none. Raises EndpointError after a long wait.
+
+    with_log: hands on what the containers log meanwhile, such as why a model can't be loaded.
+    """
     deadline = time.monotonic() + settings().endpoint_max_seconds
+    log = LogTail(f"{LOG_GROUP}/{name}", "", progress, since=utc_now()) if with_log else None
     reported = ""
     while True:
         endpoint = find(name)
         if endpoint is None:
             return None
         status = str(endpoint.endpoint_status)
+        if log:
+            log.read()
         if status != reported:
             reported = status
             progress(f"endpoint {name}: {status}")

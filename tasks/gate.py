@@ -9,8 +9,9 @@ from prefect.logging import get_run_logger
 
 from settings import settings
 from tasks.infrastructure import Installation
+from tasks.logs import Progress
 from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
-from tasks.training import CompletedJob, JobPlan, Progress, TrainingError, run_job, training_channels, upload_source
+from tasks.training import CompletedJob, JobPlan, TrainingError, run_job, training_channels, upload_source
 
 METRICS = (
     "challenger:images",

@@ -18,12 +18,11 @@ from sagemaker.core.resources import Endpoint
 
 from settings import CAPTURE_PREFIX, ROLLOUTS_PREFIX, SCHEMA_VERSION, settings
 from tasks import storage
-from tasks.aws import client, explained, if_there, sdk, utc_now, with_fresh_role
+from tasks.aws import client, explained, if_there, sdk, unless_there, utc_now, with_fresh_role
 from tasks.capture import find_record
 from tasks.endpoint import (
     EndpointError,
     KnownImage,
-    Progress,
     ServingEndpoint,
     SmokeTestFailed,
     capture_prefix,
@@ -37,6 +36,7 @@ from tasks.endpoint import (
     wait_in_service,
 )
 from tasks.infrastructure import Installation
+from tasks.logs import Progress
 from tasks.registry import REJECTED, ModelVersion, decide
 
 CAPTURE_POLL_SECONDS = 1.0
@@ -118,8 +118,8 @@ def try_candidate(
     try:
         create_config(installation, version, config, model=rollout.config, candidate=True)
         with explained(f"create endpoint {name}"):
-            Endpoint.create(endpoint_name=name, endpoint_config_name=config, **sdk())
-        candidate = settled(name, progress)
+            unless_there(lambda: Endpoint.create(endpoint_name=name, endpoint_config_name=config, **sdk()))
+        candidate = settled(name, progress, with_log=True)
         if candidate is None or str(candidate.endpoint_status) != "InService":
             why = "it is gone" if candidate is None else reason(candidate)
             kind = SmokeTestFailed if any(text in why for text in MODEL_FAULTS) else EndpointError
@@ -141,7 +141,8 @@ def switch(rollout: Rollout, progress: Progress) -> None:
     if rollout.previous is None:
         progress(f"creating endpoint {rollout.endpoint}")
         with explained(f"create endpoint {rollout.endpoint}"):
-            Endpoint.create(endpoint_name=rollout.endpoint, endpoint_config_name=rollout.config, **sdk())
+            names = {"endpoint_name": rollout.endpoint, "endpoint_config_name": rollout.config}
+            unless_there(lambda: Endpoint.create(**names, **sdk()))
     else:
         progress(f"updating endpoint {rollout.endpoint} to {rollout.version}")
         with explained(f"update endpoint {rollout.endpoint}"):

@@ -7,9 +7,7 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from botocore.exceptions import ClientError
 from prefect import task
@@ -29,8 +27,9 @@ from sagemaker.core.shapes import (
 
 from settings import CODE_PREFIX, MANIFESTS_PREFIX, MODELS_PREFIX, ROOT, TRAIN_PREFIX, settings
 from tasks import storage
-from tasks.aws import client, explained, if_there, patiently, sdk, with_fresh_role
+from tasks.aws import client, explained, if_there, patiently, sdk, unless_there, with_fresh_role
 from tasks.infrastructure import Installation
+from tasks.logs import LogTail, Progress
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 POLL_SECONDS = 2.0
@@ -69,8 +68,6 @@ METRICS = (
     "threshold:accuracy",
     "threshold:lower_bound",
 )
-
-Progress = Callable[[str], None]
 
 
 class TrainingError(Exception):
@@ -186,19 +183,27 @@ def start_or_attach(installation: Installation, plan: JobPlan, name: str, progre
 
 
 def wait(name: str, progress: Progress) -> CompletedJob:
-    """Waits for the job to complete. Raises TrainingError for every other end; a cancelled flow stops the job."""
-    log = _JobLog(name, progress)
-    status = ""
+    """Waits for the job to complete. Raises TrainingError for every other end.
+
+    A cancelled flow stops the job, and so does the end of the time that the settings give it.
+    """
+    log = LogTail(LOG_GROUP, f"{name}/", progress)
+    status, seconds = "", settings().training_max_seconds + settings().training_pending_seconds
+    deadline = time.monotonic() + seconds
     try:
         while True:
-            with explained(f"look at training job {name}"):
-                job = TrainingJob.get(name, **sdk())
+            job = _find(name)
+            if job is None:
+                raise TrainingError(f"training job {name} is gone")
             log.read()
             if job.secondary_status != status:
                 status = str(job.secondary_status)
                 progress(f"training job {name}: {status}")
             if job.training_job_status in ("Completed", "Failed", "Stopped"):
                 break
+            if time.monotonic() > deadline:
+                stop(name)
+                raise TrainingError(f"training job {name} is {status} after {seconds} s and was told to stop")
             time.sleep(POLL_SECONDS)
     except Exception:
         raise  # the job goes on, and a retry of the flow run re-attaches to it
@@ -256,25 +261,27 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
     ]
     with explained(f"create training job {name}"):
         with_fresh_role(
-            lambda: TrainingJob.create(
-                training_job_name=name,
-                role_arn=installation.training_role_arn,
-                algorithm_specification=AlgorithmSpecification(
-                    training_image=image, training_input_mode="File", metric_definitions=metrics
-                ),
-                hyper_parameters={
-                    **plan.hyperparameters,
-                    "sagemaker_program": plan.program,
-                    "sagemaker_container_log_level": "30",  # the toolkit would print its whole environment
-                    "sagemaker_submit_directory": plan.source_uri,
-                },
-                input_data_config=[_channel(channel, uri) for channel, uri in plan.channels.items()],
-                output_data_config=OutputDataConfig(s3_output_path=f"s3://{installation.bucket}/{MODELS_PREFIX}"),
-                resource_config=ResourceConfig(
-                    instance_type=chosen.training_instance_type, instance_count=1, volume_size_in_gb=10
-                ),
-                stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
-                **sdk(),
+            lambda: unless_there(
+                lambda: TrainingJob.create(
+                    training_job_name=name,
+                    role_arn=installation.training_role_arn,
+                    algorithm_specification=AlgorithmSpecification(
+                        training_image=image, training_input_mode="File", metric_definitions=metrics
+                    ),
+                    hyper_parameters={
+                        **plan.hyperparameters,
+                        "sagemaker_program": plan.program,
+                        "sagemaker_container_log_level": "30",  # the toolkit would print its whole environment
+                        "sagemaker_submit_directory": plan.source_uri,
+                    },
+                    input_data_config=[_channel(channel, uri) for channel, uri in plan.channels.items()],
+                    output_data_config=OutputDataConfig(s3_output_path=f"s3://{installation.bucket}/{MODELS_PREFIX}"),
+                    resource_config=ResourceConfig(
+                        instance_type=chosen.training_instance_type, instance_count=1, volume_size_in_gb=10
+                    ),
+                    stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
+                    **sdk(),
+                )
             )
         )
 
@@ -282,34 +289,3 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
 def _channel(name: str, uri: str) -> Channel:
     source = S3DataSource(s3_data_type="S3Prefix", s3_uri=uri, s3_data_distribution_type="FullyReplicated")
     return Channel(channel_name=name, data_source=DataSource(s3_data_source=source))
-
-
-class _JobLog:
-    """Hands each new line of the job's CloudWatch log to `progress`. A log that is not there (yet) is no error."""
-
-    def __init__(self, job_name: str, progress: Progress) -> None:
-        self._job_name = job_name
-        self._progress = progress
-        self._tokens: dict[str, str] = {}
-
-    def read(self) -> None:
-        logs = client("logs")
-        try:
-            streams = logs.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._job_name}/")
-            for stream in streams["logStreams"]:
-                self._read(logs, stream["logStreamName"])
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ResourceNotFoundException":
-                raise
-
-    def _read(self, logs: Any, stream: str) -> None:
-        while True:
-            token = self._tokens.get(stream)
-            position = {"nextToken": token} if token else {"startFromHead": True}
-            page = logs.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, **position)
-            for event in page["events"]:
-                if event["message"].strip():
-                    self._progress(event["message"].rstrip())
-            self._tokens[stream] = page["nextForwardToken"]
-            if page["nextForwardToken"] == token or not page["events"]:
-                return

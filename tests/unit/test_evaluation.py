@@ -1,28 +1,42 @@
 import json
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import yaml
 
+from settings import ROOT, settings
+from tasks.cost import FUNCTION_GB, FUNCTIONS, TRANSITIONS, cost
 from tasks.endpoint import ServingEndpoint
-from tasks.evaluation import Run, not_submitted, planned_images, result, summarize
+from tasks.evaluation import EvaluationError, planned_images
 from tasks.executions import Execution
 from tasks.infrastructure import Installation
+from tasks.outcome import GateMissed, markdown, summarize, verdict
+from tasks.results import Planned, Result, Run, not_submitted, result
 
 INSTALLATION = Installation("bucket", "arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "role", "role")
 ENDPOINT = ServingEndpoint("endpoint", "v7")
 RUN = Run("5b52074c57ed", "2026-11-22")
-PLANNED = planned_images("0\t0\ta.png\n1\t1\tb.png\n2\t0\tc.png\n3\t1\td.png\n", INSTALLATION.classes, RUN.id)
+NOTE = {"source": "generated", "synthetic": True}
+BEGUN = datetime(2026, 11, 22, 3, 30, tzinfo=UTC)
+
+
+def planned_of(manifest: str) -> list[Planned]:
+    return planned_images(manifest, INSTALLATION, "v7", RUN)
+
+
+PLANNED = planned_of("0\t0\ta.png\n1\t1\tb.png\n2\t0\tc.png\n3\t1\td.png\n")
 
 
 def execution(status: str, **fields: Any) -> Execution:
-    now = datetime(2026, 11, 22, 3, 30, tzinfo=UTC)
-    content = {"output": None, "error": None, "cause": None, "started": now, "stopped": now, **fields}
+    content = {"output": None, "error": None, "cause": None, "started": BEGUN, "stopped": BEGUN, **fields}
     return Execution("arn:execution", status, {}, **content)
 
 
-def accepted(predicted: str) -> Execution:
-    return execution("SUCCEEDED", output={"predicted_class": predicted, "confidence": 0.99, "threshold": 0.93})
+def accepted(predicted: str, **fields: Any) -> Execution:
+    output = {"predicted_class": predicted, "confidence": 0.99, "threshold": 0.93}
+    return execution("SUCCEEDED", output=output, **fields)
 
 
 LOW = execution(
@@ -32,10 +46,49 @@ LOW = execution(
 )
 
 
+def summary_of(rows: list[Result]) -> dict[str, Any]:
+    return summarize(rows, RUN, ENDPOINT, INSTALLATION.classes, NOTE)
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Changes settings for one test."""
+    return lambda **changed: [monkeypatch.setattr(settings(), name, value) for name, value in changed.items()]
+
+
 def test_inference_ids_are_distinct_and_fit_both_limits() -> None:
     ids = [image.inference_id for image in PLANNED]
     assert len(set(ids)) == 4
     assert all(len(name) == 36 and name.startswith("5b52074c57ed-") and name.endswith("-a1") for name in ids)
+    again = PLANNED[0].as_attempt(2)
+    assert again.inference_id == PLANNED[0].inference_id.removesuffix("1") + "2"
+    assert (again.attempt, again.key) == (2, PLANNED[0].key)
+
+
+def test_a_duplicate_in_the_manifest_is_planned_once() -> None:
+    assert [image.key for image in planned_of("0\t0\ta.png\n1\t0\ta.png\n")] == ["test/a.png"]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "just text",
+        "0\t0",
+        "0\t2\ta.png",
+        "0\t-1\ta.png",
+        "0\tx\ta.png",
+        "0\t0\ta.png\textra",
+        "0\t0\ta.png\n\n1\t1\tb.png",
+    ],
+)
+def test_a_broken_manifest_is_named_with_its_line(manifest: str) -> None:
+    with pytest.raises(EvaluationError, match=r"line \d of manifests/test.lst is not NUMBER, LABEL \(0 to 1\)"):
+        planned_of(manifest)
+
+
+def test_an_image_with_two_labels_is_refused() -> None:
+    with pytest.raises(EvaluationError, match=r"a.png as bicycle and as motorcycle"):
+        planned_of("0\t0\ta.png\n1\t1\ta.png\n")
 
 
 @pytest.mark.parametrize(
@@ -46,25 +99,115 @@ def test_inference_ids_are_distinct_and_fit_both_limits() -> None:
         (execution("FAILED", error="ImageNotFound", cause="{}"), "failed", "ImageNotFound"),
         (execution("TIMED_OUT", error="States.Timeout"), "failed", "States.Timeout"),
         (execution("ABORTED"), "failed", "ABORTED"),
+        (execution("SUCCEEDED", output={"other": 1}), "failed", "UnknownDecision"),
+        (execution("SUCCEEDED"), "failed", "UnknownDecision"),
+        (execution("FAILED", error="LowConfidence", cause="no json"), "failed", "UnknownDecision"),
     ],
 )
 def test_every_end_has_its_status(end: Execution, status: str, error: str | None) -> None:
-    row = result(PLANNED[0], end, 0.93, "v7")
+    row = result(PLANNED[0], end)
     assert (row.status, row.error) == (status, error)
+
+
+def test_a_line_of_json_gives_the_same_row_again() -> None:
+    row = replace(result(PLANNED[0], accepted("bicycle")), previous_attempts=[{"attempt": 1}])
+    assert Result.from_json(json.loads(json.dumps(row.to_json()))) == row
+    assert Planned.from_json(PLANNED[0].to_json()) == PLANNED[0]
 
 
 def test_the_summary_adds_up() -> None:
     ends = [accepted("bicycle"), LOW, execution("ABORTED")]
-    rows = [result(image, end, 0.93, "v7") for image, end in zip(PLANNED, ends, strict=False)]
-    rows.append(not_submitted(PLANNED[3], 0.93, "v7"))
-    summary = summarize(rows, RUN, ENDPOINT, INSTALLATION, {"source": "generated", "synthetic": True})
+    rows = [result(image, end) for image, end in zip(PLANNED, ends, strict=False)]
+    rows.append(not_submitted(PLANNED[3]))
+    summary = summary_of(rows)
     assert summary["planned"] == summary["submitted"] + summary["not_submitted"] == 4
     assert summary["submitted"] == summary["accepted"] + summary["below_threshold"] + summary["failed"] == 3
     assert summary["accuracy"] == 0.5
     assert summary["accepted_accuracy"] == 1.0
     assert summary["errors"] == {"ABORTED": 1}
+    assert summary["executions"] == 3
+    assert summary["confusion"]["classified"] == {
+        "bicycle": {"bicycle": 1, "motorcycle": 0},
+        "motorcycle": {"bicycle": 1, "motorcycle": 0},
+    }
+    assert summary["confusion"]["accepted"]["motorcycle"] == {"bicycle": 0, "motorcycle": 0}
+    assert summary["outcome"] == "incomplete"
+    assert verdict(summary) == "Incomplete: 1 of 4 images were not submitted"
 
 
 def test_a_summary_of_nothing_has_no_shares() -> None:
-    summary = summarize([], RUN, ENDPOINT, INSTALLATION, {})
+    summary = summary_of([])
     assert summary["accuracy"] is summary["coverage"] is summary["accepted_accuracy"] is None
+    assert summary["outcome"] == "missed"
+    assert "no image was classified" in verdict(summary)
+
+
+def test_latencies_are_percentiles_of_the_executions() -> None:
+    ends = [accepted("bicycle", stopped=BEGUN + timedelta(seconds=seconds)) for seconds in (1, 2, 3, 4)]
+    rows = [result(image, end) for image, end in zip(PLANNED, ends, strict=True)]
+    assert summary_of(rows)["latency_seconds"] == {"p50": 2.5, "p90": 3.7, "p99": 3.97, "max": 4.0}
+
+
+def test_a_missed_gate_is_named_with_its_distance(choose: Any) -> None:
+    choose(evaluation_min_accuracy=0.85, evaluation_min_coverage=0.5, evaluation_max_failed=0.05)
+    right, wrong = accepted("bicycle"), accepted("motorcycle")
+    good = summary_of([result(PLANNED[0], right), result(PLANNED[2], right)])
+    assert (good["outcome"], good["gates_missed"]) == ("passed", [])
+    assert verdict(good) == "Passed: 2 of 2 images accepted, accuracy 1.000, coverage 1.000, 0 failed"
+    bad = summary_of([result(PLANNED[0], wrong), result(PLANNED[2], execution("ABORTED"))])
+    assert bad["outcome"] == "missed"
+    assert bad["gates_missed"] == ["failed share 0.500 is 0.450 over 0.05", "accuracy 0.000 is 0.850 under 0.85"]
+    assert str(GateMissed(bad)).startswith("Missed: failed share 0.500 is 0.450 over 0.05; accuracy 0.000 is 0.850")
+
+
+def test_the_cost_counts_every_attempt_and_the_prices_fit_the_workflow() -> None:
+    once = result(PLANNED[0], accepted("bicycle", stopped=BEGUN + timedelta(seconds=1)))
+    twice = replace(once, previous_attempts=[once.to_json()])
+    single, double = cost([once]), cost([twice])
+    assert double["state_transitions"] == pytest.approx(2 * (single["state_transitions"] or 0), abs=1e-6)
+    assert single["state_transitions"] == pytest.approx(TRANSITIONS * 0.000025)
+    assert single["functions"] == pytest.approx(3 * 2e-7 + 0.25 * 0.0000166667, abs=1e-6)
+    assert single["endpoint"] == pytest.approx(0.115 / 3600, abs=1e-6)
+    assert cost([])["total"] is None
+    template = (ROOT / "infrastructure" / "workflow.yaml").read_text()
+    sizes = [int(line.split(":")[1]) for line in template.splitlines() if "MemorySize:" in line]
+    assert (len(sizes), max(sizes)) == (FUNCTIONS, FUNCTION_GB * 1024)
+    states = json.loads((ROOT / "statemachine" / "classify_image.asl.json").read_text())["States"]
+    way = ["SerializeImageData", "ClassifyImage", "FilterLowConfidence", "MeetsThreshold", "Accepted"]
+    assert set(way) <= set(states)
+    assert len(way) + 2 == TRANSITIONS
+
+
+def test_an_unknown_instance_type_has_no_price(choose: Any) -> None:
+    choose(endpoint_instance_type="ml.unheard.of")
+    assert cost([result(PLANNED[0], accepted("bicycle"))])["total"] is None
+
+
+def test_the_artifact_begins_with_the_verdict_and_keeps_hostile_text_in_its_cell() -> None:
+    hostile = execution(
+        "FAILED", error="Oops|<b>", cause="line\n| next | `x` <script>alert(1)</script>", failed_state="A|B"
+    )
+    rows = [result(image, hostile) for image in PLANNED]
+    text = markdown(summary_of(rows), rows, "bucket", RUN.prefix)
+    assert text.startswith("# Missed: failed share 1.000")
+    lines = [line for line in text.splitlines() if "test/a.png" in line]
+    assert len(lines) == 1
+    assert lines[0].count("|") == 6
+    assert "<script>" not in text
+
+
+def test_a_long_list_of_failures_is_cut() -> None:
+    images = planned_of("".join(f"{n}\t0\t{n}.png\n" for n in range(60)))
+    rows = [result(image, execution("ABORTED")) for image in images]
+    text = markdown(summary_of(rows), rows, "bucket", RUN.prefix)
+    assert "and 10 more" in text
+    assert text.count("ABORTED") < 60
+
+
+def test_the_automations_that_resume_are_as_prefect_understands_them() -> None:
+    from prefect.events.schemas.automations import AutomationCore
+
+    document = yaml.safe_load((ROOT / "automations.yaml").read_text())
+    automations = [AutomationCore.model_validate(each) for each in document["automations"]]
+    assert [automation.name.split()[0] for automation in automations] == ["Mark", "Resume"]
+    assert all(automation.enabled for automation in automations)
