@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-model bench-sagemaker up down status logs lint format check lock clean
+.PHONY: help setup demo test bench-model bench-evaluation bench-sagemaker up down status logs lint format check lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -38,6 +38,9 @@ test: setup ## run every test
 
 bench-model: setup ## measure the classifier: accuracy, calibration, time (about 35 minutes)
 	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)")
+
+bench-evaluation: setup ## measure the nightly evaluation, also under faults (about an hour)
+	@$(RUN) -m benchmarks.evaluation
 
 bench-sagemaker: setup ## measure the SageMaker server against its goals (about 5 minutes)
 	@$(RUN) -m benchmarks.sagemaker

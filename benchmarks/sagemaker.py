@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import psutil
 from botocore.exceptions import BotoCoreError, ClientError
 
+from benchmarks.figure import HEADING, Figure
 from local_aws.sagemaker.model_server import Model
 from local_aws.standalone import StandaloneAws
 from settings import ROOT, settings
@@ -58,33 +58,6 @@ print(sum(counts) / seconds)
 """
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table; a goal is what the value must not exceed, or must reach, or is only looked at."""
-
-    name: str
-    value: float
-    unit: str
-    n: str
-    at_most: float | None = None
-    at_least: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        return (self.at_most is not None and self.value > self.at_most) or (
-            self.at_least is not None and self.value < self.at_least
-        )
-
-    def __str__(self) -> str:
-        goal = "-"
-        if self.at_most is not None:
-            goal = f"<= {self.at_most:g}"
-        if self.at_least is not None:
-            goal = f">= {self.at_least:g}"
-        verdict = "MISSED" if self.missed else "" if goal == "-" else "met"
-        return f"{self.name:<62} {self.value:>9.3g} {self.unit:<4} {goal:<8} {verdict:<7} {self.n}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sagemaker", description=__doc__)
     parser.add_argument("--calls", type=int, default=1000, help="calls a latency is the median of (default: 1000)")
@@ -93,7 +66,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=5, help="training jobs (default: 5)")
     parser.add_argument("--invocations", type=int, default=10_000, help="invocations between kills (default: 10000)")
     arguments = parser.parse_args()
-    print(f"{'figure':<62} {'value':>9} {'':<4} {'goal':<8} {'':<7} n", flush=True)
+    print(HEADING, flush=True)
     figures = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name)

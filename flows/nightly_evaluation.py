@@ -55,7 +55,7 @@ def announce(summary: dict[str, Any]) -> None:
         "scones.started-by": by,
         "scones.outcome": summary["outcome"],
     }
-    emit_event(EVALUATION_EVENT, resource=resource, payload=summary)
+    emit_event(EVALUATION_EVENT, resource=resource, payload={**summary, "verdict": verdict(summary)})
 
 
 if __name__ == "__main__":

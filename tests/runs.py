@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from local_aws import services
 from local_aws.config import LocalConfig
 
-WAIT_SECONDS = 180
+WAIT_SECONDS = 300
 
 
 def started(deployment: str, parameters: dict[str, Any], environment: dict[str, str]) -> UUID:

@@ -18,7 +18,10 @@ RESULT = {"accepted", "below_threshold", "failed"}
 
 @dataclass
 class Verdict:
-    """Sentences about what is lost, duplicated or wrong; seconds from `since` to the next start of an execution."""
+    """Sentences about what is lost, duplicated or wrong.
+
+    recovery_seconds: from `since` until an execution that was started after it came to a decision.
+    """
 
     lost: list[str] = field(default_factory=list)
     duplicated: list[str] = field(default_factory=list)
@@ -100,8 +103,9 @@ def check(
             verdict.wrong.append(f"{row['key']} is a good image, and is {row['status']}: {row['error']} {row['cause']}")
     _check_capture(verdict, world, results, begun, capture_seconds)
     if since is not None:
-        later = sorted(each["startDate"] for each in executions.values() if each["startDate"] > since)
-        verdict.recovery_seconds = (later[0] - since).total_seconds() if later else None
+        later = [each for each in executions.values() if each["startDate"] > since and _decided(each)]
+        first = min((each["stopDate"] for each in later), default=None)
+        verdict.recovery_seconds = (first - since).total_seconds() if first else None
     return verdict
 
 
@@ -190,6 +194,10 @@ def _check_capture(
             verdict.lost += [f"{name} has a decision and no inference is captured" for name in sorted(missing)]
             return
         time.sleep(1)
+
+
+def _decided(execution: dict[str, Any]) -> bool:
+    return execution["status"] == "SUCCEEDED" or execution.get("error") == "LowConfidence"
 
 
 def _moment(execution: dict[str, Any]) -> datetime:

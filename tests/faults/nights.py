@@ -9,10 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
+from uuid import UUID
 
 import boto3
 from prefect.client.orchestration import get_client
@@ -55,9 +56,10 @@ class Night:
 
 @dataclass
 class _Course:
-    """What a fault leaves to the check: images that must fail, and when the fault was over."""
+    """When a fault sets in, by the number of starts; and for the check: images that must fail, when it was over."""
 
-    bad: set[str]
+    at: int
+    bad: set[str] = field(default_factory=set)
     over: datetime | None = None
 
 
@@ -85,6 +87,9 @@ class Lab:
         functions = {"AWS_ENDPOINT_URL_S3": self.s3.url, "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": self.endpoint.url}
         self._stack.callback(self._configure_functions, dict.fromkeys(functions))
         self._configure_functions(functions)
+        manifest = {"Bucket": self.installed.bucket, "Key": "manifests/test.lst"}
+        before = self._direct["s3"].get_object(**manifest)["Body"].read()
+        self._stack.callback(lambda: self._direct["s3"].put_object(**manifest, Body=before))
         return self
 
     def __exit__(
@@ -97,18 +102,26 @@ class Lab:
         """What sends a flow through the proxies."""
         return {"AWS_ENDPOINT_URL_SFN": self.states.url, "AWS_ENDPOINT_URL_S3": self.s3.url}
 
-    def night(self, fault: str, seed: int, images: int = IMAGES) -> Night:
-        """Runs an evaluation of so many images under the fault of that name and has it checked."""
-        schedule = random.Random(f"{fault} {seed}")
-        course = _Course(set())
+    def night(self, fault: str, seed: int, images: int = IMAGES, at: int | None = None) -> Night:
+        """Runs an evaluation of so many images under the fault of that name and has it checked.
+
+        at: how many executions are started before it sets in, where that is not up to the seed.
+        """
+        schedule = self.schedule(f"{fault} {seed}")
+        course = _Course(at or schedule.randint(1, images - 1))
         for proxy in (self.states, self.s3, self.endpoint):
             proxy.decided.clear()
         began = time.monotonic()
-        run = FAULTS[fault](self, schedule, images, course)
+        run = (FAULTS | {WAITED: worker_killed_and_waited_for})[fault](self, schedule, images, course)
         seconds = time.monotonic() - began
         world = self.world(run)
         made = self.states.decided + self.s3.decided + self.endpoint.decided
         return Night(fault, seed, check(world, course.bad, since=course.over), world.summary(), made, seconds)
+
+    @staticmethod
+    def schedule(seed: str) -> random.Random:
+        """The same choices for the same seed."""
+        return random.Random(seed)
 
     def world(self, run: str) -> World:
         """What a run left, for the checker."""
@@ -197,18 +210,31 @@ def worker_killed(lab: Lab, schedule: random.Random, images: int, course: _Cours
 
     That the heartbeat is missed, and that the hold on the endpoint expires, is done at once instead of waited for.
     """
-    lab.plan(schedule, images)
-    goal = lab.states.calls["StartExecution"] + schedule.randint(1, images - 1)
-    run = started("nightly-evaluation/local", {}, lab.variables)
-    lab.wait_for_starts(goal)
-    for process in [*worker_processes(lab.config), *processes_of(run)]:
-        process.kill()
-    course.over = now()
+    run = _kill(lab, schedule, images, course)
     with get_client(sync_client=True) as prefect:
         prefect.delete_global_concurrency_limit_by_name(f"endpoint-{lab.installed.endpoint}")
         prefect.set_flow_run_state(run, Crashed(message="killed"), force=True)
     ended(run, "Completed", "Failed")
     return run.hex[:12]
+
+
+def worker_killed_and_waited_for(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+    """The same with nothing skipped: the automation misses the heartbeat after 90 seconds."""
+    run = _kill(lab, schedule, images, course)
+    ended(run, "Completed", "Failed")
+    return run.hex[:12]
+
+
+def _kill(lab: Lab, schedule: random.Random, images: int, course: _Course) -> UUID:
+    lab.plan(schedule, images)
+    goal = lab.states.calls["StartExecution"] + course.at
+    run = started("nightly-evaluation/local", {}, lab.variables)
+    lab.wait_for_starts(goal)
+    for process in [*worker_processes(lab.config), *processes_of(run)]:
+        process.kill()
+        lab.states.decided["killed"] += 1
+    course.over = now()
+    return run
 
 
 def start_lost(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
@@ -224,7 +250,7 @@ def start_lost(lab: Lab, schedule: random.Random, images: int, course: _Course) 
         lab.states.decide = lambda call: None
 
 
-def refusing(service: str, share: float) -> Callable[..., str]:
+def refusing(service: str, share: float) -> "Fault":
     """A service refuses or throttles that share of the calls for a while."""
 
     def fault(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
@@ -241,7 +267,7 @@ def refusing(service: str, share: float) -> Callable[..., str]:
             proxy.decide = lambda call: None
             course.over = now()
 
-        with lab.after_starts(schedule.randint(1, images - 1), window):
+        with lab.after_starts(course.at, window):
             return lab.evaluate()
 
     return fault
@@ -282,7 +308,7 @@ def model_killed(lab: Lab, schedule: random.Random, images: int, course: _Course
             lab.endpoint.decided["killed"] += 1
         course.over = now()
 
-    with lab.after_starts(schedule.randint(1, images - 1), kill):
+    with lab.after_starts(course.at, kill):
         return lab.evaluate()
 
 
@@ -296,11 +322,12 @@ def ministack_restarted(lab: Lab, schedule: random.Random, images: int, course: 
             lab.states.decided["restarted"] += 1
         course.over = now()
 
-    with lab.after_starts(schedule.randint(1, images - 1), restart):
+    with lab.after_starts(course.at, restart):
         return lab.evaluate()
 
 
-FAULTS: dict[str, Callable[[Lab, random.Random, int, _Course], str]] = {
+Fault = Callable[[Lab, random.Random, int, _Course], str]
+FAULTS: dict[str, Fault] = {
     "worker killed": worker_killed,
     "response of StartExecution lost": start_lost,
     "Step Functions refuses 10 %": refusing("states", 0.1),
@@ -314,3 +341,5 @@ FAULTS: dict[str, Callable[[Lab, random.Random, int, _Course], str]] = {
     "model killed": model_killed,
     "ministack restarted": ministack_restarted,
 }
+# Takes two minutes, nearly all of it waiting.
+WAITED = "worker killed, heartbeat waited for"

@@ -1,0 +1,32 @@
+"""The table that benchmarks print: figure, value, goal, n."""
+
+from dataclasses import dataclass
+
+HEADING = f"{'figure':<62} {'value':>9} {'':<4} {'goal':<8} {'':<7} n"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table; a goal is what the value must not exceed, or must reach, or is only looked at."""
+
+    name: str
+    value: float
+    unit: str
+    n: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def missed(self) -> bool:
+        return (self.at_most is not None and self.value > self.at_most) or (
+            self.at_least is not None and self.value < self.at_least
+        )
+
+    def __str__(self) -> str:
+        goal = "-"
+        if self.at_most is not None:
+            goal = f"<= {self.at_most:g}"
+        if self.at_least is not None:
+            goal = f">= {self.at_least:g}"
+        verdict = "MISSED" if self.missed else "" if goal == "-" else "met"
+        return f"{self.name:<62} {self.value:>9.3g} {self.unit:<4} {goal:<8} {verdict:<7} {self.n}"

@@ -1,0 +1,266 @@
+"""The nightly evaluation against the local stack: under faults, cancelled, resumed, and asked about one image."""
+
+import http.server
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import boto3
+import pytest
+import yaml
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.events.schemas.automations import AutomationCore
+from prefect.states import Cancelling, Scheduled
+
+from flows.nightly_evaluation import nightly_evaluation
+from local_aws.config import ROOT, LocalConfig
+from tasks.endpoint import ServingEndpoint
+from tasks.executions import Executions, execution_arn, start
+from tasks.results import Result
+from tests.faults.checker import World, check
+from tests.faults.nights import Lab, Night
+from tests.runs import ended, processes_of, started
+
+
+@pytest.fixture(scope="module")
+def lab(stack: LocalConfig, installed: Any) -> Iterator[Lab]:
+    with Lab(stack, installed) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def bad_night(lab: Lab) -> Night:
+    """A night with images that can't be classified."""
+    return lab.night("bad images", 1, images=20)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "worker killed",
+        "response of StartExecution lost",
+        "endpoint refuses 50 %",
+        "model errors",
+        "ministack restarted",
+    ],
+)
+def test_a_fault_loses_nothing_and_doubles_nothing(lab: Lab, fault: str) -> None:
+    night = lab.night(fault, 1, images=20)
+    assert night.verdict.violations == []
+    assert night.summary["planned"] == 20
+    assert night.summary["not_submitted"] == 0
+
+
+def test_bad_images_fail_by_name_and_their_neighbours_do_not(bad_night: Night) -> None:
+    assert bad_night.verdict.violations == []
+    assert bad_night.summary["errors"] == {"UnreadableImage": 3, "ImageTooLarge": 1, "ImageNotFound": 1}
+    assert bad_night.summary["retried"] == 5
+    assert bad_night.summary["executions"] == 25
+
+
+def test_a_missed_gate_fails_the_run_and_says_by_how_much(lab: Lab, bad_night: Night) -> None:
+    run = flow_run_named(bad_night.summary["run"])
+    assert run.state.name == "Failed"
+    assert run.state.message.startswith("Missed: failed share 0.250 is 0.200 over 0.05")
+    rows = lab.world(bad_night.summary["run"]).lines("results.jsonl")
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert {row["failed_state"] for row in failed} == {"SerializeImageData", "ClassifyImage"}
+    assert all(row["cause"] and row["previous_attempts"][0]["attempt"] == 1 for row in failed)
+
+
+def test_the_run_shows_verdict_and_progress_as_artifacts(bad_night: Night) -> None:
+    run = flow_run_named(bad_night.summary["run"])
+    with get_client(sync_client=True) as prefect:
+        artifacts = prefect.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        )
+        tasks = [task.name for task in prefect.read_task_runs() if task.flow_run_id == run.id]
+    text = next(each.data for each in artifacts if each.key == "nightly-evaluation")
+    assert text.startswith("# Missed: failed share")
+    assert "| test/vanished.png | SerializeImageData | ImageNotFound |" in text
+    assert [each.data for each in artifacts if each.type == "progress"] == [100.0, 100.0]
+    assert sorted(tasks)[:2] == ["attempt 1: images 1 to 20 of 20", "attempt 2: images 1 to 5 of 5"]
+
+
+def test_the_checker_finds_what_is_planted(lab: Lab, bad_night: Night) -> None:
+    world = lab.world(bad_night.summary["run"])
+    bad = {f"test/{name}.png" for name in ("corrupt", "empty", "oversized", "truncated", "vanished")}
+    rows = world.lines("results.jsonl")
+    decided = next(row for row in rows if row["status"] != "failed")
+    other = "below_threshold" if decided["status"] == "accepted" else "accepted"
+
+    def verdict_on(changed: list[dict[str, Any]]) -> Any:
+        body = "".join(json.dumps(row) + "\n" for row in changed).encode()
+        world.s3.put_object(Bucket=world.bucket, Key=f"{world.prefix}results.jsonl", Body=body)
+        return check(world, bad, capture_seconds=0)
+
+    try:
+        assert verdict_on([row for row in rows if row is not decided]).lost
+        assert verdict_on([*rows, decided]).duplicated
+        assert verdict_on([{**row, "status": other} if row is decided else row for row in rows]).wrong
+        assert verdict_on([{**row, "confidence": 0.123} if row is decided else row for row in rows]).wrong
+        assert verdict_on(list(reversed(rows))).wrong
+        assert verdict_on([{**row, "previous_attempts": []} for row in rows]).lost
+        assert not verdict_on(rows).violations
+        elsewhere = World(world.s3, world.states, world.bucket, world.state_machine, world.prefix, "data-capture/none/")
+        assert check(elsewhere, bad, capture_seconds=0).lost
+        assert check(world, bad - {"test/vanished.png"}, capture_seconds=0).wrong
+        stray = f"{decided['inference_id'].removesuffix('-a1')}-a7"
+        start(world.state_machine, stray, {"bucket": world.bucket, "key": decided["key"]})
+        assert f"execution {stray} is in no result" in verdict_on(rows).lost
+    finally:
+        verdict_on(rows)
+
+
+def test_a_cancelled_run_stops_its_executions_and_accounts_for_the_rest(lab: Lab) -> None:
+    lab.plan(lab.schedule("cancelled"), 20)
+    goal = lab.states.calls["StartExecution"] + 6
+    run = started("nightly-evaluation/local", {}, {**lab.variables, "SCONES_EXECUTIONS_IN_FLIGHT": "2"})
+    lab.wait_for_starts(goal)
+    with get_client(sync_client=True) as prefect:
+        prefect.set_flow_run_state(run, Cancelling())
+    ended(run, "Cancelled")
+    world = lab.world(run.hex[:12])
+    summary = world.summary()
+    assert summary["outcome"] == "incomplete"
+    assert 0 < summary["not_submitted"] < 20
+    assert check(world, set(), cancelled=True).violations == []
+
+
+def test_a_run_that_is_retried_by_hand_goes_on_and_one_that_is_done_does_nothing_again(lab: Lab) -> None:
+    """The cancelled run of the test above, as the Retry of the Prefect UI schedules it."""
+    run = latest_run("nightly-evaluation", "Cancelled")
+    for _ in range(2):
+        with get_client(sync_client=True) as prefect:
+            prefect.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
+        ended(run, "Completed")
+        world = lab.world(run.hex[:12])
+        assert check(world, set()).violations == []
+        assert world.summary()["planned"] == world.summary()["submitted"] == 20
+    executions = world.executions(datetime(2000, 1, 1, tzinfo=UTC))
+    assert len(executions) == world.summary()["executions"]
+
+
+def test_a_run_does_not_go_on_with_another_model(lab: Lab, installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.plan(lab.schedule("other model"), 4)
+    module = sys.modules[nightly_evaluation.fn.__module__]
+    plan = module.plan
+    monkeypatch.setattr(
+        module, "plan", lambda installation, _, run: plan(installation, ServingEndpoint("e", "v999"), run)
+    )
+    summary = lab.world(lab.evaluate()).summary()
+    assert (summary["outcome"], summary["not_submitted"], summary["model_version"]) == ("incomplete", 4, "v999")
+
+
+def test_an_execution_of_the_same_name_with_other_input_is_a_failure_of_that_image(installed: Any) -> None:
+    name, key = f"conflict-{uuid.uuid4().hex[:12]}", "test/bicycle_50000.png"
+    start(installed.state_machine_arn, name, {"bucket": installed.bucket, "key": "test/other.png"})
+    executions = Executions(
+        installed.state_machine_arn, {name: {"bucket": installed.bucket, "key": key}}, lambda closed, running: None
+    )
+    executions.run([name])
+    closed = executions.closed[name]
+    assert (closed.status, closed.error) == ("FAILED", "ExecutionConflict")
+    assert closed.arn == execution_arn(installed.state_machine_arn, name)
+
+
+def test_a_training_whose_process_is_killed_goes_on_with_its_job(installed: Any) -> None:
+    run = started("train-model/local", {"hyperparameters": {"epochs": 60}}, {})
+    name = f"scones-unlimited-{run.hex[:12]}"
+    sagemaker = boto3.client("sagemaker")
+    deadline = time.monotonic() + 60
+    while not sagemaker.list_training_jobs(NameContains=name, StatusEquals="InProgress")["TrainingJobSummaries"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for process in processes_of(run):
+        process.kill()
+    ended(run, "Completed")
+    jobs = sagemaker.list_training_jobs(NameContains=name)["TrainingJobSummaries"]
+    assert [(job["TrainingJobName"], job["TrainingJobStatus"]) for job in jobs] == [(name, "Completed")]
+
+
+def test_the_readme_tells_what_happened_to_an_image(lab: Lab, bad_night: Night) -> None:
+    """Its commands, as they stand there."""
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("**What happened to image X?**") :]
+    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert block
+    rows = [Result.from_json(line) for line in lab.world(bad_night.summary["run"]).lines("results.jsonl")]
+    row = next(row for row in rows if row.status != "failed")
+    assert row.execution_arn
+    values = {
+        "BUCKET": lab.installed.bucket,
+        "DATE": bad_night.summary["date"],
+        "RUN": bad_night.summary["run"],
+        "IMAGE": row.key.rsplit("/", 1)[1],
+        "EXECUTION_ARN": row.execution_arn,
+        "INFERENCE_ID": row.inference_id,
+    }
+    commands = re.sub(r"\b(" + "|".join(values) + r")\b", lambda match: values[match[0]], block[1])
+    told = subprocess.run(
+        ["sh", "-ec", f'. "$SCONES_STATE/env.sh"\n{commands}'], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert told.returncode == 0, told.stderr
+    assert f'"status": "{row.status}"' in told.stdout
+    assert "ExecutionStarted" in told.stdout
+    assert f'"inferenceId":"{row.inference_id}"' in told.stdout.replace(" ", "")
+
+
+def test_a_missed_evaluation_can_notify(lab: Lab, stack: LocalConfig) -> None:
+    """docs/notify.yaml, with a webhook on this machine."""
+    heard: list[str] = []
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *details: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    block = CustomWebhookNotificationBlock(
+        name="scones",
+        url=f"http://127.0.0.1:{server.server_address[1]}",
+        json_data={"text": "{{subject}}: {{body}}"},
+    )
+    identifier = block.save("scones-notify", overwrite=True)
+    text = (ROOT / "docs" / "notify.yaml").read_text().replace("BLOCK_ID", str(identifier))
+    with get_client(sync_client=True) as prefect:
+        found = yaml.safe_load(text)["automations"][0]
+        created = prefect.request(
+            "POST", "/automations/", json=AutomationCore.model_validate(found).model_dump(mode="json")
+        )
+        assert created.status_code == 201, created.text
+        run = lab.night("bad images", 2, images=8).summary["run"]
+        deadline = time.monotonic() + 30
+        while not any(run in text for text in heard):
+            assert time.monotonic() < deadline, heard
+            time.sleep(0.3)
+        prefect.request("DELETE", f"/automations/{created.json()['id']}")
+    server.shutdown()
+    server.server_close()
+    assert "Missed: failed share" in heard[-1]
+
+
+def flow_run_named(run: str) -> Any:
+    with get_client(sync_client=True) as prefect:
+        return next(each for each in prefect.read_flow_runs() if each.name.endswith(f" {run}"))
+
+
+def latest_run(flow: str, state: str) -> UUID:
+    with get_client(sync_client=True) as prefect:
+        runs = [each for each in prefect.read_flow_runs() if each.name.startswith(flow) and each.state.name == state]
+    return max(runs, key=lambda each: each.expected_start_time).id
