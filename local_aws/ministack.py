@@ -5,6 +5,7 @@ import asyncio.constants
 import logging
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from hypercorn.asyncio import serve
@@ -14,6 +15,8 @@ from local_aws.config import LocalConfig
 from local_aws.environment import ministack_variables
 
 SNAPSHOT_SECONDS = 10
+# Of the time at most; a snapshot copies all that ever ran, and nothing else is answered meanwhile.
+SNAPSHOT_SHARE = 0.05
 SNAPSHOT_SERVICES = ("s3", "lambda", "stepfunctions", "iam", "cloudformation", "cloudwatch_logs", "eventbridge")
 
 
@@ -31,10 +34,13 @@ def main() -> None:
     async def snapshot() -> None:
         """ministack saves its state only when it is stopped; this bounds what a kill can lose."""
         logging.getLogger("persistence").setLevel(logging.WARNING)
+        seconds = 0.0
         while True:
-            await asyncio.sleep(SNAPSHOT_SECONDS)
+            await asyncio.sleep(max(SNAPSHOT_SECONDS, seconds / SNAPSHOT_SHARE))
+            began = time.monotonic()
             services = {name: state for name, state in _build_persistence_save_dict().items() if name in wanted}
             await asyncio.to_thread(save_all, services)
+            seconds = time.monotonic() - began
 
     async def run() -> None:
         snapshots = asyncio.create_task(snapshot())
