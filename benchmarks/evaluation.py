@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import signal
 import sqlite3
 import statistics
 import sys
@@ -52,6 +53,8 @@ def main() -> int:
     parser.add_argument("--waits", type=int, default=2, help="kills with nothing skipped, 3 minutes each (default: 2)")
     parser.add_argument("--part", choices=["figures", "faults"], help="only a part")
     arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where the shell had the first ignored
+        signal.signal(number, _interrupt)
     missed = False
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         config = _own_stack(Path(name))
@@ -63,6 +66,10 @@ def main() -> int:
         finally:
             services.down(config)
     return int(missed)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _own_stack(folder: Path) -> LocalConfig:

@@ -69,7 +69,6 @@ class Executions:
         self._describes = _Pace(settings().describes_per_second)
         self._lists = _Pace(settings().lists_per_second)
         self._last_close = self._reported = time.monotonic()
-        self._pause = POLL_SECONDS
 
     def attach(self, since: datetime) -> int:
         """Finds those that were started after `since` by another process; returns how many."""
@@ -95,13 +94,14 @@ class Executions:
                 self._close(arn)
             self._report()
             if len(self.closed) > before:
-                self._last_close, self._pause = time.monotonic(), POLL_SECONDS
+                self._last_close = time.monotonic()
                 continue
-            if self._running and time.monotonic() - self._last_close > settings().execution_max_seconds:
+            idle = time.monotonic() - self._last_close
+            if self._running and idle > settings().execution_max_seconds:
                 stop(list(self._running), f"no execution closed for {settings().execution_max_seconds} s")
                 self._last_close = time.monotonic()
-            time.sleep(self._pause)
-            self._pause = min(self._pause * 1.2, MAX_POLL_SECONDS)
+            # Seldom where executions take long.
+            time.sleep(min(max(POLL_SECONDS, idle / 10), MAX_POLL_SECONDS))
 
     def stop(self) -> None:
         """Stops what runs and sees how it ended; what was never started stays out of `closed`. Raises no AwsError."""
