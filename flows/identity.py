@@ -2,8 +2,18 @@
 
 from datetime import UTC
 
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
+from prefect.states import Crashed
 
 from tasks.results import Run
 
@@ -20,6 +30,18 @@ def this_run() -> Run:
 def first_run() -> str:
     """The RUN that a deployment, or a person, began: this one's, unless another flow called it."""
     return str(flow_run.root_flow_run_id).replace("-", "")[:12]
+
+
+def close_interrupted() -> None:
+    """Marks as Crashed the task runs that an earlier process of this flow run left Running."""
+    if (flow_run.run_count or 0) < 2:
+        return
+    mine = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+    running = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING])))
+    with get_client(sync_client=True) as prefect:
+        for task_run in prefect.read_task_runs(flow_run_filter=mine, task_run_filter=running):
+            state = Crashed(message="Its process died; the flow run goes on in another one.")
+            prefect.set_task_run_state(task_run.id, state, force=True)
 
 
 def run_name() -> str:

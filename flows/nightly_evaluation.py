@@ -8,7 +8,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.identity import run_name, this_run
+from flows.identity import close_interrupted, run_name, this_run
 from settings import EVALUATION_EVENT
 from tasks.endpoint import serving
 from tasks.evaluation import execute, plan
@@ -31,6 +31,7 @@ def nightly_evaluation() -> dict[str, Any]:
 
     Ends Failed with GateMissed, after everything is written, where the figures are not what the settings ask for.
     """
+    close_interrupted()
     run, installed = this_run(), installation()
     with exclusive(installed.endpoint):  # no deployment changes the model meanwhile
         endpoint = serving(installed)

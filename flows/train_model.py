@@ -3,7 +3,7 @@
 from prefect import flow
 
 from flows.approval import ask_a_person
-from flows.identity import run_name, this_run
+from flows.identity import close_interrupted, run_name, this_run
 from tasks.gate import pass_gate
 from tasks.infrastructure import installation
 from tasks.registry import PENDING, ModelVersion, find_trained, register, show_registry
@@ -17,6 +17,7 @@ def train_model(reuse: bool = False, hyperparameters: dict[str, int | float] | N
     hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
     Returns the version; its status says whether it may be deployed.
     """
+    close_interrupted()
     run, installed = this_run().id, installation()
     plan = plan_training(installed, hyperparameters)
     trained = find_trained(plan.fingerprint) if reuse else None

@@ -1,5 +1,6 @@
 """The outcome of an evaluation: its figures, whether they pass the gates of the settings, and both in words."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,26 +100,30 @@ def summarize(
 
 
 def verdict(summary: dict[str, Any]) -> str:
-    """A sentence that says whether the evaluation passed, and if not, by how much it missed what."""
+    """A line that says whether the evaluation passed, and if not, by how much it missed what."""
     if summary["outcome"] == INCOMPLETE:
         return f"Incomplete: {summary['not_submitted']} of {summary['planned']} images were not submitted"
+    if summary["outcome"] == MISSED:
+        return f"Missed: {'; '.join(summary['gates_missed'])}. {_figures(summary)}"
+    return f"Passed: {_figures(summary)}"
+
+
+def _figures(summary: dict[str, Any]) -> str:
     figures = f"{summary['accepted']} of {summary['planned']} images accepted"
     if summary["accuracy"] is not None:
         figures += f", accuracy {summary['accuracy']:.3f}, coverage {summary['coverage']:.3f}"
     errors = ", ".join(f"{count} {error}" for error, count in summary["errors"].items())
-    figures += f", {summary['failed']} failed" + (f" ({errors})" if errors else "")
-    if summary["outcome"] == MISSED:
-        return f"Missed: {'; '.join(summary['gates_missed'])}. {figures}"
-    return f"Passed: {figures}"
+    return f"{figures}, {summary['failed']} failed" + (f" ({errors})" if errors else "")
 
 
 def markdown(summary: dict[str, Any], results: list[Result], bucket: str, prefix: str) -> str:
     """The outcome as a Prefect artifact: the verdict, the counts, and the images that need a look."""
     latency, spent = summary["latency_seconds"], summary["cost_usd"]["total"]
+    heading, _, _ = verdict(summary).partition(f" {_figures(summary)}")
     lines = [
-        f"# {verdict(summary)}",
+        f"# {heading.rstrip('.:')}",
         "",
-        f"Model {summary['model_version']}, threshold {summary['threshold']:g}, "
+        f"{_figures(summary)}. Model {summary['model_version']}, threshold {summary['threshold']:g}, "
         f"{summary['executions']} executions, {summary['retried']} images tried again.",
         "",
         "| planned | accepted | below threshold | failed | not submitted |",
@@ -143,12 +148,20 @@ def _failures(failed: list[Result]) -> list[str]:
     if not failed:
         return []
     rows = [
-        f"| {_cell(row.key)} | {_cell(row.failed_state or '')} | {_cell(row.error or '')} | {_cell(row.cause or '')} "
-        f"| `{row.inference_id}` |"
+        f"| {_cell(row.key)} | {_cell(row.failed_state or '')} | {_cell(row.error or '')} "
+        f"| {_cell(_message(row.cause or ''))} | `{row.inference_id}` |"
         for row in failed[:SHOWN]
     ]
     more = [f"and {len(failed) - SHOWN} more", ""] if len(failed) > SHOWN else []
     return ["| failed image | in | error | cause | inference id |", "|---|---|---|---|---|", *rows, "", *more]
+
+
+def _message(cause: str) -> str:
+    """What a function's exception said, where the cause is the JSON that Lambda makes of one."""
+    try:
+        return str(json.loads(cause)["errorMessage"])
+    except (ValueError, TypeError, KeyError):
+        return cause
 
 
 def _cell(text: str) -> str:

@@ -59,6 +59,12 @@ def test_a_fault_loses_nothing_and_doubles_nothing(lab: Lab, fault: str) -> None
     assert night.verdict.violations == []
     assert night.summary["planned"] == 20
     assert night.summary["not_submitted"] == 0
+    run = flow_run_named(night.summary["run"])
+    with get_client(sync_client=True) as prefect:
+        running = [
+            task.name for task in prefect.read_task_runs() if task.flow_run_id == run.id and task.state.is_running()
+        ]
+    assert running == []
 
 
 def test_bad_images_fail_by_name_and_their_neighbours_do_not(bad_night: Night) -> None:
