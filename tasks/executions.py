@@ -92,6 +92,7 @@ class Executions:
             running = self._list_running()
             for arn in [arn for arn in self._running if arn not in running]:
                 self._close(arn)
+                self._start_next()  # at once, so that its slot waits for no other's end
             self._report()
             if len(self.closed) > before:
                 self._last_close = time.monotonic()
