@@ -1,6 +1,7 @@
 """The identity that a flow's work takes from its flow run, so that a retry finds what the first try began."""
 
 from datetime import UTC
+from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -10,12 +11,18 @@ from prefect.client.schemas.filters import (
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 from tasks.results import Run
+
+MOST_CRASHES = 5
+
+
+class CrashedTooOften(Exception):
+    """The flow run dies whatever is done; the message says what to do."""
 
 
 def this_run() -> Run:
@@ -33,14 +40,23 @@ def first_run() -> str:
 
 
 def close_interrupted() -> None:
-    """Marks as Crashed the task runs that an earlier process of this flow run left Running."""
+    """Marks as Crashed the task runs that an earlier process of this flow run left Running.
+
+    Raises CrashedTooOften where the run dies each time that it is started again.
+    """
     if (flow_run.run_count or 0) < 2:
         return
+    with get_client(sync_client=True) as prefect:
+        crashes = sum(state.is_crashed() for state in prefect.read_flow_run_states(flow_run.id))
+    if crashes > MOST_CRASHES:
+        raise CrashedTooOften(
+            f"the run crashed {crashes} times; look at the worker's log for why, then start a new run"
+        )
     mine = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
     running = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING])))
     with get_client(sync_client=True) as prefect:
         for task_run in prefect.read_task_runs(flow_run_filter=mine, task_run_filter=running):
-            state = Crashed(message="Its process died; the flow run goes on in another one.")
+            state: State[Any] = Crashed(message="Its process died; the flow run goes on in another one.")
             prefect.set_task_run_state(task_run.id, state, force=True)
 
 

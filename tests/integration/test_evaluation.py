@@ -181,10 +181,10 @@ def test_an_execution_of_the_same_name_with_other_input_is_a_failure_of_that_ima
 
 
 def test_a_training_whose_process_is_killed_goes_on_with_its_job(installed: Any) -> None:
-    run = started("train-model/local", {"hyperparameters": {"epochs": 60}}, {})
+    run = started("train-model/local", {"hyperparameters": {"epochs": 20}}, {})
     name = f"scones-unlimited-{run.hex[:12]}"
     sagemaker = boto3.client("sagemaker")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not sagemaker.list_training_jobs(NameContains=name, StatusEquals="InProgress")["TrainingJobSummaries"]:
         assert time.monotonic() < deadline
         time.sleep(0.2)

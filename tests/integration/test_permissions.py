@@ -35,12 +35,14 @@ summary = pipeline("generated")
 pipeline("generated", retrain=True)
 # What only a cancelled or failed run calls.
 training.stop("permissions-none")
-arn = executions.execution_arn(installation().state_machine_arn, "never-started")
-try:
-    executions.stop([arn], "test")
-except Exception as error:
-    print("stop:", error)
+import time
 from tasks import storage
+machine = installation().state_machine_arn
+arn = executions.start(machine, "fails", {"bucket": installation().bucket, "key": "test/none.png"})
+while executions.describe(arn).status == "RUNNING":
+    time.sleep(0.2)
+print("failed in", executions.describe(arn).failed_state)
+executions.stop([arn], "test")
 storage.put(installation().bucket, "train/stale.png", b"x")
 storage.delete_others(installation().bucket, "train/stale", [])
 teardown()

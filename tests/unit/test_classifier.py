@@ -225,7 +225,7 @@ def test_hyperparameters_that_do_not_fit_the_images_are_explained(
 
 
 def test_the_comparison_of_two_models_and_of_one_that_cannot_be_loaded(model: Path, tmp_path: Path) -> None:
-    run_training(tmp_path / "data")
+    data = model.parent
     for name in ("challenger", "champion", "broken", "output"):
         (tmp_path / name).mkdir()
     for name in ("challenger", "champion"):
@@ -234,11 +234,11 @@ def test_the_comparison_of_two_models_and_of_one_that_cannot_be_loaded(model: Pa
     (tmp_path / "broken" / "model.tar.gz").write_bytes(b"\x1f\x8b no archive")
 
     def compare(challenger: str, champion: str) -> subprocess.CompletedProcess[str]:
-        channels = {"train": "data/train", "train_lst": "data/train_lst", "model_dir": "output"}
-        channels |= {"challenger": challenger, "champion": champion}
+        channels = {"train": data / "train", "train_lst": data / "train_lst", "model_dir": tmp_path / "output"}
+        channels |= {"challenger": tmp_path / challenger, "champion": tmp_path / champion}
         command = [sys.executable, str(ROOT / "classifier" / "evaluate.py"), "--num_classes", "2"]
         for channel, folder in channels.items():
-            command += [f"--{channel}", str(tmp_path / folder)]
+            command += [f"--{channel}", str(folder)]
         return subprocess.run(command, capture_output=True, text=True)
 
     same = compare("challenger", "champion")

@@ -209,5 +209,5 @@ def test_the_automations_that_resume_are_as_prefect_understands_them() -> None:
 
     document = yaml.safe_load((ROOT / "automations.yaml").read_text())
     automations = [AutomationCore.model_validate(each) for each in document["automations"]]
-    assert [automation.name.split()[0] for automation in automations] == ["Mark", "Resume"]
+    assert [automation.name.split()[0] for automation in automations] == ["Mark", "Resume", "Resume"]
     assert all(automation.enabled for automation in automations)
