@@ -26,6 +26,9 @@ SCHEMA_VERSION = 1
 # The event that carries an evaluation's outcome; prefect.yaml starts the report from it.
 EVALUATION_EVENT = "scones.evaluation.completed"
 
+# The event that a report emits where somebody should look at it, with the reasons.
+ALERT_EVENT = "scones.report.alert"
+
 
 class Settings(BaseSettings):
     """What an installation may choose."""

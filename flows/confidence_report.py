@@ -3,8 +3,10 @@
 from typing import Any
 
 from prefect import flow
+from prefect.events import emit_event
 
 from flows.identity import run_name
+from settings import ALERT_EVENT
 from tasks.capture import collect
 from tasks.endpoint import capture_prefix
 from tasks.infrastructure import installation
@@ -17,7 +19,12 @@ def confidence_report(date: str | None = None, run: str | None = None) -> dict[s
     bucket = installation().bucket
     evaluated, evaluation, results = read_evaluation(bucket, date, run)
     captured = collect(bucket, capture_prefix(evaluation["endpoint"]), expected_captures(results), evaluation)
-    return write(bucket, evaluated, evaluation, results, captured)
+    summary = write(bucket, evaluated, evaluation, results, captured)
+    if summary["alerts"]:
+        resource = {"prefect.resource.id": f"scones.report.{evaluated.id}"}
+        names = ("date", "run", "alerts", "model_version")
+        emit_event(ALERT_EVENT, resource=resource, payload={name: summary[name] for name in names})
+    return summary
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The endpoint's data-capture records of one evaluation, as a table."""
 
 import base64
+import gzip
 import json
 import time
-from collections.abc import Callable
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,18 +21,26 @@ POLL_SECONDS = 1.0
 MAX_POLL_SECONDS = 30.0
 # Clocks differ a little, and an hour's folder is named after the time of the inference.
 SLACK = timedelta(minutes=5)
+GZIP = b"\x1f\x8b"
 COLUMNS = ["inference_id", "time", "model_version", "inferences"]
 
-Progress = Callable[[str], None]
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A line that is no record of an inference. line: from 1, or 0 where the object can't be read at all."""
+
+    key: str
+    line: int
+    reason: str
 
 
 @dataclass(frozen=True)
 class Captured:
-    """Records by inference id, columns COLUMNS; the ids that have none; how many lines were unreadable."""
+    """Records by inference id, columns COLUMNS; the ids that have none; lines that could not be read."""
 
     records: pd.DataFrame
     missing: tuple[str, ...]
-    unreadable: int
+    quarantined: tuple[Quarantined, ...] = ()
 
 
 @task(task_run_name="collect capture records")
@@ -38,8 +48,7 @@ def collect(bucket: str, prefix: str, wanted: list[str], evaluation: dict[str, A
     """Waits until every wanted inference id of the evaluation is captured, or until the deadline setting is over."""
     logger = get_run_logger()
     deadline = time.monotonic() + settings().capture_max_seconds
-    window = _window(evaluation)
-    collector = _Collector(bucket, prefix, window)
+    collector = _Collector(bucket, prefix, evaluation["model_version"], _window(evaluation))
     pause = POLL_SECONDS
     while True:
         collector.read()
@@ -65,52 +74,77 @@ def find_record(bucket: str, prefix: str, inference_id: str, since: datetime) ->
     return False
 
 
-def parse(line: str, model_version: str) -> dict[str, Any]:
+def parse(line: bytes, model_version: str) -> dict[str, Any]:
     """A row of one record; raises ValueError, KeyError or TypeError where the line is not one."""
     record = json.loads(line)
     metadata, output = record["eventMetadata"], record["captureData"]["endpointOutput"]
-    data = base64.b64decode(output["data"]) if output["encoding"] == "BASE64" else output["data"]
+    data = (
+        base64.b64decode(output["data"], validate=True).decode() if output["encoding"] == "BASE64" else output["data"]
+    )
+    # AWS gives CSV where the content type is listed as such; a list of numbers is both.
+    values = json.loads(f"[{data}]" if output["encoding"] == "CSV" else data)
+    inferences = [float(value) for value in values]
+    if not inferences or not all(0 <= value <= 1 for value in inferences):
+        raise ValueError(f"not probabilities: {str(inferences)[:100]}")
     return {
-        "event_id": metadata["eventId"],
+        "event_id": str(metadata["eventId"]),
         "inference_id": metadata.get("inferenceId"),
-        "time": pd.Timestamp(metadata["inferenceTime"]),
+        "time": pd.Timestamp(metadata["inferenceTime"]).tz_convert(UTC),
         "model_version": model_version,
-        "inferences": [float(value) for value in json.loads(data)],
+        "inferences": inferences,
     }
 
 
 class _Collector:
-    """Reads each object of the window once, however often it is asked."""
+    """Reads each object of the window once, however often it is asked, and again where it has changed."""
 
-    def __init__(self, bucket: str, prefix: str, window: tuple[datetime, datetime]) -> None:
+    def __init__(self, bucket: str, prefix: str, variant: str, window: tuple[datetime, datetime]) -> None:
         self._bucket = bucket
-        self._prefix = prefix
-        self._hours = _hours(*window)
-        self._read: set[str] = set()
+        self._variant = variant
+        self._folders = [f"{prefix}{variant}/{hour}/" for hour in sorted(_hours(*window))]
+        self._read: dict[str, str] = {}  # ETags by key
         self._rows: dict[str, dict[str, Any]] = {}
-        self._unreadable = 0
+        self._quarantined: dict[str, list[Quarantined]] = {}
 
     def read(self) -> None:
-        for key in storage.list_etags(self._bucket, self._prefix):
-            variant, hour = _variant_and_hour(key.removeprefix(self._prefix))
-            if hour not in self._hours or key in self._read:
-                continue
-            for line in (storage.get(self._bucket, key) or b"").decode("utf-8", "replace").splitlines():
-                try:
-                    row = parse(line, variant)
-                except (ValueError, KeyError, TypeError):
-                    self._unreadable += 1
-                    continue
-                self._rows[row["event_id"]] = row
-            self._read.add(key)
+        """Downloads what is new, many objects side by side."""
+        there = {
+            key: etag for folder in self._folders for key, etag in storage.list_etags(self._bucket, folder).items()
+        }
+        new = [key for key, etag in sorted(there.items()) if self._read.get(key) != etag]
+        with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
+            contents = threads.map(lambda key: storage.get(self._bucket, key), new)
+            for key, content in zip(new, contents, strict=True):
+                self._take(key, content or b"")
+                self._read[key] = there[key]
 
     def captured(self, wanted: list[str]) -> Captured:
         table = pd.DataFrame(list(self._rows.values()), columns=["event_id", *COLUMNS])
-        table = table[table["inference_id"].isin(wanted)].sort_values(["time", "inference_id"])
+        table = table[table["inference_id"].isin(wanted)].sort_values(["time", "inference_id", "event_id"])
         # A state that was retried has several records; the last one is what the execution saw.
         table = table.drop_duplicates("inference_id", keep="last")[COLUMNS].reset_index(drop=True)
         there = set(table["inference_id"])
-        return Captured(table, tuple(name for name in wanted if name not in there), self._unreadable)
+        lines = tuple(line for key in sorted(self._quarantined) for line in self._quarantined[key])
+        return Captured(table, tuple(name for name in wanted if name not in there), lines)
+
+    def _take(self, key: str, content: bytes) -> None:
+        """A bad line costs that line."""
+        bad = self._quarantined[key] = []
+        if content.startswith(GZIP):
+            try:
+                content = gzip.decompress(content)
+            except (OSError, EOFError, zlib.error) as error:
+                bad.append(Quarantined(key, 0, f"broken gzip: {error}"))
+                return
+        for number, line in enumerate(content.split(b"\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse(line, self._variant)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                bad.append(Quarantined(key, number, f"{type(error).__name__}: {error}"[:200]))
+            else:
+                self._rows[row["event_id"]] = row
 
 
 def _window(evaluation: dict[str, Any]) -> tuple[datetime, datetime]:
@@ -128,9 +162,3 @@ def _hours(first: datetime, last: datetime) -> set[str]:
         hours.add(f"{hour:%Y/%m/%d/%H}")
         hour += timedelta(hours=1)
     return hours
-
-
-def _variant_and_hour(path: str) -> tuple[str, str]:
-    """'v7' and '2026/11/22/08' of v7/2026/11/22/08/mm-ss-SSS-uuid.jsonl; empty where the path is another."""
-    parts = path.split("/")
-    return (parts[0], "/".join(parts[1:5])) if len(parts) == 6 else ("", "")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -13,11 +14,25 @@ from prefect.artifacts import create_markdown_artifact
 from settings import EVALUATIONS_PREFIX, REPORTS_PREFIX, SCHEMA_VERSION, settings
 from tasks import storage
 from tasks.capture import Captured
-from tasks.charts import Caption, draw_all
-from tasks.metrics import figures, wilson_interval
+from tasks.charts import Caption, draw_all, drift_of_confidence, save, trend
+from tasks.drift import Drift, drift, histogram
+from tasks.metrics import (
+    calibration_error,
+    calibration_error_by_chance,
+    estimated_accuracy,
+    figures,
+    wilson_interval,
+)
+from tasks.outcome import verdict
+from tasks.page import interesting, render, render_index
 from tasks.results import Run
 
 CLASSIFIED = ("accepted", "below_threshold")
+# Evaluations that the trend shows, and that the distribution of confidence is compared with.
+NIGHTS = 30
+BASELINE_NIGHTS = 7
+# How sure an alert is that it is not chance.
+ALERT_LEVEL = 0.99
 
 
 class ReportError(Exception):
@@ -42,8 +57,12 @@ def write(
     bucket: str, run: Run, evaluation: dict[str, Any], results: list[dict[str, Any]], captured: Captured
 ) -> dict[str, Any]:
     """Writes reports/DATE/RUN/ here and in the bucket, and returns the summary."""
-    table = join(captured.records, results, tuple(evaluation["classes"]))
-    summary = summarize(run, evaluation, results, captured, table)
+    classes = tuple(evaluation["classes"])
+    table = join(captured.records, results, classes)
+    nights = last_nights(bucket, evaluation)
+    baseline, current = baseline_of(bucket, evaluation, nights), histogram(table["confidence"].to_numpy())
+    drifted = None if baseline is None else drift(baseline, current, ALERT_LEVEL)
+    summary = summarize(run, evaluation, results, captured, table, drifted)
     folder = settings().reports / run.date / run.id
     caption = Caption(
         run=run.id,
@@ -54,14 +73,62 @@ def write(
         model_version=evaluation["model_version"],
         provisional=summary["provisional"],
     )
-    files = draw_all(table, tuple(evaluation["classes"]), caption, folder)
+    files = draw_all(table, classes, caption, folder)
+    files.append(save(trend(_trend_table(nights), caption), folder / "trend.png"))
+    if baseline is not None and drifted is not None:
+        files.append(save(drift_of_confidence(baseline, current, drifted, caption), folder / "drift.png"))
+    keys = [row["key"] for rows in interesting(table).values() for row in rows]
+    images = {key: content for key in keys if (content := storage.get(bucket, key))}
+    charts = {file.stem: file.read_bytes() for file in files}
+    page = folder / "report.html"
+    page.write_text(render(summary, evaluation, verdict(evaluation), results, table, charts, images))
+    quarantine = folder / "quarantine.jsonl"
+    quarantine.write_text("".join(json.dumps(asdict(line)) + "\n" for line in captured.quarantined))
     summary_file = folder / "summary.json"
     summary_file.write_text(json.dumps(summary, indent=2) + "\n")
-    _publish(bucket, run, [*files, summary_file])
+    _publish(bucket, run, [*files, page, quarantine, summary_file])
+    (settings().reports / "index.html").write_text(render_index(settings().reports))
     create_markdown_artifact(
-        markdown(summary, folder, bucket), key="confidence-report", description=f"Report {run.date} {run.id}"
+        markdown(summary, verdict(evaluation), folder, bucket),
+        key="confidence-report",
+        description=f"Report {run.date} {run.id}",
     )
     return summary
+
+
+def last_nights(bucket: str, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Summaries of up to NIGHTS evaluations, the latest last, of which this one is that."""
+    keys = [key for key in storage.list_etags(bucket, EVALUATIONS_PREFIX) if key.endswith("/summary.json")]
+    until = [key for key in sorted(keys) if key.split("/")[1] <= evaluation["date"]][-2 * NIGHTS :]
+    read = [summary for key in until if (summary := storage.get_json(bucket, key)) and summary["stopped"]]
+    earlier = [each for each in read if each["stopped"] <= (evaluation["stopped"] or "")]
+    return sorted(earlier, key=lambda each: str(each["stopped"]))[-NIGHTS:]
+
+
+def baseline_of(bucket: str, evaluation: dict[str, Any], nights: list[dict[str, Any]]) -> np.ndarray | None:
+    """Histogram of the confidences of up to BASELINE_NIGHTS earlier evaluations of the same model and images."""
+    same = ("model_version", "endpoint", "dataset")
+    alike = [
+        night
+        for night in nights
+        if night["run"] != evaluation["run"] and all(night[name] == evaluation[name] for name in same)
+    ]
+    if not alike:
+        return None
+    confidences = [
+        row["confidence"]
+        for night in alike[-BASELINE_NIGHTS:]
+        for row in storage.get_json_lines(bucket, f"{Run(night['run'], night['date']).prefix}results.jsonl") or []
+        if row["confidence"] is not None
+    ]
+    return histogram(np.array(confidences, dtype=float))
+
+
+def _trend_table(nights: list[dict[str, Any]]) -> pd.DataFrame:
+    columns = ["stopped", "accuracy", "coverage", "failed_share", "model_version"]
+    table = pd.DataFrame([{name: night.get(name) for name in columns} for night in nights], columns=columns)
+    table["stopped"] = pd.to_datetime(table["stopped"], utc=True)
+    return table.astype({"accuracy": float, "coverage": float, "failed_share": float})
 
 
 def expected_captures(results: list[dict[str, Any]]) -> list[str]:
@@ -81,10 +148,18 @@ def join(records: pd.DataFrame, results: list[dict[str, Any]], classes: tuple[st
 
 
 def summarize(
-    run: Run, evaluation: dict[str, Any], results: list[dict[str, Any]], captured: Captured, table: pd.DataFrame
+    run: Run,
+    evaluation: dict[str, Any],
+    results: list[dict[str, Any]],
+    captured: Captured,
+    table: pd.DataFrame,
+    drifted: Drift | None = None,
 ) -> dict[str, Any]:
     """The report's figures; accuracy carries a 95 % Wilson interval."""
     found = figures(table, evaluation["threshold"])
+    confidence, correct = table["confidence"].to_numpy(), table["correct"].to_numpy()
+    error, by_chance = calibration_error(confidence, correct), calibration_error_by_chance(confidence, ALERT_LEVEL)
+    expected = estimated_accuracy(confidence)
     low, high = wilson_interval(int(table["correct"].sum()), len(table))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -101,19 +176,47 @@ def summarize(
         },
         "expected_captures": len(expected_captures(results)),
         "missing_captures": list(captured.missing),
-        "unreadable_lines": captured.unreadable,
+        "quarantined_lines": len(captured.quarantined),
         **asdict(found),
         "accuracy_interval_95": [low, high],
+        "calibration": {"error": error, "by_chance": by_chance, "level": ALERT_LEVEL},
+        "estimated_accuracy": None if expected is None else asdict(expected),
+        "drift": None if drifted is None else {**asdict(drifted), "drifted": drifted.drifted},
+        "alerts": alerts(error, by_chance, drifted, captured),
     }
 
 
-def markdown(summary: dict[str, Any], folder: Path, bucket: str) -> str:
+def alerts(error: float | None, by_chance: float | None, drifted: Drift | None, captured: Captured) -> list[str]:
+    """Why somebody should look at the report; empty where nothing is out of bounds, or n is too small to say so."""
+    reasons = []
+    if error is not None and by_chance is not None and error > by_chance:
+        reasons.append(
+            f"The confidence is not calibrated: its error is {error:.3f}, which chance exceeds at {by_chance:.3f} in "
+            f"{1 - ALERT_LEVEL:.0%} of cases only."
+        )
+    if drifted is not None and drifted.drifted:
+        reasons.append(
+            f"The confidence has drifted: PSI {drifted.psi:.3f} (chance to {drifted.psi_by_chance:.3f}), KS "
+            f"{drifted.ks:.3f} (chance to {drifted.ks_by_chance:.3f}), n = {drifted.n_current} against "
+            f"{drifted.n_baseline}."
+        )
+    if captured.quarantined:
+        reasons.append(f"Lines of capture files that are no records: {len(captured.quarantined)}, in quarantine.jsonl.")
+    if captured.missing:
+        reasons.append(f"Answered inferences that are not captured (yet): {len(captured.missing)}.")
+    return reasons
+
+
+def markdown(summary: dict[str, Any], verdict: str, folder: Path, bucket: str) -> str:
     """The report as a Prefect artifact."""
     counts = summary["evaluation"]
     accuracy = "no accuracy" if summary["accuracy"] is None else f"accuracy {summary['accuracy']:.1%}"
     lines = [
         f"# Confidence report {summary['date']}",
         "",
+        verdict,
+        "",
+        *(f"> {reason}\n" for reason in summary["alerts"]),
         f"Model {summary['model_version']}: {accuracy} of {summary['captured']} captured inferences; "
         f"{summary['above_threshold']} at or above the threshold {summary['threshold']:g}, "
         f"{summary['below_threshold']} below it.",
@@ -130,7 +233,7 @@ def markdown(summary: dict[str, Any], folder: Path, bucket: str) -> str:
         f'    "failed" : {counts["failed"]}',
         "```",
         "",
-        f"Charts: `{folder}` and `s3://{bucket}/{REPORTS_PREFIX}{summary['date']}/{summary['run']}/`",
+        f"`report.html` and charts: `{folder}` and `s3://{bucket}/{REPORTS_PREFIX}{summary['date']}/{summary['run']}/`",
     ]
     if summary["dataset"]["synthetic"]:
         lines.insert(2, "> **Synthetic data**: the images were drawn by the project.\n")

@@ -8,6 +8,7 @@ from prefect.client.orchestration import get_client
 
 from local_aws.config import ROOT
 from tasks import storage
+from tasks.charts import CHARTS
 from tests.integration.conftest import read_json, reports_folder, run_demo, run_flow
 
 Evaluation = tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]
@@ -50,13 +51,17 @@ def test_every_inference_is_captured_once(installed: Any, evaluation: Evaluation
 def test_the_report_is_here_and_in_the_bucket(installed: Any, evaluation: Evaluation) -> None:
     summary, _, _ = evaluation
     folder = reports_folder() / summary["date"] / summary["run"]
-    names = {"confidence_scatter.png", "threshold_bar.png", "confidence_histogram.png", "summary.json"}
+    names = {*(f"{chart}.png" for chart in CHARTS), "trend.png", "report.html", "quarantine.jsonl", "summary.json"}
     assert {path.name for path in folder.iterdir()} == names
     assert names <= {path.name for path in folder.parent.iterdir()}
     report = read_json(folder / "summary.json")
     assert report["captured"] == 20
     assert report["provisional"] is False
     assert report["accuracy"] == summary["accuracy"]
+    assert report["quarantined_lines"] == 0
+    assert summary["model_version"] in (folder / "report.html").read_text()
+    index = (reports_folder() / "index.html").read_text()
+    assert f"{summary['date']}/{summary['run']}/report.html" in index
     prefix = f"reports/{summary['date']}/{summary['run']}/"
     assert {key.removeprefix(prefix) for key in storage.list_etags(installed.bucket, prefix)} == names
 
@@ -79,7 +84,7 @@ def test_runs_have_names_tags_and_artifacts(demo: subprocess.CompletedProcess[st
     assert deployments == {"local"}
     pipeline = next(run for run in runs if run.name.startswith("pipeline"))
     assert pipeline.tags == ["pipeline", "scones"] or set(pipeline.tags) == {"pipeline", "scones"}
-    assert {"evaluation-results", "confidence-report"} <= artifacts
+    assert {"nightly-evaluation", "confidence-report"} <= artifacts
     assert any("heartbeat" in automation["name"] for automation in automations)
 
 

@@ -1,0 +1,87 @@
+"""Whether two samples of confidences come from one distribution: PSI and KS, each judged against chance at this n.
+
+Pure functions of histograms over [0, 1], so that the time does not depend on the number of confidences.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# For KS, fine enough that binning does not matter; PSI is taken over ten equally full bins of the baseline.
+FINE = 1000
+COARSE = 10
+# Fewer in either sample say nothing.
+LEAST = 30
+
+
+@dataclass(frozen=True)
+class Drift:
+    """psi and ks with the value that chance stays under with probability `level`. drifted: either is above its own."""
+
+    n_baseline: int
+    n_current: int
+    psi: float
+    psi_by_chance: float
+    ks: float
+    ks_by_chance: float
+    level: float
+
+    @property
+    def drifted(self) -> bool:
+        return self.psi > self.psi_by_chance or self.ks > self.ks_by_chance
+
+
+def histogram(confidence: np.ndarray) -> np.ndarray:
+    """Counts (FINE,) over equal bins of [0, 1]."""
+    index = np.minimum((confidence * FINE).astype(int), FINE - 1)
+    return np.bincount(index, minlength=FINE)
+
+
+def drift(
+    baseline: np.ndarray, current: np.ndarray, level: float = 0.99, seed: int = 0, resamples: int = 2000
+) -> Drift | None:
+    """Compares two histograms; None where either has fewer than LEAST.
+
+    By chance: both samples are drawn anew from the pooled histogram, as many as there are, and compared likewise. The
+    edges of PSI's bins are those of the baseline and stay.
+    """
+    n, m = int(baseline.sum()), int(current.sum())
+    if min(n, m) < LEAST:
+        return None
+    edges = _edges(baseline)
+    pooled = (baseline + current) / (n + m)
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(n, pooled, resamples), generator.multinomial(m, pooled, resamples)
+    return Drift(
+        n_baseline=n,
+        n_current=m,
+        psi=float(_psi(baseline[None], current[None], edges)[0]),
+        psi_by_chance=float(np.quantile(_psi(*drawn, edges), level)),
+        ks=float(_ks(baseline[None], current[None])[0]),
+        ks_by_chance=float(np.quantile(_ks(*drawn), level)),
+        level=level,
+    )
+
+
+def _edges(baseline: np.ndarray) -> np.ndarray:
+    """First fine bins of at most COARSE groups with about as many of the baseline each."""
+    wanted = np.arange(1, COARSE) / COARSE * baseline.sum()
+    return np.unique(np.concatenate([[0], np.searchsorted(baseline.cumsum(), wanted) + 1]).clip(max=FINE - 1))
+
+
+def _psi(baseline: np.ndarray, current: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Population stability index of rows of histograms: sum of (q - p) log(q / p) over the bins.
+
+    Half an observation is added to each bin, so that an empty one does not make it infinite.
+    """
+    p, q = (np.add.reduceat(counts, edges, axis=1) + 0.5 for counts in (baseline, current))
+    p, q = p / p.sum(axis=1, keepdims=True), q / q.sum(axis=1, keepdims=True)
+    value: np.ndarray = ((q - p) * np.log(q / p)).sum(axis=1)
+    return value
+
+
+def _ks(baseline: np.ndarray, current: np.ndarray) -> np.ndarray:
+    """Largest distance between the distribution functions of rows of histograms (Kolmogorov-Smirnov)."""
+    p, q = (counts.cumsum(axis=1) / counts.sum(axis=1, keepdims=True) for counts in (baseline, current))
+    value: np.ndarray = np.abs(p - q).max(axis=1)
+    return value

@@ -1,0 +1,129 @@
+"""report.html: one file with everything in it, for a browser without a network, for a phone and for paper.
+
+index.html leads to all of them.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+# Images of each contact sheet, and rows of the table, that a person still looks at.
+TILES = 12
+ROWS = 500
+
+TEMPLATES = Environment(
+    # Nothing from a record reaches the page unescaped.
+    autoescape=True,
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(
+    summary: dict[str, Any],
+    evaluation: dict[str, Any],
+    verdict: str,
+    results: list[dict[str, Any]],
+    table: pd.DataFrame,
+    charts: Mapping[str, bytes],
+    images: Mapping[str, bytes],
+) -> str:
+    """The page. charts: PNG files by name. images: content by key, of those that `interesting` names."""
+    needing = rows_to_look_at(results, set(summary["missing_captures"]))
+    arns = {row["inference_id"]: row["execution_arn"] for row in results}
+    sheets = [
+        (title, [_tile(row, images.get(row["key"]), arns.get(row["inference_id"])) for row in rows])
+        for title, rows in interesting(table).items()
+    ]
+    return TEMPLATES.get_template("report.html.j2").render(
+        summary=summary,
+        verdict=verdict,
+        passed=evaluation.get("outcome") == "passed",
+        numbers=_numbers(summary),
+        charts=[(name.replace("_", " "), base64.b64encode(content).decode()) for name, content in charts.items()],
+        sheets=sheets,
+        rows=needing[:ROWS],
+        needing=len(needing),
+        endpoint=evaluation["endpoint"],
+        started=evaluation["started"],
+        stopped=evaluation["stopped"],
+    )
+
+
+def render_index(folder: Path) -> str:
+    """A page over all reports below the folder, the latest first; what is no summary of a report is left out."""
+    reports = []
+    for file in sorted(folder.glob("*/*/summary.json"), reverse=True):
+        try:
+            summary = json.loads(file.read_text())
+            known = summary["date"] == file.parent.parent.name and summary["run"] == file.parent.name
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if known and "alerts" in summary:
+            reports.append(summary)
+    return TEMPLATES.get_template("index.html.j2").render(reports=reports)
+
+
+def interesting(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the contact sheets by title: wrong ones with the highest confidence, right ones with the lowest."""
+    columns = ["key", "label", "predicted_class", "confidence", "inference_id"]
+    wrong = table[~table["correct"]].sort_values(["confidence", "key"], ascending=[False, True]).head(TILES)
+    unsure = table[table["correct"]].sort_values(["confidence", "key"]).head(TILES)
+    found: dict[str, list[dict[str, Any]]] = {
+        "Wrong, and most confident": wrong[columns].to_dict("records"),  # type: ignore[dict-item]
+        "Right, and least confident": unsure[columns].to_dict("records"),  # type: ignore[dict-item]
+    }
+    return found
+
+
+def rows_to_look_at(results: list[dict[str, Any]], missing: set[str]) -> list[dict[str, Any]]:
+    """Results that failed, are wrong, were not submitted or not captured; failed ones first."""
+    order = {"failed": 0, "not_submitted": 1, "accepted": 2, "below_threshold": 3}
+    chosen = [
+        row
+        for row in results
+        if row["status"] in ("failed", "not_submitted")
+        or row["predicted_class"] != row["label"]
+        or row["inference_id"] in missing
+    ]
+    return sorted(chosen, key=lambda row: (order[row["status"]], -(row["confidence"] or 0), row["key"]))
+
+
+def _tile(row: dict[str, Any], image: bytes | None, arn: str | None) -> dict[str, Any]:
+    kind = "png" if image is not None and image.startswith(b"\x89PNG") else "jpeg"
+    link = None
+    if arn:
+        region = arn.split(":")[3]
+        link = f"https://{region}.console.aws.amazon.com/states/home?region={region}#/v2/executions/details/{arn}"
+    return {**row, "image": base64.b64encode(image).decode() if image else None, "kind": kind, "link": link}
+
+
+def _numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and detail of each number that matters."""
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    low, high = summary["accuracy_interval_95"]
+    counts = summary["evaluation"]
+    calibration = summary["calibration"]
+    error = "-" if calibration["error"] is None else f"{calibration['error']:.3f}"
+    chance = "" if calibration["by_chance"] is None else f"up to {calibration['by_chance']:.3f} by chance"
+    expected = summary["estimated_accuracy"]
+    return [
+        ("Accuracy", share(summary["accuracy"]), f"{low:.1%} to {high:.1%}, n = {summary['captured']:,}"),
+        ("Accepted accuracy", share(summary["accepted_accuracy"]), f"of {summary['above_threshold']:,} accepted"),
+        ("Coverage", share(summary["coverage"]), f"threshold {summary['threshold']:g}"),
+        ("Expected accuracy", share(expected and expected["value"]), "from confidence alone, without labels"),
+        ("Calibration error", error, chance),
+        ("Failed", f"{counts['failed']:,}", f"of {counts['submitted']:,} submitted, {counts['not_submitted']:,} not"),
+        ("Captured", f"{summary['captured']:,}", f"of {summary['expected_captures']:,} expected"),
+        ("Model", str(summary["model_version"]), "variant of the endpoint"),
+    ]
