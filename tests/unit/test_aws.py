@@ -1,7 +1,12 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoRegionError
 
-from tasks.aws import AwsError, explained
+from settings import settings
+from tasks import executions
+from tasks.aws import AwsError, explained, patiently, unless_there
 
 
 def refusal(code: str, message: str) -> ClientError:
@@ -23,3 +28,79 @@ def refusal(code: str, message: str) -> ClientError:
 def test_errors_of_aws_say_what_to_do(error: Exception, text: str) -> None:
     with pytest.raises(AwsError, match=f"train: .*{text}"), explained("train"):
         raise error
+
+
+def failing(code: str, times: int, status: int = 400) -> Any:
+    """A call that fails so often with that code, and then answers."""
+    calls: list[int] = []
+
+    def call() -> int:
+        calls.append(1)
+        if len(calls) <= times:
+            response: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+            raise ClientError(response, "Operation")
+        return len(calls)
+
+    return call
+
+
+@pytest.mark.parametrize(("code", "status"), [("ThrottlingException", 400), ("SlowDown", 503), ("Anything", 500)])
+def test_what_passes_is_waited_out(code: str, status: int) -> None:
+    assert patiently("try", failing(code, 2, status)) == 3
+
+
+def test_a_missing_permission_fails_at_once() -> None:
+    call = failing("AccessDeniedException", 1)
+    with pytest.raises(AwsError, match="try: AccessDeniedException"):
+        patiently("try", call)
+    assert call() == 2  # it had been called once
+
+
+def test_an_outage_that_lasts_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings(), "outage_max_seconds", 0)
+    with pytest.raises(AwsError, match="try: ThrottlingException"):
+        patiently("try", failing("ThrottlingException", 99))
+
+
+def test_a_broken_connection_is_waited_out() -> None:
+    calls: list[int] = []
+
+    def call() -> int:
+        calls.append(1)
+        if len(calls) < 2:
+            raise EndpointConnectionError(endpoint_url="https://nowhere")
+        return len(calls)
+
+    assert patiently("try", call) == 2
+
+
+@pytest.mark.parametrize("code", ["ResourceInUse", "ValidationException"])
+def test_what_is_there_already_was_created_by_an_earlier_try(code: str) -> None:
+    def create() -> None:
+        response: Any = {"Error": {"Code": code, "Message": "Cannot create already existing endpoint"}}
+        raise ClientError(response, "CreateEndpoint")
+
+    unless_there(create)
+
+
+def test_what_can_not_be_created_is_an_error() -> None:
+    with pytest.raises(ClientError):
+        unless_there(failing("ValidationException", 1))
+
+
+def test_a_pace_lets_a_burst_through_and_then_keeps_to_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(executions, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    pace = executions._Pace(per_second=10)
+    for _ in range(executions.BURST):
+        pace.wait()
+    assert slept == []
+    for _ in range(20):
+        pace.wait()
+    assert now[0] == pytest.approx(2.0, abs=0.2)
