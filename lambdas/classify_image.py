@@ -12,7 +12,7 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
 
 MAX_INFERENCE_ID = 64
 # What may be gone a few seconds later; the state machine tries again.
@@ -69,7 +69,7 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         if code in PASSING:
             raise EndpointUnavailable(f"{code}: {message}") from error
         raise
-    except HTTPClientError as error:
+    except (HTTPClientError, EndpointConnectionError, ConnectTimeoutError) as error:
         raise EndpointUnavailable(str(error)) from error
     inferences = _inferences(response["Body"].read())
     logger.info("classified %s as %s", inference_id, inferences)

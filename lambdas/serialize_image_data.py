@@ -9,7 +9,13 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import (
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+)
 
 # Base64 makes 4 characters of 3 bytes, and a state's payload may have 262,144 bytes in all.
 MAX_IMAGE_BYTES = 180_000
@@ -70,7 +76,7 @@ def handler(event: Any, context: Any) -> dict[str, str]:
         image = response["Body"].read()
     except ClientError as error:
         raise _typed(error, bucket, key) from error
-    except (HTTPClientError, IncompleteReadError) as error:
+    except (HTTPClientError, EndpointConnectionError, ConnectTimeoutError, IncompleteReadError) as error:
         raise StorageUnavailable(f"s3://{bucket}/{key}: {error}") from error
     if not image.startswith(SIGNATURES):
         raise UnreadableImage(f"s3://{bucket}/{key} is neither a PNG nor a JPEG ({len(image)} bytes)")

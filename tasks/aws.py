@@ -42,6 +42,8 @@ THROTTLING_CODES = {
     "RequestLimitExceeded",
     "SlowDown",
 }
+# Botocore's own errors of a connection have no base class that leaves out a wrong certificate.
+UNREACHED = (HTTPClientError, EndpointConnectionError, ConnectTimeoutError, IncompleteReadError)
 MAX_BACKOFF_SECONDS = 20
 
 logger = logging.getLogger(__name__)
@@ -152,7 +154,7 @@ def _passing(error: BaseException) -> bool:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return error.response["Error"]["Code"] in THROTTLING_CODES or status == 429 or status >= 500
-    return isinstance(error, HTTPClientError | IncompleteReadError)
+    return isinstance(error, UNREACHED)
 
 
 def utc_now() -> datetime:

@@ -81,6 +81,23 @@ def test_classify_checks_its_event_before_it_calls(change: dict[str, Any]) -> No
         module.handler(event, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "error"), [("serialize_image_data", "StorageUnavailable"), ("classify_image", "EndpointUnavailable")]
+)
+def test_a_service_that_is_out_of_reach_has_the_name_that_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for service in ("S3", "SAGEMAKER_RUNTIME"):
+        monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", "http://127.0.0.1:9")
+    monkeypatch.setenv("ENDPOINT_NAME", "endpoint")
+    module = load(name)
+    event = {**golden(name)["event"], "image_data": "aGVsbG8="}
+    with pytest.raises(getattr(module, error)):
+        module.handler(event, None)
+    assert error in (ROOT / "statemachine" / "classify_image.asl.json").read_text()
+
+
 @pytest.mark.parametrize("name", HANDLERS)
 def test_a_handler_needs_only_what_the_managed_runtime_has(tmp_path: Path, name: str) -> None:
     import boto3
