@@ -11,8 +11,8 @@ import threading
 OWN_STACKS = "tests/integration/test_processes.py"
 LONG = "tests/integration/test_rollout.py"
 PARTS = (
-    ("tests/unit", "tests/integration", f"--ignore={OWN_STACKS}", f"--ignore={LONG}"),
-    ("tests/sagemaker", OWN_STACKS),
+    ("tests/integration", f"--ignore={OWN_STACKS}", f"--ignore={LONG}"),
+    ("tests/unit", "tests/sagemaker", OWN_STACKS),
     (LONG,),
 )
 

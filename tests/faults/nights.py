@@ -30,7 +30,7 @@ from tests.faults.checker import Verdict, World, check
 from tests.faults.proxy import Call, FaultProxy
 from tests.runs import ended, ministack, model_servers, processes_of, started, worker_processes
 
-IMAGES = 40
+IMAGES = 24
 # What can't be classified: content by name, None for an image that vanished after it was planned.
 BAD_IMAGES: dict[str, bytes | None] = {
     "corrupt.png": b"\x89PNG\r\n\x1a\n" + b"x" * 100,

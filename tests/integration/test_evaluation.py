@@ -49,8 +49,6 @@ def bad_night(lab: Lab) -> Night:
     [
         "worker killed",
         "response of StartExecution lost",
-        "endpoint refuses 50 %",
-        "model errors",
         "ministack restarted",
     ],
 )

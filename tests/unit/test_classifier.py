@@ -201,14 +201,6 @@ def test_the_figures_of_a_job_are_those_of_its_artifact(model: Path) -> None:
     assert json.loads((model / "model.json").read_text())["temperature"] == figures["temperature"]
 
 
-def test_three_classes_need_another_number_only(tmp_path: Path) -> None:
-    classes = (*CLASSES, "pickup_truck")
-    done = run_training(tmp_path, "--num_classes", "3", samples=36, classes=classes)
-    assert done.returncode == 0, done.stderr
-    answer = ask(tmp_path / "model", [encoded(picture(), "PNG")])[0]
-    assert isinstance(answer, list) and len(answer) == 3
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
