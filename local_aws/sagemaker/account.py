@@ -61,18 +61,26 @@ _clients_lock = threading.Lock()
 
 
 def client_as(role_arn: str, service: str) -> Any:
-    """A boto3 client that acts as the role, kept for less long than its session lasts, and while AWS knows that."""
+    """A boto3 client that acts as the role, kept for less long than its session lasts.
 
-    def forget(parsed: dict[str, Any], **details: Any) -> None:
-        if parsed.get("Error", {}).get("Code") in UNKNOWN_SESSION:
-            _clients.pop((role_arn, service), None)
-
+    Where AWS does not know the session any more, the role is assumed anew and the call is made again.
+    """
     with _clients_lock:
         made, client = _clients.get((role_arn, service), (0.0, None))
         if client is None or time.monotonic() - made > CLIENT_SECONDS:
-            credentials = {name.lower(): value for name, value in role_credentials(role_arn).items()}
-            client = boto3.client(service, config=CONFIG, **credentials)
-            client.meta.events.register("after-call", forget)
+            session = boto3.Session(**{name.lower(): value for name, value in role_credentials(role_arn).items()})
+            client = session.client(service, config=CONFIG)
+
+            def renew(response: Any, attempts: int, **details: Any) -> int | None:
+                parsed = response[1] if response else {}
+                if attempts > 1 or parsed.get("Error", {}).get("Code") not in UNKNOWN_SESSION:
+                    return None
+                held, fresh = session.get_credentials(), role_credentials(role_arn)
+                held.access_key, held.secret_key = fresh["AWS_ACCESS_KEY_ID"], fresh["AWS_SECRET_ACCESS_KEY"]
+                held.token = fresh["AWS_SESSION_TOKEN"]
+                return 0  # seconds until botocore signs the request again and sends it
+
+            client.meta.events.register("needs-retry", renew)
             _clients[role_arn, service] = (time.monotonic(), client)
         return client
 
