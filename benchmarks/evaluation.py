@@ -242,7 +242,7 @@ def _faults(lab: Any, seeds: int, waits: int) -> list[Figure]:
     row = "{:<36} {:>5} {:>6} {:>11} {:>6} {:>16}"
     print("\n" + row.format("fault", "runs", "lost", "duplicated", "wrong", "median recovery"), flush=True)
     totals: Counter[str] = Counter()
-    for fault in [*FAULTS, WAITED]:
+    for fault in [*FAULTS, *([WAITED] if waits else [])]:
         nights = [lab.night(fault, seed) for seed in range(waits if fault == WAITED else seeds)]
         kinds = {
             kind: sum(len(getattr(night.verdict, kind)) for night in nights) for kind in ("lost", "duplicated", "wrong")
