@@ -46,15 +46,14 @@ def close_interrupted() -> None:
     """
     if (flow_run.run_count or 0) < 2:
         return
-    with get_client(sync_client=True) as prefect:
-        crashes = sum(state.is_crashed() for state in prefect.read_flow_run_states(flow_run.id))
-    if crashes > MOST_CRASHES:
-        raise CrashedTooOften(
-            f"the run crashed {crashes} times; look at the worker's log for why, then start a new run"
-        )
     mine = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
     running = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=[StateType.RUNNING])))
     with get_client(sync_client=True) as prefect:
+        crashes = sum(state.is_crashed() for state in prefect.read_flow_run_states(flow_run.id))
+        if crashes > MOST_CRASHES:
+            raise CrashedTooOften(
+                f"the run crashed {crashes} times; look at the worker's log for why, then start a new run"
+            )
         for task_run in prefect.read_task_runs(flow_run_filter=mine, task_run_filter=running):
             state: State[Any] = Crashed(message="Its process died; the flow run goes on in another one.")
             prefect.set_task_run_state(task_run.id, state, force=True)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,7 +21,14 @@ from botocore.exceptions import (
     NoRegionError,
 )
 from prefect_aws import AwsCredentials
-from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception,
+    stop_after_delay,
+    wait_fixed,
+    wait_random_exponential,
+)
 
 from settings import settings
 
@@ -136,17 +142,20 @@ def unless_there(create: Callable[[], object]) -> None:
 
 def with_fresh_role(create: Callable[[], object]) -> None:
     """Calls `create` until SageMaker can assume the role, which is not everywhere at once where it was just made."""
-    deadline = time.monotonic() + ROLE_SECONDS
-    while True:
-        try:
-            create()
-            return
-        except ClientError as error:
-            problem = error.response["Error"]
-            assuming = problem["Code"] == "ValidationException" and "assume" in problem.get("Message", "").lower()
-            if not assuming or time.monotonic() > deadline:
-                raise
-        time.sleep(5)
+    retrying = Retrying(
+        retry=retry_if_exception(_can_not_assume),
+        wait=wait_fixed(5),
+        stop=stop_after_delay(ROLE_SECONDS),
+        reraise=True,
+    )
+    retrying(create)
+
+
+def _can_not_assume(error: BaseException) -> bool:
+    if not isinstance(error, ClientError):
+        return False
+    problem = error.response["Error"]
+    return problem["Code"] == "ValidationException" and "assume" in problem.get("Message", "").lower()
 
 
 def _passing(error: BaseException) -> bool:

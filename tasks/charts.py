@@ -64,30 +64,18 @@ def save(figure: Figure, path: Path) -> Path:
 def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption) -> Figure:
     """Confidence of each inference over time, with the threshold as a line; a density above POINTS inferences."""
     figure, axes = _figure("Confidence of each inference", caption, len(table))
-    if len(table) > POINTS:
+    many = len(table) > POINTS
+    if many:
         _density(figure, axes, table)
-    for label, colour, marker in zip(classes, COLOURS, MARKERS, strict=False):
-        rows = table[table["predicted_class"] == label]
-        if len(table) > POINTS:
-            break
-        axes.scatter(
-            rows["time"],
-            rows["confidence"],
-            s=34,
-            c=colour,
-            marker=marker,
-            alpha=0.75,
-            edgecolors="white",
-            linewidths=0.4,
-            label=f"predicted {label} (n = {len(rows)})",
-        )
+    else:
+        _points(axes, table, classes)
     wrong = table[~table["correct"]]
     if len(wrong) > CROSSES:  # more would hide what they mark
         wrong = wrong.iloc[:: len(wrong) // CROSSES + 1]
     axes.scatter(
         wrong["time"],
         wrong["confidence"],
-        s=110 if len(table) <= POINTS else 24,
+        s=24 if many else 110,
         c=WRONG,
         marker="x",
         linewidths=1.6,
@@ -184,9 +172,7 @@ def reliability_diagram(table: pd.DataFrame, classes: tuple[str, ...], caption: 
             ha="center",
             fontsize=8,
         )
-    axes.axvline(
-        caption.threshold, color=LIMIT, linestyle="--", linewidth=1.6, label=f"threshold {caption.threshold:g}"
-    )
+    _threshold_line(axes.axvline, caption)
     axes.set_xlabel("mean confidence in the bin (above each: n)")
     axes.set_ylabel("accuracy (share)")
     axes.set_xlim(low - 0.02, 1.02)
@@ -220,9 +206,7 @@ def threshold_choices(table: pd.DataFrame, classes: tuple[str, ...], caption: Ca
     sweep = threshold_sweep(table["confidence"].to_numpy(), table["correct"].to_numpy(), thresholds)
     axes.plot(sweep["threshold"], sweep["coverage"], color=COLOURS[0], label="share accepted")
     axes.plot(sweep["threshold"], sweep["accuracy"], color=COLOURS[2], linestyle="-.", label="accuracy of these")
-    axes.axvline(
-        caption.threshold, color=LIMIT, linestyle="--", linewidth=1.6, label=f"threshold {caption.threshold:g}"
-    )
+    _threshold_line(axes.axvline, caption)
     axes.set_xlabel("threshold (confidence)")
     axes.set_ylabel("share")
     axes.set_ylim(-0.02, 1.04)
@@ -232,7 +216,7 @@ def threshold_choices(table: pd.DataFrame, classes: tuple[str, ...], caption: Ca
     errors.set_ylim(bottom=0)
     errors.spines["top"].set_visible(False)
     axes.plot([], [], color=COLOURS[3], linestyle=":", linewidth=2, label="errors per 1,000 (right)")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.12, 1), fontsize=9, frameon=False, borderaxespad=0)
+    _legend(axes, right=1.12)
     return figure
 
 
@@ -315,6 +299,23 @@ CHARTS: dict[str, Chart] = {
 }
 
 
+def _points(axes: Axes, table: pd.DataFrame, classes: tuple[str, ...]) -> None:
+    """Each inference by itself, in the colour and shape of its predicted class."""
+    for label, colour, marker in zip(classes, COLOURS, MARKERS, strict=False):
+        rows = table[table["predicted_class"] == label]
+        axes.scatter(
+            rows["time"],
+            rows["confidence"],
+            s=34,
+            c=colour,
+            marker=marker,
+            alpha=0.75,
+            edgecolors="white",
+            linewidths=0.4,
+            label=f"predicted {label} (n = {len(rows)})",
+        )
+
+
 def _density(figure: Figure, axes: Axes, table: pd.DataFrame) -> None:
     """How many inferences there are at each time and confidence."""
     moments = mdates.date2num(table["time"].dt.tz_localize(None))
@@ -358,8 +359,8 @@ def _figure(title: str, caption: Caption, n: int) -> tuple[Figure, Axes]:
 
 def _threshold_line(draw: object, caption: Caption) -> None:
     assert callable(draw)
-    draw(caption.threshold, color="#D55E00", linestyle="--", linewidth=1.6, label=f"threshold {caption.threshold:g}")
+    draw(caption.threshold, color=LIMIT, linestyle="--", linewidth=1.6, label=f"threshold {caption.threshold:g}")
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9, frameon=False, borderaxespad=0)
+def _legend(axes: Axes, right: float = 1.01) -> None:
+    axes.legend(loc="upper left", bbox_to_anchor=(right, 1), fontsize=9, frameon=False, borderaxespad=0)

@@ -60,12 +60,12 @@ def planned_images(manifest: str, installation: Installation, model_version: str
 
     Raises EvaluationError for a line that is no NUMBER, LABEL and NAME, and for an image with two labels.
     """
-    classes, source, now = installation.classes, f"{MANIFESTS_PREFIX}test.lst", iso(utc_now()) or ""
+    classes, source, now = dict(enumerate(installation.classes)), f"{MANIFESTS_PREFIX}test.lst", iso(utc_now())
     labels: dict[str, str] = {}
     for number, line in enumerate(manifest.splitlines(), 1):
         try:
             _, index, name = line.split("\t")
-            label = dict(enumerate(classes))[int(index)]
+            label = classes[int(index)]
         except (ValueError, KeyError) as error:
             raise EvaluationError(
                 f"line {number} of {source} is not NUMBER, LABEL (0 to {len(classes) - 1}) and NAME with tabs between: "

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from botocore.exceptions import ClientError
-
 from settings import settings
 from tasks.aws import AwsError, client, explained, patiently
 
@@ -73,7 +71,7 @@ class Executions:
     def attach(self, since: datetime) -> int:
         """Finds those that were started after `since` by another process; returns how many."""
         waiting = set(self._waiting)
-        for page in self._pages():
+        for page in _pages(self._state_machine_arn, self._lists):
             for execution in page:
                 if execution["name"] in waiting:
                     self._running[execution["executionArn"]] = execution["name"]
@@ -89,7 +87,7 @@ class Executions:
         while any(name not in self.closed for name in names):
             before = len(self.closed)
             self._start_next()
-            running = self._list_running()
+            running = _running_arns(self._state_machine_arn, self._lists)
             for arn in [arn for arn in self._running if arn not in running]:
                 self._close(arn)
                 self._start_next()  # at once, so that its slot waits for no other's end
@@ -149,22 +147,6 @@ class Executions:
         elif execution.status != "RUNNING":  # ListExecutions may lag behind
             self.closed[self._running.pop(arn)] = execution
             self._report()
-
-    def _list_running(self) -> set[str]:
-        return {execution["executionArn"] for page in self._pages("RUNNING") for execution in page}
-
-    def _pages(self, status: str | None = None) -> Iterator[list[dict[str, Any]]]:
-        """Pages of ListExecutions, the latest first, a thousand at most on each."""
-        request: dict[str, Any] = {"stateMachineArn": self._state_machine_arn, "maxResults": 1000}
-        if status:
-            request["statusFilter"] = status
-        while True:
-            self._lists.wait()
-            answer = patiently("list the executions", lambda: client("stepfunctions").list_executions(**request))
-            yield answer["executions"]
-            if "nextToken" not in answer:
-                return
-            request["nextToken"] = answer["nextToken"]
 
     def _report(self) -> None:
         now = time.monotonic()
@@ -228,8 +210,12 @@ def describe(arn: str, once: bool = False) -> Execution | None:
         except states.exceptions.ExecutionDoesNotExist:
             return None
 
-    with explained(f"look at {arn}"):
-        answer = described() if once else patiently(f"look at {arn}", described)
+    doing = f"look at {arn}"
+    if once:
+        with explained(doing):
+            answer = described()
+    else:
+        answer = patiently(doing, described)
     if answer is None:
         return None
     failed = answer["status"] not in ("RUNNING", "SUCCEEDED") and answer.get("error") != LOW_CONFIDENCE
@@ -249,16 +235,34 @@ def describe(arn: str, once: bool = False) -> Execution | None:
 def stop(arns: list[str], reason: str) -> None:
     """Stops executions; they end as ABORTED. One that has ended, or can't be stopped, is left alone."""
     for arn in arns:
-        with suppress(ClientError, AwsError), explained(f"stop {arn}"):
+        with suppress(AwsError), explained(f"stop {arn}"):
             client("stepfunctions").stop_execution(executionArn=arn, error="Stopped", cause=reason)
 
 
 def stop_named(state_machine_arn: str, prefix: str, reason: str) -> int:
     """Stops all that run and whose names begin with the prefix; returns how many."""
-    running = Executions(state_machine_arn, {}, lambda closed, in_flight: None)._list_running()
+    running = _running_arns(state_machine_arn, _Pace(settings().lists_per_second))
     ours = [arn for arn in running if arn.rsplit(":", 1)[1].startswith(prefix)]
     stop(ours, reason)
     return len(ours)
+
+
+def _running_arns(state_machine_arn: str, pace: _Pace) -> set[str]:
+    return {execution["executionArn"] for page in _pages(state_machine_arn, pace, "RUNNING") for execution in page}
+
+
+def _pages(state_machine_arn: str, pace: _Pace, status: str | None = None) -> Iterator[list[dict[str, Any]]]:
+    """Pages of ListExecutions, the latest first, a thousand at most on each."""
+    request: dict[str, Any] = {"stateMachineArn": state_machine_arn, "maxResults": 1000}
+    if status:
+        request["statusFilter"] = status
+    while True:
+        pace.wait()
+        answer = patiently("list the executions", lambda: client("stepfunctions").list_executions(**request))
+        yield answer["executions"]
+        if "nextToken" not in answer:
+            return
+        request["nextToken"] = answer["nextToken"]
 
 
 def _last_task(arn: str) -> str | None:

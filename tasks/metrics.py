@@ -50,19 +50,24 @@ def figures(table: pd.DataFrame, threshold: float) -> Figures:
         captured=len(table),
         above_threshold=len(accepted),
         below_threshold=len(table) - len(accepted),
-        coverage=_share(len(accepted), len(table)),
-        accuracy=_share(int(table["correct"].sum()), len(table)),
-        accepted_accuracy=_share(int(accepted["correct"].sum()), len(accepted)),
+        coverage=share(len(accepted), len(table)),
+        accuracy=share(int(table["correct"].sum()), len(table)),
+        accepted_accuracy=share(int(accepted["correct"].sum()), len(accepted)),
     )
+
+
+def share(part: int, whole: int) -> float | None:
+    """The quotient; None where there is nothing to divide by."""
+    return part / whole if whole else None
 
 
 def wilson_interval(successes: int, n: int, z: float = Z) -> tuple[float, float]:
     """Score interval of a share (Wilson 1927); (0, 1) for n = 0. z is the normal quantile, by default for 95 %."""
     if n == 0:
         return 0.0, 1.0
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    observed = successes / n
+    centre = (observed + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(observed * (1 - observed) / n + z * z / (4 * n * n))
     return centre - half, centre + half
 
 
@@ -173,7 +178,3 @@ def estimated_accuracy(confidence: np.ndarray) -> Estimate | None:
     value = float(confidence.mean())
     half = Z * math.sqrt(float((confidence * (1 - confidence)).sum())) / len(confidence)
     return Estimate(value, max(0.0, value - half), min(1.0, value + half))
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

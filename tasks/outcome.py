@@ -11,6 +11,7 @@ import numpy as np
 from settings import SCHEMA_VERSION, settings
 from tasks.cost import cost
 from tasks.endpoint import ServingEndpoint
+from tasks.metrics import share
 from tasks.results import Result, Run
 
 PASSED, MISSED, INCOMPLETE = "passed", "missed", "incomplete"
@@ -61,8 +62,8 @@ def summarize(
     classified = [row for row in results if row.predicted_class is not None]
     accepted = [row for row in results if row.status == "accepted"]
     submitted = len(results) - counts["not_submitted"]
-    coverage, failed = _share(counts["accepted"], submitted), _share(counts["failed"], submitted)
-    accuracy = _share(sum(row.predicted_class == row.label for row in classified), len(classified))
+    coverage, failed = share(counts["accepted"], submitted), share(counts["failed"], submitted)
+    accuracy = share(sum(row.predicted_class == row.label for row in classified), len(classified))
     gates = [
         Gate("failed share", failed, settings().evaluation_max_failed, at_most=True),
         Gate("accuracy", accuracy, settings().evaluation_min_accuracy),
@@ -87,7 +88,7 @@ def summarize(
         "failed_share": failed,
         "coverage": coverage,
         "accuracy": accuracy,
-        "accepted_accuracy": _share(sum(row.predicted_class == row.label for row in accepted), len(accepted)),
+        "accepted_accuracy": share(sum(row.predicted_class == row.label for row in accepted), len(accepted)),
         "confusion": {"classified": _confusion(classified, classes), "accepted": _confusion(accepted, classes)},
         "executions": sum(1 + len(row.previous_attempts) for row in results) - counts["not_submitted"],
         "retried": sum(bool(row.previous_attempts) for row in results),
@@ -126,10 +127,7 @@ def markdown(summary: dict[str, Any], results: list[Result], bucket: str, prefix
         f"{_figures(summary)}. Model {summary['model_version']}, threshold {summary['threshold']:g}, "
         f"{summary['executions']} executions, {summary['retried']} images tried again.",
         "",
-        "| planned | accepted | below threshold | failed | not submitted |",
-        "|---:|---:|---:|---:|---:|",
-        f"| {summary['planned']} | " + " | ".join(str(summary[status]) for status in STATUSES) + " |",
-        "",
+        *counts_table(summary),
     ]
     if latency["p50"] is not None:
         lines += [
@@ -142,6 +140,16 @@ def markdown(summary: dict[str, Any], results: list[Result], bucket: str, prefix
     lines += _failures([row for row in results if row.status == "failed"])
     lines += [f"All of it: `s3://{bucket}/{prefix}`: `results.jsonl` has a line per image, `summary.json` the figures."]
     return "\n".join(lines)
+
+
+def counts_table(counts: dict[str, Any]) -> list[str]:
+    """Lines of markdown with the number of planned images and of those with each status."""
+    return [
+        "| planned | accepted | below threshold | failed | not submitted |",
+        "|---:|---:|---:|---:|---:|",
+        f"| {counts['planned']} | " + " | ".join(str(counts[status]) for status in STATUSES) + " |",
+        "",
+    ]
 
 
 def _failures(failed: list[Result]) -> list[str]:
@@ -182,7 +190,3 @@ def _latency(rows: list[Result]) -> dict[str, float | None]:
     ]
     names = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
     return {name: round(float(np.percentile(seconds, rank)), 3) if seconds else None for name, rank in names.items()}
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

@@ -31,16 +31,16 @@ def render(
     evaluation: dict[str, Any],
     verdict: str,
     results: list[dict[str, Any]],
-    table: pd.DataFrame,
+    sheets: Mapping[str, list[dict[str, Any]]],
     charts: Mapping[str, bytes],
     images: Mapping[str, bytes],
 ) -> str:
-    """The page. charts: PNG files by name. images: content by key, of those that `interesting` names."""
+    """The page. sheets: rows of `interesting`. charts: PNG files by name. images: content by key, of those rows."""
     needing = rows_to_look_at(results, set(summary["missing_captures"]))
     arns = {row["inference_id"]: row["execution_arn"] for row in results}
-    sheets = [
+    tiles = [
         (title, [_tile(row, images.get(row["key"]), arns.get(row["inference_id"])) for row in rows])
-        for title, rows in interesting(table).items()
+        for title, rows in sheets.items()
     ]
     return TEMPLATES.get_template("report.html.j2").render(
         summary=summary,
@@ -48,7 +48,7 @@ def render(
         passed=evaluation.get("outcome") == "passed",
         numbers=_numbers(summary),
         charts=[(name.replace("_", " "), base64.b64encode(content).decode()) for name, content in charts.items()],
-        sheets=sheets,
+        sheets=tiles,
         rows=needing[:ROWS],
         needing=len(needing),
         endpoint=evaluation["endpoint"],

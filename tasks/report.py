@@ -23,7 +23,7 @@ from tasks.metrics import (
     figures,
     wilson_interval,
 )
-from tasks.outcome import verdict
+from tasks.outcome import counts_table, verdict
 from tasks.page import interesting, render, render_index
 from tasks.results import Run
 
@@ -77,11 +77,12 @@ def write(
     files.append(save(trend(_trend_table(nights), caption), folder / "trend.png"))
     if baseline is not None and drifted is not None:
         files.append(save(drift_of_confidence(baseline, current, drifted, caption), folder / "drift.png"))
-    keys = [row["key"] for rows in interesting(table).values() for row in rows]
+    sheets = interesting(table)
+    keys = [row["key"] for rows in sheets.values() for row in rows]
     images = {key: content for key in keys if (content := storage.get(bucket, key))}
     charts = {file.stem: file.read_bytes() for file in files}
     page = folder / "report.html"
-    page.write_text(render(summary, evaluation, verdict(evaluation), results, table, charts, images))
+    page.write_text(render(summary, evaluation, verdict(evaluation), results, sheets, charts, images))
     quarantine = folder / "quarantine.jsonl"
     quarantine.write_text("".join(json.dumps(asdict(line)) + "\n" for line in captured.quarantined))
     summary_file = folder / "summary.json"
@@ -98,8 +99,7 @@ def write(
 
 def last_nights(bucket: str, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """Summaries of up to NIGHTS evaluations, the latest last, of which this one is that."""
-    keys = [key for key in storage.list_etags(bucket, EVALUATIONS_PREFIX) if key.endswith("/summary.json")]
-    until = [key for key in sorted(keys) if key.split("/")[1] <= evaluation["date"]][-2 * NIGHTS :]
+    until = [key for key in sorted(_summary_keys(bucket)) if key.split("/")[1] <= evaluation["date"]][-2 * NIGHTS :]
     read = [summary for key in until if (summary := storage.get_json(bucket, key)) and summary["stopped"]]
     earlier = [each for each in read if each["stopped"] <= (evaluation["stopped"] or "")]
     return sorted(earlier, key=lambda each: str(each["stopped"]))[-NIGHTS:]
@@ -221,11 +221,7 @@ def markdown(summary: dict[str, Any], verdict: str, folder: Path, bucket: str) -
         f"{summary['above_threshold']} at or above the threshold {summary['threshold']:g}, "
         f"{summary['below_threshold']} below it.",
         "",
-        "| planned | accepted | below threshold | failed | not submitted |",
-        "|---:|---:|---:|---:|---:|",
-        f"| {counts['planned']} | {counts['accepted']} | {counts['below_threshold']} | {counts['failed']} "
-        f"| {counts['not_submitted']} |",
-        "",
+        *counts_table(counts),
         "```mermaid",
         "pie showData",
         f'    "accepted" : {counts["accepted"]}',
@@ -244,17 +240,19 @@ def markdown(summary: dict[str, Any], verdict: str, folder: Path, bucket: str) -
 
 def _newest(bucket: str, date: str | None) -> tuple[str, str]:
     """Date and run of the evaluation that stopped last, of one day or of all."""
-    summaries = [
-        key
-        for key in storage.list_etags(bucket, EVALUATIONS_PREFIX + (f"{date}/" if date else ""))
-        if key.endswith("/summary.json")
-    ]
+    summaries = _summary_keys(bucket, date)
     if not summaries:
         raise ReportError("there is no evaluation to report on; run the nightly-evaluation deployment first")
     newest_date = max(key.split("/")[1] for key in summaries)
     of_day = [storage.get_json(bucket, key) for key in summaries if key.split("/")[1] == newest_date]
     newest = max(of_day, key=lambda summary: summary["stopped"] or "")
     return newest["date"], newest["run"]
+
+
+def _summary_keys(bucket: str, date: str | None = None) -> list[str]:
+    """Keys of the summaries of all evaluations, or of one day's."""
+    prefix = EVALUATIONS_PREFIX + (f"{date}/" if date else "")
+    return [key for key in storage.list_etags(bucket, prefix) if key.endswith("/summary.json")]
 
 
 def _publish(bucket: str, run: Run, files: list[Path]) -> None:

@@ -110,8 +110,8 @@ def result(image: Planned, execution: Execution) -> Result:
         error=error,
         cause=cause,
         failed_state=execution.failed_state,
-        started=iso(execution.started),
-        stopped=iso(execution.stopped),
+        started=iso(execution.started) if execution.started else None,
+        stopped=iso(execution.stopped) if execution.stopped else None,
     )
 
 
@@ -136,8 +136,8 @@ def not_submitted(image: Planned) -> Result:
     )
 
 
-def iso(time: datetime | None) -> str | None:
-    return time.astimezone(UTC).isoformat(timespec="milliseconds") if time else None
+def iso(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def _decision(execution: Execution) -> dict[str, Any]:

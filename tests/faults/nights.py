@@ -241,13 +241,12 @@ def start_lost(lab: Lab, schedule: random.Random, images: int, course: _Course) 
     """StartExecution is answered, and the response never arrives."""
     lab.plan(schedule, images)
     share = schedule.uniform(0.05, 0.3)
-    lab.states.decide = lambda call: (
-        "lose" if call.operation == "StartExecution" and schedule.random() < share else None
-    )
-    try:
+
+    def decide(call: Call) -> str | None:
+        return "lose" if call.operation == "StartExecution" and schedule.random() < share else None
+
+    with lab.states.deciding(decide):
         return lab.evaluate()
-    finally:
-        lab.states.decide = lambda call: None
 
 
 def refusing(service: str, share: float) -> "Fault":
@@ -262,9 +261,8 @@ def refusing(service: str, share: float) -> "Fault":
             return schedule.choice(["refuse", "throttle"]) if schedule.random() < share else None
 
         def window() -> None:
-            proxy.decide = decide
-            time.sleep(seconds)
-            proxy.decide = lambda call: None
+            with proxy.deciding(decide):
+                time.sleep(seconds)
             course.over = now()
 
         with lab.after_starts(course.at, window):
@@ -284,11 +282,8 @@ def model_errors(lab: Lab, schedule: random.Random, images: int, course: _Course
         _, digest, attempt = call.inference_id.split("-")
         return "model_error" if digest in digests and (digests[digest] or attempt == "a1") else None
 
-    lab.endpoint.decide = decide
-    try:
+    with lab.endpoint.deciding(decide):
         return lab.evaluate()
-    finally:
-        lab.endpoint.decide = lambda call: None
 
 
 def bad_images(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:

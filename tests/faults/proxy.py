@@ -5,7 +5,8 @@ import json
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,13 +33,13 @@ Decide = Callable[[Call], str | None]
 
 
 class FaultProxy:
-    """Listens on 127.0.0.1 and hands calls on to `upstream`, unless `decide` names a fault for one.
+    """Listens on 127.0.0.1 and hands calls on to `upstream`, but for those that it is told to break (`deciding`).
 
     calls: how often each operation was called. decided: how often which fault was made.
     """
 
     def __init__(self, upstream: str, certificate: Path) -> None:
-        self.decide: Decide = lambda call: None
+        self._decide: Decide = lambda call: None
         self.calls: Counter[str] = Counter()
         self.decided: Counter[str] = Counter()
         self._upstream = upstream
@@ -59,6 +60,15 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+
+    @contextmanager
+    def deciding(self, decide: Decide) -> Iterator[None]:
+        """Breaks the calls that `decide` names a fault for, until the block is left."""
+        self._decide = decide
+        try:
+            yield
+        finally:
+            self._decide = lambda call: None
 
     async def _start(self) -> None:
         self._session = aiohttp.ClientSession(
@@ -85,7 +95,7 @@ class FaultProxy:
             request.headers.get("X-Amzn-SageMaker-Inference-Id", ""),
         )
         self.calls[call.operation] += 1
-        fault = self.decide(call)
+        fault = self._decide(call)
         if fault:
             self.decided[fault] += 1
         if fault == "throttle":

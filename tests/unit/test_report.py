@@ -179,7 +179,13 @@ def page(n: int, hostile: bool = False) -> str:
     captured = Captured(pd.DataFrame(columns=COLUMNS), ())
     summary = summarize(Run("r", "2026-11-22"), evaluation, results, captured, frame)
     return render(
-        summary, evaluation, "Passed: all well", results, frame, {"chart": b"png"}, {"test/1.png": b"\x89PNG"}
+        summary,
+        evaluation,
+        "Passed: all well",
+        results,
+        interesting(frame),
+        {"chart": b"png"},
+        {"test/1.png": b"\x89PNG"},
     )
 
 
