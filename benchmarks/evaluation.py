@@ -49,7 +49,7 @@ CHOSEN = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="evaluations under each fault (default: 20)")
-    parser.add_argument("--rounds", type=int, default=5, help="pairs of flow and bare loop of 200 images (default: 5)")
+    parser.add_argument("--rounds", type=int, default=8, help="pairs of flow and bare loop of 200 images (default: 8)")
     parser.add_argument("--waits", type=int, default=2, help="kills with nothing skipped, 3 minutes each (default: 2)")
     parser.add_argument("--part", choices=["figures", "faults"], help="only a part")
     arguments = parser.parse_args()

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.logging import get_run_logger
 
 # How long the endpoint stays taken when a flow run is killed.
@@ -20,9 +20,12 @@ def exclusive(endpoint: str) -> Iterator[None]:
     """
     limit = f"endpoint-{endpoint}"
     with get_client(sync_client=True) as client:
-        with suppress(ObjectAlreadyExists):  # another flow run made it just now
-            client.upsert_global_concurrency_limit_by_name(limit, 1)
-        taken = client.read_global_concurrency_limit_by_name(limit).active_slots
+        try:
+            taken = client.read_global_concurrency_limit_by_name(limit).active_slots
+        except ObjectNotFound:
+            taken = 0
+            with suppress(ObjectAlreadyExists):  # another flow run made it just now
+                client.upsert_global_concurrency_limit_by_name(limit, 1)
     if taken:
         get_run_logger().info("another flow run works on endpoint %s: waiting for it", endpoint)
     with concurrency(limit, lease_duration=LEASE_SECONDS, strict=True, raise_on_lease_renewal_failure=False):
