@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-model bench-evaluation bench-sagemaker up down status logs lint format check lock clean
+.PHONY: help setup demo test bench-model bench-evaluation bench-report bench-sagemaker up down status logs lint format check lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -41,6 +41,9 @@ bench-model: setup ## measure the classifier: accuracy, calibration, time (about
 
 bench-evaluation: setup ## measure the nightly evaluation, also under faults (about an hour)
 	@$(RUN) -m benchmarks.evaluation
+
+bench-report: setup ## measure the report: reading captures, metrics, charts (about 5 minutes)
+	@$(RUN) -m benchmarks.report
 
 bench-sagemaker: setup ## measure the SageMaker server against its goals (about 5 minutes)
 	@$(RUN) -m benchmarks.sagemaker

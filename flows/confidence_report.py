@@ -1,5 +1,6 @@
-"""Turns the capture records of an evaluation into charts and a summary below reports/."""
+"""Turns capture records into charts, a page and a summary below reports/: of an evaluation, or of a window of time."""
 
+from datetime import datetime
 from typing import Any
 
 from prefect import flow
@@ -7,24 +8,46 @@ from prefect.events import emit_event
 
 from flows.identity import run_name
 from settings import ALERT_EVENT
+from tasks.aws import utc_now
 from tasks.capture import collect
 from tasks.endpoint import capture_prefix
 from tasks.infrastructure import installation
-from tasks.report import expected_captures, read_evaluation, write
+from tasks.report import write
+from tasks.subject import read_evaluation, read_window
 
 
 @flow(name="confidence-report", flow_run_name=run_name, log_prints=True)
-def confidence_report(date: str | None = None, run: str | None = None) -> dict[str, Any]:
-    """date (UTC, such as 2026-11-22) and run (12 hex digits) of an evaluation; by default the newest one's."""
-    bucket = installation().bucket
-    evaluated, evaluation, results = read_evaluation(bucket, date, run)
-    captured = collect(bucket, capture_prefix(evaluation["endpoint"]), expected_captures(results), evaluation)
-    summary = write(bucket, evaluated, evaluation, results, captured)
+def confidence_report(
+    date: str | None = None,
+    run: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    endpoint: str | None = None,
+    variant: str | None = None,
+) -> dict[str, Any]:
+    """date (UTC, such as 2026-11-22) and run (12 hex digits) of an evaluation; by default the newest one's.
+
+    Or since, and until (by default now): all that the endpoint answered meanwhile, or one of its variants.
+    """
+    installed = installation()
+    if since is None:
+        subject = read_evaluation(installed.bucket, date, run)
+    else:
+        subject = read_window(installed, since, until or utc_now(), endpoint, variant)
+    prefix, classes = capture_prefix(subject.window.endpoint), tuple(subject.evaluation["classes"])
+    before = collect(installed.bucket, prefix, subject.window.before(), classes) if subject.is_window else None
+    captured = collect(installed.bucket, prefix, subject.window, classes, subject.expected)
+    summary = write(installed.bucket, subject, captured, before)
+    announce(summary)
+    return summary
+
+
+def announce(summary: dict[str, Any]) -> None:
+    """Emits the event that says that somebody should look at the report, and why."""
     if summary["alerts"]:
-        resource = {"prefect.resource.id": f"scones.report.{evaluated.id}"}
+        resource = {"prefect.resource.id": f"scones.report.{summary['run']}"}
         names = ("date", "run", "alerts", "model_version")
         emit_event(ALERT_EVENT, resource=resource, payload={name: summary[name] for name in names})
-    return summary
 
 
 if __name__ == "__main__":

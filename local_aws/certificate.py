@@ -11,8 +11,8 @@ from cryptography.x509.oid import NameOID
 
 
 def ensure_certificate(certificate: Path, key: Path) -> None:
-    """Writes certificate and private key as PEM files unless both are there."""
-    if certificate.exists() and key.exists():
+    """Writes certificate and private key as PEM files unless both are there and of use."""
+    if key.exists() and _of_use(certificate):
         return
     certificate.parent.mkdir(parents=True, exist_ok=True)
     private_key = ec.generate_private_key(ec.SECP256R1())
@@ -28,7 +28,7 @@ def ensure_certificate(certificate: Path, key: Path) -> None:
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=3650))
         .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(private_key, hashes.SHA256())
     )
     key.touch(mode=0o600)
@@ -38,3 +38,13 @@ def ensure_certificate(certificate: Path, key: Path) -> None:
         )
     )
     certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+
+
+def _of_use(certificate: Path) -> bool:
+    """Whether it is a server's own: one that says that it is an authority's is refused by Rust's TLS."""
+    try:
+        there = x509.load_pem_x509_certificate(certificate.read_bytes())
+        authority = there.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return False
+    return not authority and there.not_valid_after_utc > datetime.now(UTC)

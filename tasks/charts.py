@@ -49,9 +49,12 @@ Chart = Callable[[pd.DataFrame, tuple[str, ...], Caption], Figure]
 def draw_all(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption, folder: Path) -> list[Path]:
     """Writes the charts of one evaluation as PNG files and returns their paths.
 
-    table: columns time (UTC), confidence in [0, 1], predicted_class, label and correct (bool), one row an inference.
+    table: columns time (UTC), confidence in [0, 1], predicted_class, label (null where unknown) and correct (bool), one
+    row an inference. Charts of accuracy show the labelled ones.
     """
-    return [save(chart(table, classes, caption), folder / f"{name}.png") for name, chart in CHARTS.items()]
+    labelled = _labelled(table)
+    shown = {name: labelled if name in OF_LABELLED else table for name in CHARTS}
+    return [save(chart(shown[name], classes, caption), folder / f"{name}.png") for name, chart in CHARTS.items()]
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -69,7 +72,9 @@ def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: C
         _density(figure, axes, table)
     else:
         _points(axes, table, classes)
-    wrong = table[~table["correct"]]
+    wrong = _labelled(table)
+    wrong = wrong[~wrong["correct"]]
+    n_wrong = len(wrong)
     if len(wrong) > CROSSES:  # more would hide what they mark
         wrong = wrong.iloc[:: len(wrong) // CROSSES + 1]
     axes.scatter(
@@ -79,13 +84,13 @@ def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: C
         c=WRONG,
         marker="x",
         linewidths=1.6,
-        label=_wrong_label(int((~table["correct"]).sum()), len(wrong)),
+        label=_wrong_label(n_wrong, len(wrong)),
     )
     _threshold_line(axes.axhline, caption)
     _time_axis(axes)
     axes.set_xlabel("time of the inference (UTC)")
     axes.set_ylabel("confidence of the predicted class")
-    low = min([*table["confidence"], caption.threshold, 1 / max(len(classes), 1)])
+    low = min(table["confidence"].min() if len(table) else 1.0, caption.threshold, 1 / len(classes))
     axes.set_ylim(low - 0.03, 1.03)
     _legend(axes)
     return figure
@@ -112,10 +117,10 @@ def threshold_bar(table: pd.DataFrame, classes: tuple[str, ...], caption: Captio
         )
         base += counts
     for position, side in enumerate((above, ~above)):
-        n, wrong = int(side.sum()), int((~table["correct"] & side).sum())
+        n, wrong = int(side.sum()), int((table["label"].notna() & ~table["correct"] & side).sum())
         share = f" ({n / len(table):.0%})" if len(table) else ""
         axes.annotate(
-            f"{n}{share}, {wrong} wrong", (position, n), xytext=(0, 5), textcoords="offset points", ha="center"
+            f"{n:,}{share}, {wrong:,} wrong", (position, n), xytext=(0, 5), textcoords="offset points", ha="center"
         )
     axes.set_ylabel("inferences (count)")
     axes.set_ylim(0, max(base.max() * 1.15, 1))
@@ -194,7 +199,7 @@ def accuracy_against_coverage(table: pd.DataFrame, classes: tuple[str, ...], cap
     axes.set_xlabel("coverage (share of inferences that is accepted)")
     axes.set_ylabel("accuracy of what is accepted (share)")
     axes.set_xlim(0, 1.02)
-    axes.set_ylim(min([*curve["accuracy"], 0.9]) - 0.02, 1.01)
+    axes.set_ylim(min(curve["accuracy"].min() if len(curve) else 1.0, 0.9) - 0.02, 1.01)
     _legend(axes)
     return figure
 
@@ -281,6 +286,9 @@ def trend(nights: pd.DataFrame, caption: Caption) -> Figure:
             str(row.model_version), (mdates.date2num(row.stopped), 1.03), fontsize=8, ha="left", annotation_clip=False
         )
     _time_axis(axes)
+    if len(nights) == 1:  # matplotlib would show years on either side
+        day = pd.Timedelta(days=1)
+        axes.set_xlim(nights["stopped"].iloc[0] - day, nights["stopped"].iloc[0] + day)
     axes.set_xlabel("end of the evaluation (UTC)")
     axes.set_ylabel("share of images")
     axes.set_ylim(-0.03, 1.08)
@@ -297,6 +305,14 @@ CHARTS: dict[str, Chart] = {
     "threshold_choices": threshold_choices,
     "confusion": confusion_at_threshold,
 }
+
+
+OF_LABELLED = {"reliability_diagram", "accuracy_against_coverage", "threshold_choices", "confusion"}
+
+
+def _labelled(table: pd.DataFrame) -> pd.DataFrame:
+    known = table["label"].notna()
+    return table if known.all() else table[known]
 
 
 def _points(axes: Axes, table: pd.DataFrame, classes: tuple[str, ...]) -> None:
@@ -332,7 +348,9 @@ def _wrong_label(wrong: int, shown: int) -> str:
 def _time_axis(axes: Axes) -> None:
     locator = AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    # Seconds and minutes with the hour that they are of.
+    formats = ["%Y", "%b", "%d", "%H:%M", "%H:%M", "%H:%M:%S"]
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, formats=formats))
 
 
 def _figure(title: str, caption: Caption, n: int) -> tuple[Figure, Axes]:

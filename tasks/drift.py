@@ -3,7 +3,9 @@
 Pure functions of histograms over [0, 1], so that the time does not depend on the number of confidences.
 """
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -29,6 +31,20 @@ class Drift:
     @property
     def drifted(self) -> bool:
         return self.psi > self.psi_by_chance or self.ks > self.ks_by_chance
+
+
+@dataclass(frozen=True)
+class CoverageChange:
+    """Shares at or above the threshold, and the difference that chance stays under with probability `level`."""
+
+    baseline: float
+    current: float
+    by_chance: float
+    level: float
+
+    @property
+    def changed(self) -> bool:
+        return abs(self.current - self.baseline) > self.by_chance
 
 
 def histogram(confidence: np.ndarray) -> np.ndarray:
@@ -61,6 +77,22 @@ def drift(
         ks_by_chance=float(np.quantile(_ks(*drawn), level)),
         level=level,
     )
+
+
+def coverage_change(
+    baseline: np.ndarray, current: np.ndarray, threshold: float, level: float = 0.99
+) -> CoverageChange | None:
+    """Compares the shares of two samples of confidences that reach the threshold, by the two-proportion z-test.
+
+    None where either sample has fewer than LEAST. The share of both together gives the deviation.
+    """
+    n, m = len(baseline), len(current)
+    if min(n, m) < LEAST:
+        return None
+    before, now = int((baseline >= threshold).sum()), int((current >= threshold).sum())
+    together = (before + now) / (n + m)
+    deviation = math.sqrt(together * (1 - together) * (1 / n + 1 / m))
+    return CoverageChange(before / n, now / m, NormalDist().inv_cdf((1 + level) / 2) * deviation, level)
 
 
 def _edges(baseline: np.ndarray) -> np.ndarray:

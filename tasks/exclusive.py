@@ -1,5 +1,6 @@
 """One at a time on an endpoint: deployments, evaluations and removal wait for each other, across flow runs."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -10,6 +11,9 @@ from prefect.logging import get_run_logger
 
 # How long the endpoint stays taken when a flow run is killed.
 LEASE_SECONDS = 60
+# Prefect's server still records the start of the run. On SQLite a limit that is asked for meanwhile is refused as often
+# as not, and Prefect's client then waits for two seconds.
+SETTLE_SECONDS = 0.15
 
 
 @contextmanager
@@ -19,6 +23,7 @@ def exclusive(endpoint: str) -> Iterator[None]:
     It is held by a global concurrency limit of the Prefect server, which is made where there is none.
     """
     limit = f"endpoint-{endpoint}"
+    time.sleep(SETTLE_SECONDS)
     with get_client(sync_client=True) as client:
         try:
             taken = client.read_global_concurrency_limit_by_name(limit).active_slots

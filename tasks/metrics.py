@@ -17,9 +17,10 @@ Z = 1.959964
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts and shares of captured inferences. Shares are None where there is nothing to divide by."""
+    """Counts and shares of captured inferences; accuracies of the labelled ones among them."""
 
     captured: int
+    labelled: int
     above_threshold: int
     below_threshold: int
     coverage: float | None
@@ -37,7 +38,7 @@ class Estimate:
 
 
 def figures(table: pd.DataFrame, threshold: float) -> Figures:
-    """table: columns confidence in [0, 1] and correct (bool), one row an inference. threshold in [0, 1].
+    """table: columns confidence in [0, 1], label (null where unknown) and correct (bool). threshold in [0, 1].
 
     Confidence >= threshold is accepted. Raises ValueError for a confidence or threshold outside [0, 1].
     """
@@ -45,14 +46,16 @@ def figures(table: pd.DataFrame, threshold: float) -> Figures:
         raise ValueError(f"threshold {threshold} is outside [0, 1]")
     if len(table) and not table["confidence"].between(0, 1).all():
         raise ValueError("a confidence is outside [0, 1]")
-    accepted = table[table["confidence"] >= threshold]
+    above, known, correct = table["confidence"] >= threshold, table["label"].notna(), table["correct"]
+    accepted = int(above.sum())
     return Figures(
         captured=len(table),
-        above_threshold=len(accepted),
-        below_threshold=len(table) - len(accepted),
-        coverage=share(len(accepted), len(table)),
-        accuracy=share(int(table["correct"].sum()), len(table)),
-        accepted_accuracy=share(int(accepted["correct"].sum()), len(accepted)),
+        labelled=int(known.sum()),
+        above_threshold=accepted,
+        below_threshold=len(table) - accepted,
+        coverage=share(accepted, len(table)),
+        accuracy=share(int((known & correct).sum()), int(known.sum())),
+        accepted_accuracy=share(int((known & correct & above).sum()), int((known & above).sum())),
     )
 
 
@@ -162,9 +165,13 @@ def threshold_sweep(confidence: np.ndarray, correct: np.ndarray, thresholds: np.
 
 
 def confusion(label: pd.Series, predicted: pd.Series, classes: tuple[str, ...]) -> pd.DataFrame:
-    """Counts, a row per label and a column per predicted class, both in the order of the classes."""
-    counts = pd.crosstab(label, predicted)
-    return counts.reindex(index=list(classes), columns=list(classes), fill_value=0).astype(int)
+    """Counts, a row per label and a column per predicted class, in the order of the classes; others are left out."""
+    rows, columns = (
+        pd.Categorical(series, categories=list(classes)).codes.astype(int) for series in (label, predicted)
+    )
+    known = (rows >= 0) & (columns >= 0)
+    counts = np.bincount(rows[known] * len(classes) + columns[known], minlength=len(classes) ** 2)
+    return pd.DataFrame(counts.reshape(len(classes), -1), index=list(classes), columns=list(classes))
 
 
 def estimated_accuracy(confidence: np.ndarray) -> Estimate | None:

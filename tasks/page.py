@@ -12,9 +12,15 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tasks.outcome import PASSED
+from tasks.reconciliation import KINDS
+from tasks.subject import Subject
+
 # Images of each contact sheet, and rows of the table, that a person still looks at.
 TILES = 12
 ROWS = 500
+# Lines of the reconciliation and of the quarantine; the files have them all.
+LINES = 50
 
 TEMPLATES = Environment(
     # Nothing from a record reaches the page unescaped.
@@ -28,32 +34,38 @@ TEMPLATES = Environment(
 
 def render(
     summary: dict[str, Any],
-    evaluation: dict[str, Any],
-    verdict: str,
-    results: list[dict[str, Any]],
+    subject: Subject,
     sheets: Mapping[str, list[dict[str, Any]]],
     charts: Mapping[str, bytes],
     images: Mapping[str, bytes],
+    unmatched: list[dict[str, Any]],
+    quarantined: list[dict[str, Any]],
 ) -> str:
-    """The page. sheets: rows of `interesting`. charts: PNG files by name. images: content by key, of those rows."""
-    needing = rows_to_look_at(results, set(summary["missing_captures"]))
-    arns = {row["inference_id"]: row["execution_arn"] for row in results}
+    """The page. sheets: rows of `interesting`. charts: PNG files by name. images: content by key, of those rows.
+
+    unmatched: lines of the reconciliation. quarantined: lines that are no records.
+    """
+    needing = rows_to_look_at(subject.results, set(summary["missing_captures"]))
+    arns = {row["inference_id"]: row["execution_arn"] for row in subject.results}
     tiles = [
         (title, [_tile(row, images.get(row["key"]), arns.get(row["inference_id"])) for row in rows])
         for title, rows in sheets.items()
     ]
     return TEMPLATES.get_template("report.html.j2").render(
         summary=summary,
-        verdict=verdict,
-        passed=evaluation.get("outcome") == "passed",
+        verdict=subject.verdict,
+        passed=subject.evaluation["outcome"] == PASSED,
         numbers=_numbers(summary),
         charts=[(name.replace("_", " "), base64.b64encode(content).decode()) for name, content in charts.items()],
         sheets=tiles,
         rows=needing[:ROWS],
         needing=len(needing),
-        endpoint=evaluation["endpoint"],
-        started=evaluation["started"],
-        stopped=evaluation["stopped"],
+        kinds=KINDS,
+        unmatched=[line for line in unmatched if line["kind"] != "retried_attempt"][:LINES],
+        quarantined=quarantined[:LINES],
+        endpoint=subject.evaluation["endpoint"],
+        started=subject.evaluation["started"],
+        stopped=subject.evaluation["stopped"],
     )
 
 
@@ -74,8 +86,9 @@ def render_index(folder: Path) -> str:
 def interesting(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """Rows of the contact sheets by title: wrong ones with the highest confidence, right ones with the lowest."""
     columns = ["key", "label", "predicted_class", "confidence", "inference_id"]
-    wrong = table[~table["correct"]].sort_values(["confidence", "key"], ascending=[False, True]).head(TILES)
-    unsure = table[table["correct"]].sort_values(["confidence", "key"]).head(TILES)
+    known = table["label"].notna()
+    wrong = table[known & ~table["correct"]].sort_values(["confidence", "key"], ascending=[False, True]).head(TILES)
+    unsure = table[known & table["correct"]].sort_values(["confidence", "key"]).head(TILES)
     found: dict[str, list[dict[str, Any]]] = {
         "Wrong, and most confident": wrong[columns].to_dict("records"),  # type: ignore[dict-item]
         "Right, and least confident": unsure[columns].to_dict("records"),  # type: ignore[dict-item]
@@ -118,7 +131,7 @@ def _numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     chance = "" if calibration["by_chance"] is None else f"up to {calibration['by_chance']:.3f} by chance"
     expected = summary["estimated_accuracy"]
     return [
-        ("Accuracy", share(summary["accuracy"]), f"{low:.1%} to {high:.1%}, n = {summary['captured']:,}"),
+        ("Accuracy", share(summary["accuracy"]), f"{low:.1%} to {high:.1%}, n = {summary['labelled']:,}"),
         ("Accepted accuracy", share(summary["accepted_accuracy"]), f"of {summary['above_threshold']:,} accepted"),
         ("Coverage", share(summary["coverage"]), f"threshold {summary['threshold']:g}"),
         ("Expected accuracy", share(expected and expected["value"]), "from confidence alone, without labels"),

@@ -2,24 +2,74 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tasks.aws import AwsError, client, explained, patiently
+from obstore.store import S3Store
+
+from settings import settings
+from tasks.aws import AwsError, client, explained, patiently, session
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
 
 PARALLEL_REQUESTS = 16
 
 
-def list_etags(bucket: str, prefix: str) -> dict[str, str]:
-    """ETag by key of every object below a prefix."""
+def list_objects(bucket: str, prefix: str) -> dict[str, tuple[str, int]]:
+    """ETag and size in bytes by key of every object below a prefix."""
     paginator = client("s3").get_paginator("list_objects_v2")
 
-    def read() -> dict[str, str]:
+    def read() -> dict[str, tuple[str, int]]:
         pages = paginator.paginate(Bucket=bucket, Prefix=prefix)
-        return {item["Key"]: item["ETag"].strip('"') for page in pages for item in page.get("Contents", [])}
+        found = [item for page in pages for item in page.get("Contents", [])]
+        return {item["Key"]: (item["ETag"].strip('"'), item["Size"]) for item in found}
 
     return patiently(f"list s3://{bucket}/{prefix}", read)
+
+
+def list_etags(bucket: str, prefix: str) -> dict[str, str]:
+    """ETag by key of every object below a prefix."""
+    return {key: etag for key, (etag, _) in list_objects(bucket, prefix).items()}
+
+
+def list_folders(bucket: str, prefix: str) -> list[str]:
+    """Names of the folders directly below a prefix."""
+    paginator = client("s3").get_paginator("list_objects_v2")
+
+    def read() -> list[str]:
+        pages = paginator.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", [])]
+        return [folder.removeprefix(prefix).rstrip("/") for folder in found]
+
+    return patiently(f"list s3://{bucket}/{prefix}", read)
+
+
+def object_store(bucket: str) -> S3Store:
+    """The bucket for obstore, which reads many objects side by side; with the credentials of this moment."""
+    s3 = client("s3")
+    credentials = session().get_credentials()
+    if credentials is None:
+        raise AwsError(f"read s3://{bucket}: there are no AWS credentials; set them, or run `make up` for a local AWS")
+    frozen = credentials.get_frozen_credentials()
+    options: ClientConfig = {"allow_http": s3.meta.endpoint_url.startswith("http://")}
+    if bundle := os.environ.get("AWS_CA_BUNDLE"):
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return S3Store(
+        bucket,
+        endpoint=s3.meta.endpoint_url,
+        region=s3.meta.region_name,
+        access_key_id=frozen.access_key,
+        secret_access_key=frozen.secret_key,
+        **({"session_token": frozen.token} if frozen.token else {}),
+        virtual_hosted_style_request=False,
+        client_options=options,
+        retry_config={"max_retries": 20, "retry_timeout": timedelta(seconds=settings().outage_max_seconds)},
+    )
 
 
 def upload_changed(bucket: str, prefix: str, contents: dict[str, bytes]) -> int:

@@ -2,8 +2,11 @@
 
 import json
 import subprocess
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from prefect.client.orchestration import get_client
 
 from local_aws.config import ROOT
@@ -51,7 +54,8 @@ def test_every_inference_is_captured_once(installed: Any, evaluation: Evaluation
 def test_the_report_is_here_and_in_the_bucket(installed: Any, evaluation: Evaluation) -> None:
     summary, _, _ = evaluation
     folder = reports_folder() / summary["date"] / summary["run"]
-    names = {*(f"{chart}.png" for chart in CHARTS), "trend.png", "report.html", "quarantine.jsonl", "summary.json"}
+    tables = {"quarantine.jsonl", "reconciliation.jsonl", "inferences.parquet"}
+    names = {*(f"{chart}.png" for chart in CHARTS), "trend.png", "report.html", "summary.json", *tables}
     assert {path.name for path in folder.iterdir()} == names
     assert names <= {path.name for path in folder.parent.iterdir()}
     report = read_json(folder / "summary.json")
@@ -64,6 +68,46 @@ def test_the_report_is_here_and_in_the_bucket(installed: Any, evaluation: Evalua
     assert f"{summary['date']}/{summary['run']}/report.html" in index
     prefix = f"reports/{summary['date']}/{summary['run']}/"
     assert {key.removeprefix(prefix) for key in storage.list_etags(installed.bucket, prefix)} == names
+
+
+REPORT = """
+import json, sys
+from datetime import datetime
+from flows.confidence_report import confidence_report
+since, until = (datetime.fromisoformat(text) for text in sys.argv[3:5]) if sys.argv[3:] else (None, None)
+print(json.dumps(confidence_report(*sys.argv[1:3], since, until)))
+"""
+
+
+def test_the_same_report_is_the_same_byte_for_byte(evaluation: Evaluation, tmp_path: Path) -> None:
+    """In another folder, and with nothing kept of what was decoded before."""
+    summary, _, _ = evaluation
+    again = run_flow(
+        REPORT, summary["date"], summary["run"], SCONES_REPORTS=str(tmp_path / "r"), SCONES_CACHE=str(tmp_path / "c")
+    )
+    assert again.returncode == 0, again.stderr
+    first = reports_folder() / summary["date"] / summary["run"]
+    other = tmp_path / "r" / summary["date"] / summary["run"]
+    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in other.iterdir())
+    for path in first.iterdir():
+        assert path.read_bytes() == (other / path.name).read_bytes(), path.name
+
+
+def test_a_window_shows_all_that_the_endpoint_answered(evaluation: Evaluation, tmp_path: Path) -> None:
+    summary, results, _ = evaluation
+    stopped = datetime.fromisoformat(summary["stopped"])
+    times = [(stopped - timedelta(hours=1)).isoformat(), stopped.isoformat()]
+    window = run_flow(REPORT, "", "", *times, SCONES_REPORTS=str(tmp_path))
+    assert window.returncode == 0, window.stderr
+    report = json.loads(window.stdout.splitlines()[-1])
+    assert report["labelled"] == len(results) == 20
+    assert report["captured"] > 20  # the smoke test's too
+    assert report["reconciliation"]["capture_without_execution"] == report["captured"] - 20
+    assert report["accuracy"] == summary["accuracy"]
+    folder = tmp_path / report["date"] / report["run"]
+    assert len(pd.read_parquet(folder / "inferences.parquet")) == report["captured"]
+    assert "1 evaluations, 0 of them not passed" in (folder / "report.html").read_text()
+    assert not (tmp_path / report["date"] / "report.html").exists()  # that is an evaluation's
 
 
 def test_a_second_demo_reuses_data_model_and_endpoint(demo: subprocess.CompletedProcess[str]) -> None:

@@ -20,7 +20,9 @@ from tests.integration.conftest import run_flow
 STACK = "permissions"
 SMALL = {
     "SCONES_GENERATED_TEST_PER_CLASS": "2",
+    "SCONES_EPOCHS": "1",
     "SCONES_GATE_MIN_ACCURACY": "0",
+    "SCONES_SMOKE_MIN_ACCURACY": "0",
     # So that one is recommended, and old models are pruned.
     "SCONES_THRESHOLD": "recommended",
     "SCONES_THRESHOLD_TARGET": "0.1",

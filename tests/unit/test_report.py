@@ -1,6 +1,6 @@
-import base64
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,65 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.capture import COLUMNS, Captured, _hours, parse
+from tasks.capture_window import COLUMNS, Captured, Quarantined, Window
 from tasks.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
-from tasks.drift import drift, histogram
+from tasks.drift import coverage_change, drift, histogram
 from tasks.metrics import figures, wilson_interval
 from tasks.page import ROWS, interesting, render, render_index, rows_to_look_at
-from tasks.report import alerts, join, summarize
+from tasks.reconciliation import KINDS
+from tasks.report import join, markdown, summarize
 from tasks.results import Run
+from tasks.subject import Subject
 
 CLASSES = ("bicycle", "motorcycle")
 CAPTION = Caption("5b52074c57ed", "2026-11-22", "generated", True, 0.93, "v1", False)
-
-
-def record(data: str, encoding: str) -> str:
-    metadata = {"eventId": "e", "inferenceId": "i", "inferenceTime": "2026-11-22T17:25:49Z"}
-    output = {"observedContentType": "application/json", "mode": "OUTPUT", "data": data, "encoding": encoding}
-    return json.dumps({"captureData": {"endpointOutput": output}, "eventMetadata": metadata, "eventVersion": "0"})
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        record("[0.1, 0.9]", "JSON"),
-        record("0.1,0.9", "CSV"),
-        record(base64.b64encode(b"[0.1, 0.9]").decode(), "BASE64"),
-    ],
-)
-def test_records_are_read_in_each_encoding(line: str) -> None:
-    row = parse(line.encode(), "v7")
-    assert row["inferences"] == [0.1, 0.9]
-    assert row["time"] == pd.Timestamp("2026-11-22T17:25:49Z")
-    assert row["model_version"] == "v7"
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "{",
-        "[]",
-        "null",
-        "{}",
-        "\x00\xff",
-        record("nonsense", "JSON"),
-        record("7", "JSON"),
-        record("[]", "JSON"),
-        record("[NaN, 1]", "JSON"),
-        record("[2, -1]", "JSON"),
-        record("[0.1, 0.9]", "BASE64"),
-        '{"eventMetadata": {"eventId": "e", "inferenceTime": "2026-11-22T17:25:49Z"}, "captureData": {}}',
-    ],
-)
-def test_a_line_that_is_no_record_is_refused(line: str) -> None:
-    with pytest.raises((ValueError, KeyError, TypeError)):
-        parse(line.encode(), "v7")
-
-
-def test_hours_of_a_window_over_midnight() -> None:
-    first, last = pd.Timestamp("2026-11-22T23:58Z"), pd.Timestamp("2026-11-23T01:00Z")
-    assert _hours(first, last) == {"2026/11/22/23", "2026/11/23/00", "2026/11/23/01"}
 
 
 def table(n: int) -> pd.DataFrame:
@@ -85,8 +38,10 @@ def table(n: int) -> pd.DataFrame:
     ]
     columns = ["time", "confidence", "predicted_class", "label", "correct", "key", "inference_id"]
     frame = pd.DataFrame(rows, columns=columns)
-    return frame.astype({"confidence": float, "correct": bool, "predicted_class": str, "label": str}).assign(
-        time=pd.to_datetime(frame["time"], utc=True)
+    return frame.astype({"confidence": float, "correct": bool}).assign(
+        time=pd.to_datetime(frame["time"], utc=True),
+        predicted_class=pd.Categorical(frame["predicted_class"], CLASSES),
+        label=pd.Categorical(frame["label"], CLASSES),
     )
 
 
@@ -101,14 +56,14 @@ def test_charts_are_drawn_and_the_same_every_time(tmp_path: Path, n: int) -> Non
 
 
 def test_figures_count_the_threshold_as_accepted() -> None:
-    frame = pd.DataFrame({"confidence": [0.93, 0.9299, 1.0], "correct": [True, True, False]})
+    frame = pd.DataFrame({"confidence": [0.93, 0.9299, 1.0], "correct": [True, True, False], "label": "bicycle"})
     found = figures(frame, 0.93)
     assert (found.above_threshold, found.below_threshold) == (2, 1)
     assert (found.coverage, found.accuracy, found.accepted_accuracy) == (2 / 3, 2 / 3, 0.5)
 
 
 def test_figures_refuse_what_is_no_probability() -> None:
-    frame = pd.DataFrame({"confidence": [1.2], "correct": [True]})
+    frame = pd.DataFrame({"confidence": [1.2], "correct": [True], "label": "bicycle"})
     with pytest.raises(ValueError, match="confidence"):
         figures(frame, 0.5)
     with pytest.raises(ValueError, match="threshold"):
@@ -147,6 +102,31 @@ def test_trend_and_drift_are_drawn(tmp_path: Path, n: int) -> None:
 HOSTILE = '<script>alert("x")</script>{{ 7 * 7 }}'
 
 
+NONE_UNMATCHED = dict.fromkeys(KINDS, 0)
+EVALUATION: dict[str, Any] = {
+    **dict.fromkeys(("planned", "submitted", "not_submitted", "accepted", "below_threshold", "failed"), 0),
+    "outcome": "passed",
+    "threshold": 0.93,
+    "classes": list(CLASSES),
+    "dataset": {"source": "generated", "synthetic": True},
+    "model_version": "v1",
+    "endpoint": "e",
+    "started": "2026-11-22T03:30:00.000+00:00",
+    "stopped": "2026-11-22T03:40:00.000+00:00",
+}
+
+
+def subject(results: list[dict[str, Any]] | None = None, run: str = "r", **evaluation: Any) -> Subject:
+    first, last = (pd.Timestamp(EVALUATION[name]).to_pydatetime() for name in ("started", "stopped"))
+    return Subject(
+        Run(run, "2026-11-22"),
+        {**EVALUATION, **evaluation},
+        results or [],
+        Window("e", ("v1",), first, last),
+        "Passed: all well",
+    )
+
+
 def page(n: int, hostile: bool = False) -> str:
     frame = table(n)
     if hostile:
@@ -164,28 +144,19 @@ def page(n: int, hostile: bool = False) -> str:
         }
         for row in frame.itertuples()
     ]
-    counts = dict.fromkeys(("planned", "submitted", "not_submitted", "accepted", "below_threshold", "failed"), n)
-    evaluation = {
-        **counts,
-        "outcome": "passed",
-        "threshold": 0.93,
-        "classes": list(CLASSES),
-        "dataset": {"source": HOSTILE if hostile else "generated", "synthetic": True},
-        "model_version": "v1",
-        "endpoint": "e",
-        "started": "2026-11-22T03:30:00.000+00:00",
-        "stopped": "2026-11-22T03:40:00.000+00:00",
-    }
-    captured = Captured(pd.DataFrame(columns=COLUMNS), ())
-    summary = summarize(Run("r", "2026-11-22"), evaluation, results, captured, frame)
+    about = subject(results, dataset={"source": HOSTILE if hostile else "generated", "synthetic": True})
+    bad = [Quarantined(HOSTILE, 1, HOSTILE)] if hostile else []
+    unmatched = [{"kind": "missing_capture", "inference_id": HOSTILE, "detail": HOSTILE}] if hostile else []
+    captured = Captured(pd.DataFrame(columns=COLUMNS), quarantined=tuple(bad))
+    summary = summarize(about, captured, frame, NONE_UNMATCHED)
     return render(
         summary,
-        evaluation,
-        "Passed: all well",
-        results,
+        about,
         interesting(frame),
         {"chart": b"png"},
         {"test/1.png": b"\x89PNG"},
+        unmatched,
+        [{"key": line.key, "line": line.line, "reason": line.reason} for line in bad],
     )
 
 
@@ -201,11 +172,9 @@ def test_the_page_is_whole_and_needs_no_network(n: int) -> None:
 
 
 def test_the_index_leads_to_every_report_and_to_nothing_else(tmp_path: Path) -> None:
-    captured = Captured(pd.DataFrame(columns=COLUMNS), ())
-    counts = dict.fromkeys(("planned", "submitted", "not_submitted", "accepted", "below_threshold", "failed"), 0)
-    evaluation = {**counts, "threshold": 0.93, "classes": [], "dataset": {"synthetic": True}, "model_version": HOSTILE}
     for date, run in (("2026-11-21", "aaa"), ("2026-11-22", "bbb")):
-        summary = summarize(Run(run, date), evaluation, [], captured, table(0))
+        about = replace(subject(run=run, model_version=HOSTILE), run=Run(run, date))
+        summary = summarize(about, Captured(pd.DataFrame(columns=COLUMNS)), table(0), NONE_UNMATCHED)
         (tmp_path / date / run).mkdir(parents=True)
         (tmp_path / date / run / "summary.json").write_text(json.dumps(summary))
     for name, text in (
@@ -242,27 +211,64 @@ def test_the_table_begins_with_what_failed_and_ends_somewhere() -> None:
     rows = [row("accepted", "bicycle", "right"), row("accepted", "motorcycle", "wrong"), row("failed", None, "broken")]
     assert [each["key"] for each in rows_to_look_at(rows, set())] == ["broken", "wrong"]
     assert [each["key"] for each in rows_to_look_at(rows, {"right"})] == ["broken", "right", "wrong"]
-    assert page(ROWS * 8).count("<tr>") == ROWS + 1
+    assert page(ROWS * 8).count('<tr><td class="key">test/') == ROWS
+
+
+def alerts(n: int = 0, captured: Captured | None = None, **changes: Any) -> list[str]:
+    frame = table(n).assign(confidence=0.99, correct=True)
+    found = captured or Captured(pd.DataFrame(columns=COLUMNS))
+    summary = summarize(subject(), found, frame, {**NONE_UNMATCHED, **changes.pop("unmatched", {})}, **changes)
+    reasons: list[str] = summary["alerts"]
+    return reasons
 
 
 def test_an_alert_needs_more_than_chance() -> None:
-    captured = Captured(pd.DataFrame(columns=COLUMNS), ())
-    assert alerts(0.05, 0.06, None, captured) == alerts(None, None, None, captured) == []
-    assert "not calibrated" in alerts(0.07, 0.06, None, captured)[0]
-    high, low = histogram(np.full(100, 0.99)), histogram(np.full(100, 0.6))
-    assert "has drifted" in alerts(None, None, drift(high, low), captured)[0]
-    assert alerts(None, None, drift(high, high), captured) == []
-    missing = Captured(pd.DataFrame(columns=COLUMNS), ("x",))
-    assert "not captured (yet): 1." in alerts(None, None, None, missing)[0]
+    high, low, few = np.full(100, 0.99), np.full(100, 0.6), np.full(10, 0.6)
+    assert alerts() == alerts(5) == []
+    assert "not calibrated" in alerts(5000)[0]
+    assert "has drifted" in alerts(drifted=drift(histogram(high), histogram(low)))[0]
+    assert alerts(drifted=drift(histogram(high), histogram(high))) == []
+    assert "coverage has changed: 0.0% after 100.0%" in alerts(changed=coverage_change(high, low, 0.93))[0]
+    assert alerts(changed=coverage_change(high, high, 0.93)) == []
+    assert coverage_change(high, few, 0.93) is None
+    missing = Captured(pd.DataFrame(columns=COLUMNS), ("x",), quarantined=(Quarantined("k", 1, "bad"),))
+    assert [reason.rsplit(": ", 1)[1] for reason in alerts(captured=missing)] == ["1.", "1."]
+    assert "without the model's answer: 2." in alerts(unmatched={"capture_without_output": 2})[0]
+
+
+def records(*names: str | None) -> pd.DataFrame:
+    frame = pd.DataFrame(
+        [[name, pd.Timestamp("2026-11-22T03:31Z"), "v1", 0.99, "bicycle"] for name in names], columns=COLUMNS
+    )
+    return frame.astype({"predicted_class": pd.CategoricalDtype(CLASSES), "inference_id": "str"})
 
 
 def test_missing_records_make_the_report_provisional() -> None:
     results = [{"inference_id": name, "key": name, "label": "bicycle", "status": "accepted"} for name in ("x", "y")]
-    records = pd.DataFrame([["x", pd.Timestamp("2026-11-22T03:30Z"), "v1", [0.99, 0.01]]], columns=COLUMNS)
-    captured = Captured(records, ("y",))
-    counts = dict.fromkeys(("planned", "submitted", "not_submitted", "accepted", "below_threshold", "failed"), 0)
-    evaluation = {**counts, "threshold": 0.93, "classes": list(CLASSES), "dataset": {}, "model_version": "v1"}
-    joined = join(records, results, CLASSES)
-    summary = summarize(Run("r", "2026-11-22"), evaluation, results, captured, joined)
+    captured = Captured(records("x"), ("y",))
+    summary = summarize(subject(results), captured, join(captured.records, results, CLASSES), NONE_UNMATCHED)
     assert summary["provisional"] and summary["missing_captures"] == ["y"]
     assert (summary["captured"], summary["accuracy"]) == (1, 1.0)
+
+
+def test_a_window_counts_inferences_of_others_but_no_accuracy_of_theirs() -> None:
+    results = [{"inference_id": "x", "key": "x", "label": "motorcycle", "status": "accepted"}]
+    everything = join(records("x", "other", None), results, CLASSES, only_known=False)
+    assert len(join(records("x", "other", None), results, CLASSES)) == 1
+    summary = summarize(subject(results), Captured(everything), everything, NONE_UNMATCHED)
+    assert (summary["captured"], summary["labelled"], summary["accuracy"]) == (3, 1, 0.0)
+    assert summary["coverage"] == 1.0
+    assert [len(rows) for rows in interesting(everything).values()] == [1, 0]
+
+
+def test_the_artifact_draws_what_there_is(tmp_path: Path) -> None:
+    def text(n: int, nights: int) -> str:
+        summary = summarize(subject(accepted=n), Captured(pd.DataFrame(columns=COLUMNS)), table(n), NONE_UNMATCHED)
+        night = {"accuracy": 0.9, "coverage": 0.7}
+        return markdown(summary, "Passed", table(n), [night] * nights, tmp_path, "bucket")
+
+    assert "█" not in text(0, 0) and "mermaid" not in text(0, 1)
+    assert "| 0.50 to 0.55 | 1 | " + "█" * 24 + " |" in text(1, 1)
+    assert text(200, 3).count("█ |") == 10
+    assert "line [0.900, 0.900, 0.900]" in text(200, 3)
+    assert "Synthetic data" in text(1, 0)
