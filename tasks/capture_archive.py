@@ -147,7 +147,15 @@ class _Part:
         return self._read(columns).cast(schema).filter(pc.is_in(of_object, pa.array(sorted(objects))))
 
     def _read(self, columns: tuple[str, ...]) -> pa.Table:
-        return pq.read_table(self.path, columns=list(columns), read_dictionary=["object"], partitioning=None)
+        # One thread and no reading ahead: as quick for a few columns, and in less memory.
+        return pq.read_table(
+            self.path,
+            columns=list(columns),
+            read_dictionary=["object"],
+            partitioning=None,
+            use_threads=False,
+            pre_buffer=False,
+        )
 
 
 class _Writer:

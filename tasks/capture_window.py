@@ -1,6 +1,6 @@
 """What the capture archive holds of a window of time, as one table for pandas; no AWS, no Prefect and no waiting."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 
 from tasks.capture_archive import CaptureArchive, Day
 
+# Strings that are hashed at once.
+SLICE = 1 << 16
 COLUMNS = ["inference_id", "time", "model_version", "confidence", "predicted_class"]
 
 
@@ -57,23 +59,22 @@ def read(
     archives: dict[str, CaptureArchive], window: Window, classes: tuple[str, ...], wanted: Sequence[str] = ()
 ) -> Captured:
     """What is captured by now. archives: by variant."""
-    rows, quarantined = [_NONE], []
+    tables, kept, quarantined = [_NONE], [], []
     for variant, archive in archives.items():
         days = list(archive.days(window.first, window.last))
         if not days:
             continue
-        good = [_good(day, window, len(classes)) for day in days]
-        for day in days:
-            quarantined += _quarantined(day, len(classes))
+        good = np.flatnonzero(np.concatenate([_good(day, window, len(classes)) for day in days]))
         # A delivery may come twice; its records are the same.
-        new = _first(
-            pa.concat_tables([day.read("event_id").filter(mask) for day, mask in zip(days, good, strict=True)])[0]
-        )
-        table = pa.concat_tables([day.read(*_NEEDED).filter(mask) for day, mask in zip(days, good, strict=True)])
-        table = table.filter(new)
-        names = pa.DictionaryArray.from_arrays(np.zeros(len(table), dtype=np.int8), [variant])
-        rows.append(table.append_column("model_version", names))
-    return _captured(pa.concat_tables(rows).unify_dictionaries(), classes, wanted, tuple(quarantined))
+        first = _first(pa.chunked_array([chunk for day in days for chunk in day.read("event_id")[0].chunks]), good)
+        kept.append(good[first] + sum(map(len, tables)))
+        for day in days:
+            rows = day.read(*_NEEDED)
+            names = pa.DictionaryArray.from_arrays(np.zeros(len(rows), dtype=np.int8), [variant])
+            tables.append(rows.append_column("model_version", names))
+            quarantined += _quarantined(day, len(classes))
+    table = pa.concat_tables(tables).unify_dictionaries()
+    return _captured(table, np.concatenate([np.zeros(0, int), *kept]), classes, wanted, tuple(quarantined))
 
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -90,45 +91,71 @@ _NONE = pa.table(
 
 
 def _captured(
-    table: pa.Table, classes: tuple[str, ...], wanted: Sequence[str], quarantined: tuple[Quarantined, ...]
+    table: pa.Table,
+    kept: np.ndarray,
+    classes: tuple[str, ...],
+    wanted: Sequence[str],
+    quarantined: tuple[Quarantined, ...],
 ) -> Captured:
-    """table: a row per record."""
+    """table: a row per line. kept: indices of the rows that are records; nothing is copied before it is known which."""
+    times = table["time"].to_numpy()[kept]
     # The latest first, so that of several records of an inference the last one stays: what its execution saw.
-    table = table.take(np.argsort(table["time"].to_numpy(), kind="stable")[::-1])
+    latest = kept[np.argsort(times, kind="stable")[::-1]]
     ids = table["inference_id"]
-    first = _first(ids)
-    again = ids.filter(pa.array(~first)).value_counts()
+    first = _first(ids, latest)
+    again = ids.take(latest[~first]).value_counts()
     repeated = {row["values"].as_py(): row["counts"].as_py() + 1 for row in again}
-    table = table.filter(first)
-    table = table.take(np.arange(len(table))[::-1])
-    answered = pc.is_valid(table["predicted"])
-    without = table["inference_id"].filter(pc.invert(answered)).drop_null().to_pylist()
-    there = pc.is_in(pa.array(wanted, pa.string()), table["inference_id"].combine_chunks())
-    missing = pa.array(wanted, pa.string()).filter(pc.invert(there)).to_pylist()
-    table = table.filter(answered)
-    names = pa.DictionaryArray.from_arrays(
-        table["predicted"].combine_chunks().cast(pa.int8() if len(classes) < 128 else pa.int16()), pa.array(classes)
-    )
+    one_each = latest[first][::-1]
+    answered = pc.is_valid(table["predicted"]).to_numpy()[one_each]
+    without = ids.take(one_each[~answered]).drop_null().to_pylist()
+    waited_for = pa.array(wanted, pa.string())
+    there = pc.is_in(waited_for, ids.take(one_each).combine_chunks()) if wanted else pa.array([], pa.bool_())
+    missing = waited_for.filter(pc.invert(there)).to_pylist()
+    table = table.take(one_each[answered])
+    index = table["predicted"].combine_chunks().cast(pa.int8() if len(classes) < 128 else pa.int16())
+    names = pa.DictionaryArray.from_arrays(index, pa.array(classes))
     records = table.drop_columns(["predicted"]).append_column("predicted_class", names).to_pandas()
     return Captured(records[COLUMNS], tuple(missing), tuple(without), dict(sorted(repeated.items())), quarantined)
 
 
-def _first(column: pa.ChunkedArray) -> np.ndarray:
-    """Mask of the rows whose value was not there before; a null is like no other."""
+def _first(column: pa.ChunkedArray, order: np.ndarray) -> np.ndarray:
+    """Mask (n,) of the rows, taken in an order of n, whose value did not come before; a null is like no other.
+
+    Rows of the same hash are compared as they are; so few strings at a time are in memory as Python's or in a table.
+    """
+    hashes = np.concatenate([np.zeros(0, np.uint64), *map(_hashes, _slices(column))])[order]
+    by_hash = np.argsort(hashes, kind="stable")
+    same = hashes[by_hash][1:] == hashes[by_hash][:-1]
+    mask = np.ones(len(order), dtype=bool)
+    suspected = np.sort(by_hash[np.append(same, False) | np.append(False, same)]) if len(order) else by_hash
+    values = column.take(order[suspected]).combine_chunks()
     # dictionary_encode numbers the values as they come.
-    codes = column.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     before = np.maximum.accumulate(np.append(-1, codes[:-1])) if len(codes) else codes
-    return (codes > before) | (codes < 0)
+    mask[suspected] = (codes > before) | (codes < 0)
+    return mask
 
 
-def _good(day: Day, window: Window, classes: int) -> pa.ChunkedArray:
+def _slices(column: pa.ChunkedArray) -> Iterator[pa.Array]:
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), SLICE):
+            yield chunk.slice(start, SLICE)
+
+
+def _hashes(strings: pa.Array) -> np.ndarray:
+    hashes: np.ndarray = pd.util.hash_array(strings.to_numpy(zero_copy_only=False), categorize=False)
+    return hashes
+
+
+def _good(day: Day, window: Window, classes: int) -> np.ndarray:
     """Mask of the records in the window."""
     rows = day.read("time", "outputs", "reason")
     inside = pc.and_(
         pc.greater_equal(rows["time"], pa.scalar(window.first, _TIME)),
         pc.less_equal(rows["time"], pa.scalar(window.last, _TIME)),
     )
-    return pc.and_(pc.invert(_bad(rows, classes)), pc.fill_null(inside, False))
+    good: np.ndarray = pc.and_(pc.invert(_bad(rows, classes)), pc.fill_null(inside, False)).to_numpy()
+    return good
 
 
 def _bad(rows: pa.Table, classes: int) -> pa.ChunkedArray:
