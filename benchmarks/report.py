@@ -75,7 +75,7 @@ def _measure(function: Callable[..., Any], *arguments: Any) -> Measured:
     process.start()
     theirs.close()
     peak = 0
-    while not ours.poll(0.02):
+    while not ours.poll(0.05):
         if not process.is_alive():
             break
         peak = max(peak, _tree_pss(process.pid or 0))

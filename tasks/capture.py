@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 from settings import settings
 from tasks import storage
 from tasks.aws import AwsError
-from tasks.capture_archive import CaptureArchive, Progress
+from tasks.capture_archive import CaptureArchive, Progress, StoreReader
 from tasks.capture_window import Captured, Window, read
 
 POLL_SECONDS = 1.0
@@ -63,7 +63,7 @@ def archives(bucket: str, prefix: str, window: Window, progress: Progress) -> di
     return {
         variant: CaptureArchive(
             listing=partial(storage.list_objects, bucket),
-            open_store=partial(storage.object_store, bucket),
+            reader=lambda: StoreReader(storage.object_store(bucket)),
             prefix=f"{prefix}{variant}/",
             folder=settings().cache / "capture" / bucket / window.endpoint / variant,
             progress=progress,

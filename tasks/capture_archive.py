@@ -5,6 +5,7 @@ a later read decodes late and changed objects only. Nothing here waits, and noth
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -21,8 +22,7 @@ import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from obstore.exceptions import NotFoundError
-from obstore.store import LocalStore, S3Store
+from obstore.store import S3Store
 
 from tasks.capture_records import MOST_BYTES, SCHEMA, TOO_LARGE, Columns
 
@@ -32,6 +32,8 @@ BATCH_OBJECTS = 4096
 PARALLEL_REQUESTS = 32
 # From here on it pays to start a process per CPU.
 PROCESSES_BYTES = 256 << 20
+# Many small groups of rows take long to read, and large ones much memory to write.
+GROUP_ROWS = 1 << 16
 # Files of a day that are read together before they are made one.
 MOST_PARTS = 8
 # Of what a file holds; another number makes everything be decoded again.
@@ -42,18 +44,34 @@ VERSION = b"1"
 Objects = dict[str, tuple[str, int]]
 Listing = Callable[[str], Objects]
 Progress = Callable[[int, int], None]
+# An object's content by key; asked from several threads and processes. Raises FileNotFoundError where it is gone, and
+# ValueError where it can't be read but others can.
+Reader = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class StoreReader:
+    """Reads from whatever obstore knows."""
+
+    store: S3Store
+
+    def __call__(self, key: str) -> bytes:
+        answer = obstore.get(self.store, key)
+        if answer.meta["size"] > MOST_BYTES:
+            raise ValueError(TOO_LARGE)
+        return answer.bytes().to_bytes()
 
 
 @dataclass(frozen=True)
 class CaptureArchive:
     """Objects PREFIXyyyy/mm/dd/hh/*, and the folder that keeps what they held.
 
-    listing: objects by key below a prefix. open_store: whatever obstore reads keys from; asked for each read, since
-    credentials end. progress is told how many of the new objects are decoded.
+    listing: objects by key below a prefix. reader: makes what reads them, anew each time, since credentials end.
+    progress is told how many of the new objects are decoded.
     """
 
     listing: Listing
-    open_store: Callable[[], S3Store | LocalStore]
+    reader: Callable[[], Reader]
     prefix: str
     folder: Path
     progress: Progress
@@ -92,7 +110,7 @@ class CaptureArchive:
         batches = list(_batches(objects))
         with _Writer(folder) as writer:
             done = 0
-            for batch, (table, vanished) in zip(batches, _decoded(self.open_store(), batches), strict=True):
+            for batch, (table, vanished) in zip(batches, _decoded(self.reader(), batches), strict=True):
                 writer.write(table, {key: objects[key][0] for key in batch if key not in vanished})
                 done += len(batch)
                 self.progress(done, len(objects))
@@ -165,19 +183,32 @@ class _Writer:
         self.path = folder
         self._folder = folder
         self._etags: dict[str, str] = {}
+        self._tables: list[pa.Table] = []
 
     def __enter__(self) -> "_Writer":
         handle, name = tempfile.mkstemp(dir=self._folder, suffix=".new")
         os.close(handle)
         self._new = Path(name)
-        self._writer = pq.ParquetWriter(self._new, SCHEMA, compression="zstd")
+        # Ids are all different, and nobody asks for a range: dictionaries and statistics of them are only work.
+        self._writer = pq.ParquetWriter(
+            self._new, SCHEMA, compression="lz4", use_dictionary=["object"], write_statistics=False
+        )
         return self
 
     def write(self, table: pa.Table, etags: dict[str, str]) -> None:
-        self._writer.write_table(table)
+        self._tables.append(table)
         self._etags |= etags
+        if sum(map(len, self._tables)) >= GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._tables:
+            self._writer.write_table(pa.concat_tables(self._tables).unify_dictionaries().combine_chunks())
+            self._tables.clear()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._flush()
         etags = json.dumps(self._etags, sort_keys=True)
         self._writer.add_key_value_metadata({"version": VERSION.decode(), "etags": etags})
         self._writer.close()
@@ -224,29 +255,29 @@ def _batches(objects: Objects) -> Iterator[list[str]]:
         yield batch
 
 
-def _decoded(store: S3Store | LocalStore, batches: list[list[str]]) -> Iterator[tuple[pa.Table, set[str]]]:
+def _decoded(reader: Reader, batches: list[list[str]]) -> Iterator[tuple[pa.Table, set[str]]]:
     """The rows of each batch, and the keys that are gone."""
     cpus = os.cpu_count() or 1
     if len(batches) * BATCH_BYTES < PROCESSES_BYTES or cpus == 1:
-        yield from (_decode_batch(store, batch) for batch in batches)
+        yield from (_decode_batch(reader, batch) for batch in batches)
         return
-    # A fork would copy this process's threads' locks.
-    with ProcessPoolExecutor(min(cpus, len(batches)), multiprocessing.get_context("spawn")) as processes:
-        yield from processes.map(_decode_batch, [store] * len(batches), batches)
+    # A fork would copy this process's threads' locks. Decoding makes no cycles, and looking for some takes its time.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(cpus, len(batches)), context, initializer=gc.disable) as processes:
+        yield from processes.map(_decode_batch, [reader] * len(batches), batches)
 
 
-def _decode_batch(store: S3Store | LocalStore, keys: list[str]) -> tuple[pa.Table, set[str]]:
+def _decode_batch(reader: Reader, keys: list[str]) -> tuple[pa.Table, set[str]]:
     columns = Columns()
     vanished: set[str] = set()
 
     def read(key: str) -> bytes | str | None:
         """The content, or why it can't be read; None where it is gone."""
         try:
-            answer = obstore.get(store, key)
-            return TOO_LARGE if answer.meta["size"] > MOST_BYTES else answer.bytes().to_bytes()
-        except (NotFoundError, FileNotFoundError):
+            return reader(key)
+        except FileNotFoundError:
             return None
-        except ValueError as error:  # a key that obstore takes for no path
+        except ValueError as error:
             return str(error)[:200]
 
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:

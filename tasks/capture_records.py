@@ -18,9 +18,9 @@ from msgspec import Meta, Struct
 # Arrow's own allocator keeps what it once had: more than a hundred megabytes after a million records.
 pa.set_memory_pool(pa.system_memory_pool())
 
-# A row is a record (no reason), or a line that is none (a reason, no event_id). line: from 1; 0 where the object as a
-# whole can't be read. confidence and predicted (index of the class) are null where no output was captured. outputs: how
-# many probabilities the answer had.
+# A row is a record (no reason), or a line that is none (a reason, no event_id). line: from 1, not counting blank ones
+# where all are records; 0 where the object as a whole can't be read. confidence and predicted (index of the class) are
+# null where no output was captured. outputs: how many probabilities the answer had.
 SCHEMA = pa.schema(
     [
         ("object", pa.dictionary(pa.int32(), pa.string())),
@@ -66,6 +66,13 @@ class Record(Struct, gc=False):
     eventMetadata: _Metadata  # noqa: N815
 
 
+class _NoMetadata:
+    """Of a line that is no record."""
+
+    eventId = inferenceId = inferenceTime = None  # noqa: N815
+
+
+_NO_METADATA = _NoMetadata()
 _LINE = msgspec.json.Decoder(Record)
 _PROBABILITIES = msgspec.json.Decoder(
     Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=1, max_length=1000)]
@@ -97,9 +104,6 @@ class Columns:
         except _BAD:
             self._add_lines(content)
             return
-        if content.count(b"\n") not in (len(records), len(records) - 1):  # blank lines: which line is which?
-            self._add_lines(content)
-            return
         n = len(records)
         self._extend(list(range(1, n + 1)), list(records), answers, [None] * n)
 
@@ -110,7 +114,7 @@ class Columns:
 
     def table(self) -> pa.Table:
         """All of them, in the order in which they were added."""
-        metadata = [record and record.eventMetadata for record in self._records]
+        metadata = [record.eventMetadata if record else _NO_METADATA for record in self._records]
         highest = [max(answer) if answer else None for answer in self._answers]
         predicted = [
             answer.index(top) if answer and top is not None else None
@@ -119,9 +123,9 @@ class Columns:
         columns = [
             pa.DictionaryArray.from_arrays(pa.array(self._of_object, pa.int32()), pa.array(self._objects, pa.string())),
             self._lines,
-            [each and each.eventId for each in metadata],
-            [each and each.inferenceId for each in metadata],
-            [each and each.inferenceTime for each in metadata],
+            [each.eventId for each in metadata],
+            [each.inferenceId for each in metadata],
+            [each.inferenceTime for each in metadata],
             highest,
             predicted,
             [answer and len(answer) for answer in self._answers],

@@ -59,22 +59,20 @@ def read(
     archives: dict[str, CaptureArchive], window: Window, classes: tuple[str, ...], wanted: Sequence[str] = ()
 ) -> Captured:
     """What is captured by now. archives: by variant."""
-    tables, kept, quarantined = [_NONE], [], []
+    tables, indices, quarantined = [_NONE], [np.zeros(0, int)], []
     for variant, archive in archives.items():
         days = list(archive.days(window.first, window.last))
         if not days:
             continue
-        good = np.flatnonzero(np.concatenate([_good(day, window, len(classes)) for day in days]))
-        # A delivery may come twice; its records are the same.
-        first = _first(pa.chunked_array([chunk for day in days for chunk in day.read("event_id")[0].chunks]), good)
-        kept.append(good[first] + sum(map(len, tables)))
+        kept, bad = _records(days, window, len(classes))
+        indices.append(kept + sum(map(len, tables)))
+        quarantined += bad
         for day in days:
             rows = day.read(*_NEEDED)
             names = pa.DictionaryArray.from_arrays(np.zeros(len(rows), dtype=np.int8), [variant])
             tables.append(rows.append_column("model_version", names))
-            quarantined += _quarantined(day, len(classes))
     table = pa.concat_tables(tables).unify_dictionaries()
-    return _captured(table, np.concatenate([np.zeros(0, int), *kept]), classes, wanted, tuple(quarantined))
+    return _captured(table, np.concatenate(indices), classes, wanted, tuple(quarantined))
 
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -90,6 +88,20 @@ _NONE = pa.table(
 )
 
 
+def _records(days: list[Day], window: Window, classes: int) -> tuple[np.ndarray, list[Quarantined]]:
+    """Indices of the days' rows that are records of the window, each once, and the lines that are none."""
+    good, quarantined = [], []
+    for day in days:
+        lines = day.read("time", "outputs", "reason")
+        bad = _bad(lines, classes)
+        good.append(~bad & _inside(lines["time"], window))
+        quarantined += _quarantined(day, bad, classes)
+    kept = np.flatnonzero(np.concatenate(good))
+    # A delivery may come twice; its records are the same.
+    events = pa.chunked_array([chunk for day in days for chunk in day.read("event_id")[0].chunks])
+    return kept[_first(events, kept)], quarantined
+
+
 def _captured(
     table: pa.Table,
     kept: np.ndarray,
@@ -98,20 +110,18 @@ def _captured(
     quarantined: tuple[Quarantined, ...],
 ) -> Captured:
     """table: a row per line. kept: indices of the rows that are records; nothing is copied before it is known which."""
-    times = table["time"].to_numpy()[kept]
     # The latest first, so that of several records of an inference the last one stays: what its execution saw.
-    latest = kept[np.argsort(times, kind="stable")[::-1]]
-    ids = table["inference_id"]
-    first = _first(ids, latest)
-    again = ids.take(latest[~first]).value_counts()
+    latest = kept[np.argsort(table["time"].to_numpy()[kept], kind="stable")[::-1]]
+    first = _first(table["inference_id"], latest)
+    again = _taken(table.select(["inference_id"]), latest[~first])[0].value_counts()
     repeated = {row["values"].as_py(): row["counts"].as_py() + 1 for row in again}
-    one_each = latest[first][::-1]
-    answered = pc.is_valid(table["predicted"]).to_numpy()[one_each]
-    without = ids.take(one_each[~answered]).drop_null().to_pylist()
+    table = _taken(table, latest[first][::-1])
+    ids, answered = table["inference_id"], pc.is_valid(table["predicted"])
     waited_for = pa.array(wanted, pa.string())
-    there = pc.is_in(waited_for, ids.take(one_each).combine_chunks()) if wanted else pa.array([], pa.bool_())
-    missing = waited_for.filter(pc.invert(there)).to_pylist()
-    table = table.take(one_each[answered])
+    missing = waited_for.filter(pc.invert(pc.is_in(waited_for, ids.combine_chunks()))).to_pylist() if wanted else []
+    without = ids.filter(pc.invert(answered)).drop_null().to_pylist()
+    if not pc.all(answered).as_py():
+        table = table.filter(answered)
     index = table["predicted"].combine_chunks().cast(pa.int8() if len(classes) < 128 else pa.int16())
     names = pa.DictionaryArray.from_arrays(index, pa.array(classes))
     records = table.drop_columns(["predicted"]).append_column("predicted_class", names).to_pandas()
@@ -121,19 +131,29 @@ def _captured(
 def _first(column: pa.ChunkedArray, order: np.ndarray) -> np.ndarray:
     """Mask (n,) of the rows, taken in an order of n, whose value did not come before; a null is like no other.
 
-    Rows of the same hash are compared as they are; so few strings at a time are in memory as Python's or in a table.
+    Hashes say which rows may be alike; only these are compared as they are, since tables of strings take much memory.
     """
     hashes = np.concatenate([np.zeros(0, np.uint64), *map(_hashes, _slices(column))])[order]
     by_hash = np.argsort(hashes, kind="stable")
     same = hashes[by_hash][1:] == hashes[by_hash][:-1]
     mask = np.ones(len(order), dtype=bool)
     suspected = np.sort(by_hash[np.append(same, False) | np.append(False, same)]) if len(order) else by_hash
-    values = column.take(order[suspected]).combine_chunks()
+    values = _taken(pa.table([column], names=["value"]), order[suspected])[0].combine_chunks()
     # dictionary_encode numbers the values as they come.
     codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
     before = np.maximum.accumulate(np.append(-1, codes[:-1])) if len(codes) else codes
     mask[suspected] = (codes > before) | (codes < 0)
     return mask
+
+
+def _taken(table: pa.Table, indices: np.ndarray) -> pa.Table:
+    """These rows in this order. Arrow's own `take` makes a copy of the whole table first."""
+    mask = np.zeros(len(table), dtype=bool)
+    mask[indices] = True
+    some = table.filter(pa.array(mask))
+    if (np.diff(indices) > 0).all():
+        return some
+    return some.take(np.searchsorted(np.sort(indices), indices))
 
 
 def _slices(column: pa.ChunkedArray) -> Iterator[pa.Array]:
@@ -143,31 +163,47 @@ def _slices(column: pa.ChunkedArray) -> Iterator[pa.Array]:
 
 
 def _hashes(strings: pa.Array) -> np.ndarray:
-    hashes: np.ndarray = pd.util.hash_array(strings.to_numpy(zero_copy_only=False), categorize=False)
+    """A number of 64 bits per string (n,); different strings may have the same. 0 for null."""
+    hashes = np.zeros(len(strings), np.uint64)
+    lengths = pc.fill_null(pc.binary_length(strings), 0).to_numpy()
+    for length in np.unique(lengths[lengths > 0]):  # ids are of one length, or of a few
+        of_length = np.flatnonzero(lengths == length)
+        some = strings if len(of_length) == len(strings) else strings.take(pa.array(of_length))
+        hashes[of_length] = _hashes_of_length(some, int(length))
     return hashes
 
 
-def _good(day: Day, window: Window, classes: int) -> np.ndarray:
-    """Mask of the records in the window."""
-    rows = day.read("time", "outputs", "reason")
-    inside = pc.and_(
-        pc.greater_equal(rows["time"], pa.scalar(window.first, _TIME)),
-        pc.less_equal(rows["time"], pa.scalar(window.last, _TIME)),
-    )
-    good: np.ndarray = pc.and_(pc.invert(_bad(rows, classes)), pc.fill_null(inside, False)).to_numpy()
-    return good
+def _hashes_of_length(strings: pa.Array, length: int) -> np.ndarray:
+    """The sum of a string's words, each times an odd number of its own."""
+    _, offsets, data = strings.buffers()
+    first = np.frombuffer(offsets, np.int32)[strings.offset]
+    words = np.zeros((len(strings), -(-length // 8) * 8), np.uint8)
+    words[:, :length] = np.frombuffer(data, np.uint8)[first : first + len(strings) * length].reshape(-1, length)
+    factors = np.random.default_rng(1).integers(0, 2**63, words.shape[1] // 8, dtype=np.uint64) * 2 + 1
+    hashes: np.ndarray = (words.view(np.uint64) * factors).sum(axis=1)
+    return hashes
 
 
-def _bad(rows: pa.Table, classes: int) -> pa.ChunkedArray:
+def _inside(times: pa.ChunkedArray, window: Window) -> np.ndarray:
+    """Mask of the times in the window."""
+    first, last = pa.scalar(window.first, _TIME), pa.scalar(window.last, _TIME)
+    inside: np.ndarray = pc.fill_null(
+        pc.and_(pc.greater_equal(times, first), pc.less_equal(times, last)), False
+    ).to_numpy()
+    return inside
+
+
+def _bad(lines: pa.Table, classes: int) -> np.ndarray:
     """Mask of lines that are no records of this model."""
-    return pc.or_(pc.is_valid(rows["reason"]), pc.fill_null(pc.not_equal(rows["outputs"], classes), False))
+    other = pc.fill_null(pc.not_equal(lines["outputs"], classes), False)
+    bad: np.ndarray = pc.or_(pc.is_valid(lines["reason"]), other).to_numpy()
+    return bad
 
 
-def _quarantined(day: Day, classes: int) -> list[Quarantined]:
-    bad = _bad(day.read("outputs", "reason"), classes)
-    if not pc.any(bad).as_py():
+def _quarantined(day: Day, bad: np.ndarray, classes: int) -> list[Quarantined]:
+    if not bad.any():
         return []
-    rows = day.read("object", "line", "outputs", "reason").filter(bad).to_pylist()
+    rows = day.read("object", "line", "outputs", "reason").take(np.flatnonzero(bad)).to_pylist()
     other = "its answer has {} probabilities, and there are {} classes"
     return [
         Quarantined(row["object"], row["line"], row["reason"] or other.format(row["outputs"], classes)) for row in rows

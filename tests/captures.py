@@ -5,11 +5,10 @@ import gzip
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from obstore.store import LocalStore
 
 from tasks.capture_archive import CaptureArchive, Objects
 from tasks.capture_records import MOST_BYTES
@@ -66,6 +65,18 @@ POISON: dict[str, Callable[[int, int], bytes]] = {
 }
 
 
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads files in place of objects; as S3, it knows no folders, and no name with an empty part."""
+
+    folder: Path
+
+    def __call__(self, key: str) -> bytes:
+        if "//" in key:
+            raise ValueError(f"{key} has an empty part")
+        return (self.folder / key).read_bytes()
+
+
 class CaptureFolder:
     """Files below a variant's prefix, and the archive of them. decoded: how many objects, by read."""
 
@@ -75,7 +86,7 @@ class CaptureFolder:
         self.decoded: list[int] = []
         self.archive = CaptureArchive(
             self.listing,
-            lambda: LocalStore(str(folder)),
+            lambda: FolderReader(folder),
             "v1/",
             self.cache,
             lambda done, total: self.decoded.append(done),

@@ -6,10 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from tasks import capture_archive
+from tasks import capture_archive, capture_window
 from tasks.capture_archive import MOST_PARTS, _folders
 from tasks.capture_records import MOST_BYTES, decode
 from tests.captures import DAY, POISON, CaptureFolder, record, records
@@ -96,7 +98,9 @@ def test_what_unpacks_to_too_much_is_not_unpacked() -> None:
 
 def test_blank_lines_byte_order_marks_and_carriage_returns_are_none() -> None:
     rows = decode("key", b"\xef\xbb\xbf" + record("a") + b"\r\n\r\n\n" + record("b") + b"\n").to_pylist()
-    assert [(row["line"], row["event_id"]) for row in rows] == [(1, "a"), (4, "b")]
+    assert [row["event_id"] for row in rows] == ["a", "b"]
+    rows = decode("key", record("a") + b"\n\n{\n" + record("b")).to_pylist()
+    assert [(row["line"], row["event_id"]) for row in rows] == [(1, "a"), (3, None), (4, "b")]
     assert decode("key", b"").num_rows == 0
 
 
@@ -170,6 +174,24 @@ def test_duplicate_deliveries_count_once_and_attempts_by_their_last(captures: Ca
     assert captured.missing == ("i9",)
 
 
+def test_strings_of_one_hash_are_compared(captures: CaptureFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    captures.put("a.jsonl", records(0, 9) + record("another length", inference=None) + b"\n" + records(3, 12))
+    monkeypatch.setattr(capture_window, "SLICE", 5)  # so that one has the other length, and another has not
+    expected = captures.read().records
+    monkeypatch.setattr(capture_window, "_hashes", lambda strings: np.zeros(len(strings), np.uint64))
+    pd.testing.assert_frame_equal(captures.read().records, expected)
+    assert len(expected) == 13
+
+
+def test_equal_strings_have_equal_hashes_wherever_they_stand() -> None:
+    strings = pa.array([f"{number:036}" for number in range(100)] * 2)
+    expected = capture_window._hashes(strings)
+    assert len(set(expected)) == 100
+    for column in (strings.slice(0, 200), pa.concat_arrays([strings, pa.array(["", "x", None])])):
+        assert (capture_window._hashes(column)[:200] == expected).all()
+    assert (capture_window._hashes(strings.slice(7, 50)) == expected[7:57]).all()
+
+
 def test_inferences_without_an_id_are_each_one(captures: CaptureFolder) -> None:
     captures.put("a.jsonl", b"\n".join(record(f"e{number}", inference=None) for number in range(3)))
     captured = captures.read()
@@ -185,7 +207,9 @@ def test_answers_of_another_model_are_set_aside(captures: CaptureFolder) -> None
 
 
 def test_an_answer_that_was_not_captured_is_not_waited_for(captures: CaptureFolder) -> None:
-    captures.put("a.jsonl", record().replace(b'"endpointOutput"', b'"endpointOther"'))
+    nameless = record("n", inference=None)
+    lines = b"\n".join([record(), nameless]).replace(b'"endpointOutput"', b'"endpointOther"')
+    captures.put("a.jsonl", lines)
     captured = captures.read(wanted=("i",))
     assert captured.missing == () and captured.without_output == ("i",)
     assert captured.records.empty
