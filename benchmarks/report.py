@@ -7,12 +7,14 @@ imports or memory; seconds count from after the imports. Exits with 1 where a go
 """
 
 import argparse
+import asyncio
 import json
 import multiprocessing
 import os
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +32,9 @@ START = datetime(2026, 11, 22, tzinfo=UTC)
 # Of a 32x32 photo as PNG.
 IMAGE_BYTES = 2500
 OBJECTS = 20_000
+# As far as a region of AWS, and as many as a sequential loop gets in half a minute.
+DISTANCE_SECONDS = 0.03
+FEWER = 1000
 ROWS = 10_000_000
 MEBIBYTE = 1 << 20
 
@@ -300,12 +305,50 @@ def _objects(objects: int) -> Iterator[Figure]:
                 )
             )
         os.environ.update(aws.environment | {"SCONES_CACHE": str(Path(name) / "cache")})
-        ours = _measure(read_bucket)
-        loop = _measure(read_with_boto3)
+        ours, loop = _measure(read_bucket), _measure(read_with_boto3)
         assert ours.value == loop.value == 2 * objects, (ours.value, loop.value)
+        with Relay(aws.config.aws_port, DISTANCE_SECONDS) as relay:
+            os.environ.update({"AWS_ENDPOINT_URL": relay.url, "SCONES_CACHE": str(Path(name) / "another-cache")})
+            far, far_loop = _measure(read_bucket), _measure(read_with_boto3, FEWER)
+        assert far.value == 2 * objects and far_loop.value == 2 * FEWER, (far.value, far_loop.value)
     n = f"1 run of {objects:,} objects"
     yield Figure("objects a second from the local S3, decoded and kept", objects / ours.seconds, "/s", n)
     yield Figure("a sequential boto3 loop's time over it", loop.seconds / ours.seconds, "", n, at_least=5)
+    ratio = far_loop.seconds / FEWER * objects / far.seconds
+    yield Figure(
+        "the same with S3 30 ms away, per object", ratio, "", f"{objects:,}, and {FEWER:,} for the loop", at_least=5
+    )
+
+
+class Relay:
+    """A port of 127.0.0.1 from which everything goes to another one and back, each way half of `seconds` later."""
+
+    def __init__(self, port: int, seconds: float) -> None:
+        self._port = port
+        self._seconds = seconds
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "Relay":
+        self._thread.start()
+        server = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._connected, "127.0.0.1", 0), self._loop
+        ).result(10)
+        self.url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs = await asyncio.open_connection("127.0.0.1", self._port)
+        await asyncio.gather(self._pipe(reader, theirs[1]), self._pipe(theirs[0], writer))
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while content := await reader.read(1 << 16):
+            self._loop.call_later(self._seconds / 2, writer.write, content)
+        self._loop.call_later(self._seconds / 2, writer.close)
 
 
 def read_bucket() -> tuple[int, float]:
@@ -320,15 +363,15 @@ def read_bucket() -> tuple[int, float]:
     return len(captured.records), time.perf_counter() - began
 
 
-def read_with_boto3() -> tuple[int, float]:
-    """List, get one after the other, and count the lines."""
+def read_with_boto3(most: int | None = None) -> tuple[int, float]:
+    """List, get one after the other (`most` at most), and count the lines."""
     import boto3
 
     s3 = boto3.client("s3")
     began = time.perf_counter()
     lines = 0
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket="captures", Prefix="data-capture/e/v1/")
-    for key in [item["Key"] for page in pages for item in page["Contents"]]:
+    for key in [item["Key"] for page in pages for item in page["Contents"]][:most]:
         lines += len(s3.get_object(Bucket="captures", Key=key)["Body"].read().splitlines())
     return lines, time.perf_counter() - began
 

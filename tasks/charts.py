@@ -26,6 +26,7 @@ LIMIT = "#D55E00"
 # Points that a scatter still shows one by one; more are drawn as density.
 POINTS = 20_000
 CROSSES = 400
+STEPS = 2_000
 SIZE = (9.0, 5.2)
 DPI = 120
 
@@ -87,7 +88,7 @@ def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: C
         label=_wrong_label(n_wrong, len(wrong)),
     )
     _threshold_line(axes.axhline, caption)
-    _time_axis(axes)
+    _time_axis(axes, table["time"], pd.Timedelta(minutes=1))
     axes.set_xlabel("time of the inference (UTC)")
     axes.set_ylabel("confidence of the predicted class")
     low = min(table["confidence"].min() if len(table) else 1.0, caption.threshold, 1 / len(classes))
@@ -147,6 +148,7 @@ def confidence_histogram(table: pd.DataFrame, classes: tuple[str, ...], caption:
     _threshold_line(axes.axvline, caption)
     axes.set_xlabel("confidence of the predicted class")
     axes.set_ylabel(f"inferences per bin of {edges[1] - edges[0]:.2f} (count)")
+    axes.set_ylim(bottom=0)
     _legend(axes)
     return figure
 
@@ -190,7 +192,9 @@ def accuracy_against_coverage(table: pd.DataFrame, classes: tuple[str, ...], cap
     """What a higher threshold buys: accuracy of what is accepted, over the share that is."""
     figure, axes = _figure("Accuracy against coverage", caption, len(table))
     curve = coverage_curve(table["confidence"].to_numpy(), table["correct"].to_numpy())
-    axes.step(curve["coverage"], curve["accuracy"], where="post", color=COLOURS[0], label="accepted accuracy")
+    # As many points as can be told apart; the first and the last are among them.
+    shown = curve.iloc[np.unique(np.linspace(0, len(curve) - 1, STEPS).astype(int))] if len(curve) else curve
+    axes.step(shown["coverage"], shown["accuracy"], where="post", color=COLOURS[0], label="accepted accuracy")
     accepted = curve[curve["threshold"] >= caption.threshold]
     if len(accepted):
         coverage, accuracy = float(accepted["coverage"].iloc[-1]), float(accepted["accuracy"].iloc[-1])
@@ -214,6 +218,7 @@ def threshold_choices(table: pd.DataFrame, classes: tuple[str, ...], caption: Ca
     _threshold_line(axes.axvline, caption)
     axes.set_xlabel("threshold (confidence)")
     axes.set_ylabel("share")
+    axes.set_xlim(1 / len(classes) - 0.02, 1.02)
     axes.set_ylim(-0.02, 1.04)
     errors = axes.twinx()
     errors.plot(sweep["threshold"], sweep["errors_per_1000"], color=COLOURS[3], linestyle=":", linewidth=2)
@@ -285,10 +290,7 @@ def trend(nights: pd.DataFrame, caption: Caption) -> Figure:
         axes.annotate(
             str(row.model_version), (mdates.date2num(row.stopped), 1.03), fontsize=8, ha="left", annotation_clip=False
         )
-    _time_axis(axes)
-    if len(nights) == 1:  # matplotlib would show years on either side
-        day = pd.Timedelta(days=1)
-        axes.set_xlim(nights["stopped"].iloc[0] - day, nights["stopped"].iloc[0] + day)
+    _time_axis(axes, nights["stopped"], pd.Timedelta(days=1))
     axes.set_xlabel("end of the evaluation (UTC)")
     axes.set_ylabel("share of images")
     axes.set_ylim(-0.03, 1.08)
@@ -345,7 +347,13 @@ def _wrong_label(wrong: int, shown: int) -> str:
     return f"wrong (n = {wrong:,})" + (f", {shown:,} shown" if shown < wrong else "")
 
 
-def _time_axis(axes: Axes) -> None:
+def _time_axis(axes: Axes, times: "pd.Series[pd.Timestamp]", beside: pd.Timedelta) -> None:
+    """A date axis; a single time gets as much on either side as it is told, where matplotlib would show years."""
+    if times.empty:
+        axes.set_xticks([])
+        return
+    if times.min() == times.max():
+        axes.set_xlim(mdates.date2num(times.min() - beside), mdates.date2num(times.max() + beside))
     locator = AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
     # Seconds and minutes with the hour that they are of.

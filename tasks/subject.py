@@ -74,7 +74,7 @@ def read_window(
     first, last = (time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC) for time in (first, last))
     if first >= last:
         raise ReportError(f"the window ends at {last:%Y-%m-%dT%H:%M:%SZ}, before it begins")
-    for name in filter(None, (endpoint, variant)):
+    for name in (name for name in (endpoint, variant) if name is not None):
         if not NAME.fullmatch(name):
             raise ReportError(f"{name[:80]!r} is no name of an endpoint or variant: letters, digits and hyphens")
     window = Window(endpoint or installed.endpoint, (variant,) if variant else (), first, last)

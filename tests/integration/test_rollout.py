@@ -1,12 +1,10 @@
 """Model versions against each other on a real endpoint, with a client that invokes it all the while."""
 
-import io
 import os
 import re
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import uuid
@@ -24,7 +22,6 @@ from flows.teardown import teardown
 from flows.train_model import train_model
 from local_aws.config import LocalConfig
 from settings import ROOT, settings
-from tasks import storage
 from tasks.aws import client
 from tasks.endpoint import find, serving
 from tasks.exclusive import exclusive
@@ -32,23 +29,16 @@ from tasks.gate import judge
 from tasks.infrastructure import Installation, installation
 from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
 from tasks.rollout import RolloutFailed, owned_names
-from tests.load import Load
-from tests.runs import ended, model_servers, processes_of, started
+from tests.rollouts import changed_artifact, clients_of, leftovers, version_named
+from tests.runs import ended, model_servers, started
 
 STACK = "rollouts"
 CLASSES = ("bicycle", "motorcycle", "pickup_truck")
 KEY = "arn:aws:kms:us-east-1:000000000000:key/scones"
 
 
-def clients_of(installed: Installation) -> Load:
-    """Two clients that ask the endpoint about a test image."""
-    image = storage.get(installed.bucket, next(iter(storage.list_etags(installed.bucket, "test/"))))
-    runtime, kind = client("sagemaker-runtime"), "application/x-image"
-    return Load(runtime, clients=2, pause=0.01, EndpointName=installed.endpoint, ContentType=kind, Body=image)
-
-
 @pytest.fixture(scope="module")
-def own(installed: Any) -> Iterator[Installation]:
+def own(stack: LocalConfig) -> Iterator[Installation]:
     """An installation of its own, of three classes, with v1, trained for a moment, in service."""
     before = dict(os.environ)
     os.environ.update({"SCONES_STACK": STACK, "SCONES_CLASSES": ",".join(CLASSES)})
@@ -78,44 +68,6 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     yield set_all
     monkeypatch.undo()
     settings.cache_clear()
-
-
-def changed_artifact(installed: Installation, version: ModelVersion, **replaced: bytes) -> ModelVersion:
-    """An approved version like another one with other files, such as code/inference.py as code__inference_py."""
-    source = storage.get(installed.bucket, version.artifact_uri.split("/", 3)[3])
-    assert source is not None
-    names = {name.replace("__", "/").replace("_py", ".py").replace("_pt", ".pt"): name for name in replaced}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=io.BytesIO(source)) as old, tarfile.open(fileobj=buffer, mode="w:gz") as new:
-        for member in old.getmembers():
-            name = member.name.removeprefix("./")
-            file = old.extractfile(member)
-            content = replaced[names[name]] if name in names else file.read() if file else b""
-            member.size = len(content)
-            new.addfile(member, io.BytesIO(content))
-    key = f"models/changed-{uuid.uuid4().hex}/model.tar.gz"
-    storage.put(installed.bucket, key, buffer.getvalue())
-    client("sagemaker").create_model_package(
-        ModelPackageGroupName=settings().model_package_group,
-        InferenceSpecification={
-            "Containers": [{"Image": version.image, "ModelDataUrl": f"s3://{installed.bucket}/{key}"}],
-            "SupportedContentTypes": ["application/x-image"],
-            "SupportedResponseMIMETypes": ["application/json"],
-        },
-        ModelApprovalStatus=APPROVED,
-    )
-    return next(versions())
-
-
-def version_named(name: str) -> ModelVersion:
-    return next(version for version in versions() if version.name == name)
-
-
-def leftovers(installed: Installation) -> list[str]:
-    """What a rollout that failed must not leave."""
-    candidate = [settings().candidate_endpoint] if find(settings().candidate_endpoint) else []
-    record = list(storage.list_etags(installed.bucket, "rollouts/"))
-    return [*candidate, *record, *(name for name in owned_names() if name.endswith("-candidate"))]
 
 
 def test_a_better_model_replaces_the_champion_and_a_worse_one_is_rejected_with_its_reason(
@@ -357,33 +309,6 @@ def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation)
     assert decided.number == version.number  # nothing was trained twice
     assert decided.status == REJECTED
     assert decided.reason.startswith("rejected by a person: not today")
-
-
-def test_a_deployment_whose_process_is_killed_goes_back(installed: Any, own: Installation) -> None:
-    """SIGKILL while the endpoint is being updated; the worker's hook undoes it. On the worker's own installation."""
-    os.environ["SCONES_STACK"] = "scones-unlimited"
-    settings.cache_clear()
-    try:
-        before = serving(installed)
-        again = changed_artifact(installed, version_named(before.model_version))
-        with clients_of(installed) as invoking:
-            run = started("deploy-endpoint/local", {"version": again.number}, {})
-            while str(getattr(find(installed.endpoint), "endpoint_status", "")) != "Updating":
-                time.sleep(0.1)
-            killed = processes_of(run)
-            for process in killed:
-                process.kill()
-            assert killed
-            ended(run, "Crashed")
-            deadline = time.monotonic() + 60
-            while serving(installed) != before or leftovers(installed):
-                assert time.monotonic() < deadline, leftovers(installed)
-                time.sleep(0.5)
-        assert invoking.errors == []
-        decide(again, REJECTED, "was only for this test")
-    finally:
-        os.environ["SCONES_STACK"] = STACK
-        settings.cache_clear()
 
 
 def test_all_of_it_is_removed_only_when_asked_twice(own: Installation) -> None:

@@ -1,0 +1,30 @@
+"""A deployment through the worker, which is killed in the middle."""
+
+import time
+from typing import Any
+
+from tasks.endpoint import find, serving
+from tasks.registry import REJECTED, decide
+from tests.rollouts import changed_artifact, clients_of, leftovers, version_named
+from tests.runs import ended, processes_of, started
+
+
+def test_a_deployment_whose_process_is_killed_goes_back(installed: Any) -> None:
+    """SIGKILL while the endpoint is being updated; the worker's hook undoes it."""
+    before = serving(installed)
+    again = changed_artifact(installed, version_named(before.model_version))
+    with clients_of(installed) as invoking:
+        run = started("deploy-endpoint/local", {"version": again.number}, {})
+        while str(getattr(find(installed.endpoint), "endpoint_status", "")) != "Updating":
+            time.sleep(0.1)
+        killed = processes_of(run)
+        for process in killed:
+            process.kill()
+        assert killed
+        ended(run, "Crashed")
+        deadline = time.monotonic() + 60
+        while serving(installed) != before or leftovers(installed):
+            assert time.monotonic() < deadline, leftovers(installed)
+            time.sleep(0.5)
+    assert invoking.errors == []
+    decide(again, REJECTED, "was only for this test")

@@ -1,0 +1,59 @@
+"""Model versions with other files, clients of an endpoint, and what a rollout must not leave."""
+
+import io
+import tarfile
+import uuid
+
+from settings import settings
+from tasks import storage
+from tasks.aws import client
+from tasks.endpoint import find
+from tasks.infrastructure import Installation
+from tasks.registry import APPROVED, ModelVersion, versions
+from tasks.rollout import owned_names
+from tests.load import Load
+
+
+def clients_of(installed: Installation) -> Load:
+    """Two clients that ask the endpoint about a test image."""
+    image = storage.get(installed.bucket, next(iter(storage.list_etags(installed.bucket, "test/"))))
+    runtime, kind = client("sagemaker-runtime"), "application/x-image"
+    return Load(runtime, clients=2, pause=0.01, EndpointName=installed.endpoint, ContentType=kind, Body=image)
+
+
+def changed_artifact(installed: Installation, version: ModelVersion, **replaced: bytes) -> ModelVersion:
+    """An approved version like another one with other files, such as code/inference.py as code__inference_py."""
+    source = storage.get(installed.bucket, version.artifact_uri.split("/", 3)[3])
+    assert source is not None
+    names = {name.replace("__", "/").replace("_py", ".py").replace("_pt", ".pt"): name for name in replaced}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(source)) as old, tarfile.open(fileobj=buffer, mode="w:gz") as new:
+        for member in old.getmembers():
+            name = member.name.removeprefix("./")
+            file = old.extractfile(member)
+            content = replaced[names[name]] if name in names else file.read() if file else b""
+            member.size = len(content)
+            new.addfile(member, io.BytesIO(content))
+    key = f"models/changed-{uuid.uuid4().hex}/model.tar.gz"
+    storage.put(installed.bucket, key, buffer.getvalue())
+    client("sagemaker").create_model_package(
+        ModelPackageGroupName=settings().model_package_group,
+        InferenceSpecification={
+            "Containers": [{"Image": version.image, "ModelDataUrl": f"s3://{installed.bucket}/{key}"}],
+            "SupportedContentTypes": ["application/x-image"],
+            "SupportedResponseMIMETypes": ["application/json"],
+        },
+        ModelApprovalStatus=APPROVED,
+    )
+    return next(versions())
+
+
+def version_named(name: str) -> ModelVersion:
+    return next(version for version in versions() if version.name == name)
+
+
+def leftovers(installed: Installation) -> list[str]:
+    """What a rollout that failed must not leave."""
+    candidate = [settings().candidate_endpoint] if find(settings().candidate_endpoint) else []
+    record = list(storage.list_etags(installed.bucket, "rollouts/"))
+    return [*candidate, *record, *(name for name in owned_names() if name.endswith("-candidate"))]
