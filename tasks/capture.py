@@ -34,7 +34,10 @@ def collect(bucket: str, prefix: str, window: Window, classes: tuple[str, ...], 
     pause = POLL_SECONDS
     while True:
         with _explained(bucket, prefix):
-            captured = read(there, window, classes, wanted)
+            try:
+                captured = read(there, window, classes, wanted)
+            except FileNotFoundError:  # another report has just made one file of several
+                captured = read(there, window, classes, wanted)
         if not captured.missing:
             logger.info("%d inferences are captured, %d of them waited for", len(captured.records), len(wanted))
             return captured

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ PROCESSES_BYTES = 256 << 20
 GROUP_ROWS = 1 << 16
 # Files of a day that are read together before they are made one.
 MOST_PARTS = 8
+DAY_SECONDS = 86_400
 # Of what a file holds; another number makes everything be decoded again.
 VERSION = b"1"
 
@@ -146,6 +148,7 @@ class _Part:
 
     path: Path
     etags: dict[str, str]
+    whole: bool
 
     @classmethod
     def open(cls, path: Path) -> "_Part | None":
@@ -153,13 +156,13 @@ class _Part:
         with contextlib.suppress(OSError, pa.ArrowException, ValueError, KeyError):
             metadata = pq.read_metadata(path).metadata or {}
             if metadata[b"version"] == VERSION:
-                return cls(path, json.loads(metadata[b"etags"]))
+                return cls(path, json.loads(metadata[b"etags"]), metadata[b"whole"] == b"True")
         return None
 
     def rows(self, objects: set[str], columns: tuple[str, ...] = tuple(SCHEMA.names)) -> pa.Table:
         """Columns of the rows of these objects."""
         schema = pa.schema([SCHEMA.field(name) for name in columns])
-        if len(objects) == len(self.etags):
+        if self.whole and len(objects) == len(self.etags):
             return self._read(columns).cast(schema)
         of_object = self._read(("object",))["object"].cast(pa.string())
         return self._read(columns).cast(schema).filter(pc.is_in(of_object, pa.array(sorted(objects))))
@@ -177,15 +180,18 @@ class _Part:
 
 
 class _Writer:
-    """Writes a part; it is there when the block is left well, and as a whole."""
+    """Writes a part, which is there when the block is left; after an interruption, with what was decoded until then."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._folder = folder
+        self._waiting: list[tuple[pa.Table, dict[str, str]]] = []
         self._etags: dict[str, str] = {}
-        self._tables: list[pa.Table] = []
 
     def __enter__(self) -> "_Writer":
+        for left in self._folder.glob("*.new"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > DAY_SECONDS:
+                left.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(dir=self._folder, suffix=".new")
         os.close(handle)
         self._new = Path(name)
@@ -196,27 +202,32 @@ class _Writer:
         return self
 
     def write(self, table: pa.Table, etags: dict[str, str]) -> None:
-        self._tables.append(table)
-        self._etags |= etags
-        if sum(map(len, self._tables)) >= GROUP_ROWS:
+        self._waiting.append((table, etags))
+        if sum(len(table) for table, _ in self._waiting) >= GROUP_ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        if self._tables:
-            self._writer.write_table(pa.concat_tables(self._tables).unify_dictionaries().combine_chunks())
-            self._tables.clear()
+        if self._waiting:
+            tables = pa.concat_tables([table for table, _ in self._waiting])
+            self._writer.write_table(tables.unify_dictionaries().combine_chunks())
+            for _, etags in self._waiting:
+                self._etags |= etags
+            self._waiting.clear()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self._flush()
-        etags = json.dumps(self._etags, sort_keys=True)
-        self._writer.add_key_value_metadata({"version": VERSION.decode(), "etags": etags})
-        self._writer.close()
-        if kind is not None:
-            self._new.unlink()
-            return
-        self.path = self._folder / f"{hashlib.sha256(etags.encode()).hexdigest()[:16]}.parquet"
-        self._new.replace(self.path)
+        try:
+            if kind is None:
+                self._flush()
+            etags = json.dumps(self._etags, sort_keys=True)
+            # Interrupted, it may hold rows of objects that are not among these.
+            whole = str(kind is None)
+            self._writer.add_key_value_metadata({"version": VERSION.decode(), "etags": etags, "whole": whole})
+            self._writer.close()
+            self.path = self._folder / f"{hashlib.sha256((whole + etags).encode()).hexdigest()[:16]}.parquet"
+            self._new.replace(self.path)
+        except BaseException:
+            self._new.unlink(missing_ok=True)
+            raise
 
 
 def _compact(folder: Path, objects: Objects) -> None:

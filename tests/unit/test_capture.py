@@ -138,6 +138,26 @@ def test_many_parts_of_a_day_become_one(captures: CaptureFolder) -> None:
     assert late.records.empty
 
 
+def test_an_interrupted_read_keeps_what_it_decoded(captures: CaptureFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_archive, "BATCH_OBJECTS", 1)
+    monkeypatch.setattr(capture_archive, "GROUP_ROWS", 20)
+    for number in range(5):
+        captures.put(f"{number}.jsonl", records(number * 10, number * 10 + 10))
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    archive = captures.archive
+    captures.archive = replace(archive, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        captures.read()
+    captures.archive = archive
+    assert len(captures.read().records) == 50
+    assert captures.decoded == [1, 2, 3]  # two of five were kept
+    assert not list(captures.cache.rglob("*.new"))
+
+
 def test_a_part_that_is_broken_is_decoded_again(captures: CaptureFolder) -> None:
     captures.put("a.jsonl", records(0, 3))
     captures.read()
