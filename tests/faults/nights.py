@@ -233,6 +233,7 @@ def _kill(lab: Lab, schedule: random.Random, images: int, course: _Course) -> UU
     for process in [*worker_processes(lab.config), *processes_of(run)]:
         process.kill()
         lab.states.decided["killed"] += 1
+    time.sleep(0.5)  # a start that was still on its way is no recovery
     course.over = now()
     return run
 
