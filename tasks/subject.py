@@ -98,7 +98,7 @@ def read_window(
     run = Run(name, f"{last:%Y-%m-%d}")
     missed = sum(summary["outcome"] != PASSED for summary in evaluations)
     times = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
-    sentence = f"{times}: {len(evaluations)} evaluations, {missed} of them not passed"
+    sentence = f"{times}. Evaluations: {len(evaluations)}, not passed: {missed}"
     return Subject(run, _together(evaluations, installed, run, window), results, window, sentence)
 
 

@@ -106,7 +106,7 @@ def test_a_window_shows_all_that_the_endpoint_answered(evaluation: Evaluation, t
     assert report["accuracy"] == summary["accuracy"]
     folder = tmp_path / report["date"] / report["run"]
     assert len(pd.read_parquet(folder / "inferences.parquet")) == report["captured"]
-    assert "1 evaluations, 0 of them not passed" in (folder / "report.html").read_text()
+    assert "Evaluations: 1, not passed: 0" in (folder / "report.html").read_text()
     assert not (tmp_path / report["date"] / "report.html").exists()  # that is an evaluation's
 
 
