@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 
-# Its tests start stacks of their own, so they need not be where the shared one is.
+# Of tests that take as long together, as measured on 2 cores. The first and the last start a stack.
+OTHERS = ("tests/integration/test_rollout.py", "tests/integration/test_permissions.py")
 OWN_STACKS = "tests/integration/test_processes.py"
-LONG = "tests/integration/test_rollout.py"
+TRAINING = "tests/unit/test_classifier.py"
 PARTS = (
-    ("tests/integration", f"--ignore={OWN_STACKS}", f"--ignore={LONG}"),
-    ("tests/unit", "tests/sagemaker", OWN_STACKS),
-    (LONG,),
+    ("tests/integration", TRAINING, *(f"--ignore={path}" for path in (*OTHERS, OWN_STACKS))),
+    ("tests/unit", "tests/sagemaker", OWN_STACKS, f"--ignore={TRAINING}"),
+    OTHERS,
 )
 
 

@@ -77,7 +77,7 @@ class World:
                 if item["LastModified"] < since:
                     continue
                 for line in self.s3.get_object(Bucket=self.bucket, Key=item["Key"])["Body"].read().splitlines():
-                    ids[json.loads(line)["eventMetadata"]["inferenceId"]] += 1
+                    ids[json.loads(line)["eventMetadata"].get("inferenceId", "")] += 1  # others give none
         return ids
 
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from typing import Any
 
 import pytest
 
@@ -20,9 +19,7 @@ from tests.integration.conftest import run_flow
 STACK = "permissions"
 SMALL = {
     "SCONES_GENERATED_TEST_PER_CLASS": "2",
-    "SCONES_EPOCHS": "1",
     "SCONES_GATE_MIN_ACCURACY": "0",
-    "SCONES_SMOKE_MIN_ACCURACY": "0",
     # So that one is recommended, and old models are pruned.
     "SCONES_THRESHOLD": "recommended",
     "SCONES_THRESHOLD_TARGET": "0.1",
@@ -72,7 +69,7 @@ EVENT_NAMES = {"s3:ListBucket": ["ListObjects", "ListObjectsV2"], "s3:DeleteObje
 
 
 @pytest.fixture(scope="module")
-def called(stack: LocalConfig, installed: Any) -> dict[str, set[str]]:
+def called(stack: LocalConfig) -> dict[str, set[str]]:
     """Actions by role name."""
     prepared = run_flow(
         "from flows.prepare_data import prepare_data; prepare_data('generated')", SCONES_STACK=STACK, **SMALL

@@ -33,6 +33,8 @@ def own(tmp_path: Path) -> Iterator[tuple[LocalConfig, dict[str, str]]]:
         aws_port=int(variables["SCONES_AWS_PORT"]),
         sagemaker_port=int(variables["SCONES_SAGEMAKER_PORT"]),
     )
+    # A shell that starts the tests in its background has it ignored, which what they start would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield config, {**os.environ, **POISON, **variables}
     services.down(config)
 
