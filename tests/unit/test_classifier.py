@@ -34,7 +34,7 @@ def run_training(
         (folder / "train" / damage).write_bytes(b"not an image")
     (folder / "train_lst" / "train.lst").write_text(manifest(dataset.train))
     defaults = ["--num_classes", "2", "--num_training_samples", str(samples), "--epochs", "2", "--seed", "3"]
-    defaults += ["--folds", "2", "--repeats", "2"]
+    defaults += ["--folds", "2", "--repeats", "1"]
     environment = {
         **os.environ,
         "SM_CHANNEL_TRAIN": str(folder / "train"),
@@ -52,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("member=")]
     epochs = sorted((line[0], line[1]) for line in lines)
-    assert epochs == [(f"member={m}/4", f"epoch={e}/2") for m in (1, 2, 3, 4) for e in (1, 2)]
+    assert epochs == [(f"member={m}/2", f"epoch={e}/2") for m in (1, 2) for e in (1, 2)]
     return folder / "model"
 
 
