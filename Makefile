@@ -42,7 +42,7 @@ bench-model: setup ## measure the classifier: accuracy, calibration, time (about
 bench-evaluation: setup ## measure the nightly evaluation, also under faults (about an hour)
 	@$(RUN) -m benchmarks.evaluation
 
-bench-report: setup ## measure the report: reading captures, metrics, charts (about 5 minutes)
+bench-report: setup ## measure the report: reading captures, metrics, charts (about 8 minutes)
 	@$(RUN) -m benchmarks.report
 
 bench-sagemaker: setup ## measure the SageMaker server against its goals (about 5 minutes)

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import statistics
 import sys
 import tempfile
 import threading
@@ -125,18 +126,18 @@ def _files(files: int, rounds: int) -> Iterator[Figure]:
                 taken.append(measured)
             assert ours[-1].value["quarantined"] == again[-1].value["quarantined"] == files // 100
         n = f"{rounds} runs of {files * 500 + files // 100:,} lines"
-        fastest = _median(ours)
-        yield Figure("seconds to read the records, first time", fastest, "s", n, at_most=5)
+        usual = _median(ours)
+        yield Figure("seconds to read the records, first time", usual, "s", n, at_most=5)
         yield Figure(
             "peak memory of it, all processes", max(one.peak_bytes for one in ours) / MEBIBYTE, "MiB", n, at_most=400
         )
-        yield Figure("pandas.read_json's time over it", _median(pandas) / fastest, "", n, at_least=4)
+        yield Figure("pandas.read_json's time over it", _median(pandas) / usual, "", n, at_least=4)
         yield Figure("peak memory of pandas.read_json", max(one.peak_bytes for one in pandas) / MEBIBYTE, "MiB", n)
         yield Figure("seconds to read them again", _median(again), "s", n, at_most=1)
 
 
 def _median(measured: list[Measured]) -> float:
-    return sorted(one.seconds for one in measured)[len(measured) // 2]
+    return statistics.median(one.seconds for one in measured)
 
 
 def _write_captures(folder: Path, files: int, per_file: int = 500) -> int:

@@ -8,6 +8,7 @@ import base64
 import gzip
 import io
 import zlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
@@ -105,7 +106,7 @@ class Columns:
             self._add_lines(content)
             return
         n = len(records)
-        self._extend(list(range(1, n + 1)), list(records), answers, [None] * n)
+        self._extend(range(1, n + 1), records, answers, [None] * n)
 
     def add_unread(self, key: str, reason: str) -> None:
         """An object that is not even tried."""
@@ -152,10 +153,10 @@ class Columns:
 
     def _extend(
         self,
-        lines: list[int],
-        records: list[Record | None],
-        answers: list[list[float] | None],
-        reasons: list[str | None],
+        lines: Sequence[int],
+        records: Sequence[Record | None],
+        answers: Sequence[list[float] | None],
+        reasons: Sequence[str | None],
     ) -> None:
         self._of_object += [len(self._objects) - 1] * len(lines)
         self._lines += lines

@@ -29,8 +29,7 @@ from tasks.metrics import (
 from tasks.outcome import counts_table
 from tasks.page import interesting, render, render_index
 from tasks.reconciliation import counts, reconcile
-from tasks.results import Run
-from tasks.subject import Subject, summary_keys
+from tasks.subject import Subject, results_of, summary_keys
 
 # Evaluations that the trend shows, and that the distribution of confidence is compared with.
 NIGHTS = 30
@@ -117,7 +116,7 @@ def baseline_of(bucket: str, evaluation: dict[str, Any], nights: list[dict[str, 
     confidences = [
         row["confidence"]
         for night in alike[-BASELINE_NIGHTS:]
-        for row in storage.get_json_lines(bucket, f"{Run(night['run'], night['date']).prefix}results.jsonl") or []
+        for row in results_of(bucket, night)
         if row["confidence"] is not None
     ]
     return np.array(confidences, dtype=float)

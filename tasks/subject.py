@@ -86,14 +86,7 @@ def read_window(
         and _within(summary, window)
     ]
     evaluations.sort(key=lambda summary: summary["started"])
-    results = [
-        row
-        for summary in evaluations
-        for row in storage.get_json_lines(
-            installed.bucket, f"{Run(summary['run'], summary['date']).prefix}results.jsonl"
-        )
-        or []
-    ]
+    results = [row for summary in evaluations for row in results_of(installed.bucket, summary)]
     name = "-".join(filter(None, [f"window-{first:%Y%m%dT%H%M%SZ}-{last:%Y%m%dT%H%M%SZ}", endpoint, variant]))
     run = Run(name, f"{last:%Y-%m-%d}")
     missed = sum(summary["outcome"] != PASSED for summary in evaluations)
@@ -106,6 +99,11 @@ def summary_keys(bucket: str, date: str | None = None) -> list[str]:
     """Keys of the summaries of all evaluations, or of one day's."""
     prefix = EVALUATIONS_PREFIX + (f"{date}/" if date else "")
     return [key for key in storage.list_etags(bucket, prefix) if key.endswith("/summary.json")]
+
+
+def results_of(bucket: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of the evaluation that a summary is of."""
+    return storage.get_json_lines(bucket, f"{Run(summary['run'], summary['date']).prefix}results.jsonl") or []
 
 
 _ENDS = ("started", "stopped")

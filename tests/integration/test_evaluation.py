@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -193,7 +194,7 @@ def test_a_training_whose_process_is_killed_goes_on_with_its_job(installed: Any)
     assert [(job["TrainingJobName"], job["TrainingJobStatus"]) for job in jobs] == [(name, "Completed")]
 
 
-def test_the_readme_tells_what_happened_to_an_image(lab: Lab, bad_night: Night) -> None:
+def test_the_readme_tells_what_happened_to_an_image(lab: Lab, bad_night: Night, tmp_path: Path) -> None:
     """Its commands, as they stand there."""
     readme = (ROOT / "README.md").read_text()
     section = readme[readme.index("**What happened to image X?**") :]
@@ -212,7 +213,7 @@ def test_the_readme_tells_what_happened_to_an_image(lab: Lab, bad_night: Night) 
     }
     commands = re.sub(r"\b(" + "|".join(values) + r")\b", lambda match: values[match[0]], block[1])
     told = subprocess.run(
-        ["sh", "-ec", f'. "$SCONES_STATE/env.sh"\n{commands}'], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["sh", "-ec", f'. "$SCONES_STATE/env.sh"\n{commands}'], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert told.returncode == 0, told.stderr
     assert f'"status": "{row.status}"' in told.stdout
