@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-model bench-evaluation bench-report bench-sagemaker up down status logs lint format check lock clean
+.PHONY: help setup demo test bench-model bench-evaluation bench-nights bench-report bench-sagemaker up down status logs lint format check lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -30,7 +30,13 @@ $(VENV)/.installed: requirements.lock
 
 setup: $(VENV)/.installed ## virtual environment with the locked requirements
 
-demo: setup ## run the whole pipeline on this machine and show what came of it
+# Before anything is installed for it.
+.PHONY: check-dataset
+check-dataset:
+	@case "$(DATASET)" in ''|cifar100|generated) ;; *) test -f "$(DATASET)" || { \
+	  echo "error: DATASET=$(DATASET) is neither cifar100, generated nor a file" >&2; exit 1; } ;; esac
+
+demo: check-dataset setup ## run the whole pipeline on this machine and show what came of it
 	@$(RUN) demo.py $(if $(DATASET),--dataset "$(DATASET)")
 
 test: setup ## run every test
@@ -42,6 +48,9 @@ bench-model: setup ## measure the classifier: accuracy, calibration, time (about
 bench-evaluation: setup ## measure the nightly evaluation, also under faults (about an hour)
 	@$(RUN) -m benchmarks.evaluation
 
+bench-nights: setup ## a week of scheduled nights in fast motion, with kills and restarts (about 40 minutes)
+	@$(RUN) -m benchmarks.nights
+
 bench-report: setup ## measure the report: reading captures, metrics, charts (about 8 minutes)
 	@$(RUN) -m benchmarks.report
 
@@ -51,14 +60,14 @@ bench-sagemaker: setup ## measure the SageMaker server against its goals (about 
 up: setup ## start Prefect server, worker and the embedded AWS, and deploy prefect.yaml
 	@$(RUN) deploy.py --aws $(AWS)
 
-down: ## stop them; what they hold is kept in .scones/
+down: ## stop them; what they hold is kept
 	@test ! -x $(RUN) || $(RUN) -m local_aws down
 
-status: setup ## what runs, and where
-	@$(RUN) -m local_aws status
+status: ## what runs and where, settings that differ from the defaults, schedules
+	@if test -x $(RUN); then $(RUN) status.py; else echo "Nothing is set up. \`make up\` or \`make demo\` does it."; fi
 
-logs: ## follow the logs of all services
-	@tail -n 20 -F .scones/logs/*.log
+logs: setup ## follow the logs of all services
+	@$(RUN) -m local_aws logs
 
 lint: setup ## ruff, mypy and cfn-lint
 	@$(BIN)/ruff check .
@@ -77,7 +86,8 @@ lock: setup ## renew requirements.lock from pyproject.toml
 	  --no-annotate --extra local --extra dev --output-file requirements.lock pyproject.toml
 	@sed -i.bak -E -e "s/^(torch==[0-9.]+)\+cpu/\1/" -e "/^pip==/d" requirements.lock && rm requirements.lock.bak
 
-clean: down ## stop everything and remove what setup, services and reports left
-	@rm -rf .scones .mypy_cache .pytest_cache .ruff_cache
+clean: ## stop everything and remove what setup, services and reports left
+	@test ! -x $(RUN) || $(RUN) -m local_aws clean
+	@rm -rf .scones/cache .mypy_cache .pytest_cache .ruff_cache
 	@find reports -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	@rm -rf $(VENV)

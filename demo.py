@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -17,11 +18,13 @@ from uuid import UUID
 
 from deploy import DeploymentError, bring_up
 from local_aws import services
-from local_aws.config import LocalConfig
+from local_aws.config import ConfigError, LocalConfig
+from settings import SettingsError, settings
+from tasks.dataset import DatasetError, from_archive
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
 DEPLOYMENT = "pipeline/local"
 # Less than a training that is meant to be used: half a minute instead of two.
@@ -29,7 +32,7 @@ QUICK = {"SCONES_FOLDS": ("folds", 4), "SCONES_REPEATS": ("repeats", 1)}
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 20
 QUIET_LOGGERS = ("sagemaker", "httpx", "botocore")
-QUIET_MESSAGES = ("Finished in state", "View at")
+QUIET_MESSAGES = ("Finished in state", "View at", "Running hook", "Hook ")
 
 
 class PipelineFailed(Exception):
@@ -44,35 +47,44 @@ def main() -> int:
         "can be downloaded at once, else generated images",
     )
     dataset = parser.parse_args().dataset
-    if dataset and dataset not in ("cifar100", "generated"):
-        dataset = str(Path(dataset).expanduser().resolve())
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     started = time.monotonic()
-    config = LocalConfig()
     try:
+        config = LocalConfig()
+        if dataset and dataset not in ("cifar100", "generated"):
+            dataset = str(Path(dataset).expanduser().resolve())
+            from_archive(Path(dataset), settings().classes)  # before anything is started for it
         print("starting the services")
         bring_up(config)
         quick = {name: value for setting, (name, value) in QUICK.items() if setting not in os.environ}
         parameters = {"dataset": dataset, "fall_back_to_generated": dataset is None, "hyperparameters": quick}
-        flow_run = asyncio.run(_run_pipeline(parameters))
-        _print_summary(config, flow_run, time.monotonic() - started)
-    except (services.ServicesError, DeploymentError, PipelineFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        state, evaluation = asyncio.run(_run_pipeline(parameters))
+        if evaluation is None or not _print_summary(config, evaluation, time.monotonic() - started):
+            raise PipelineFailed(f"the pipeline ended {state.name}: {state.message}")
+        return 0 if state.is_completed() else 1
+    except (
+        *(services.ServicesError, DeploymentError, PipelineFailed),
+        *(ConfigError, SettingsError, DatasetError),
+    ) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\ninterrupted: stopping all services", file=sys.stderr)
         services.down(config)
         return 130
-    return 0
 
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-async def _run_pipeline(parameters: dict[str, Any]) -> "FlowRun":
-    """Starts the deployment, prints its log and its subflows' until it ends, and returns the evaluation's flow run."""
+async def _run_pipeline(parameters: dict[str, Any]) -> "tuple[State[Any], FlowRun | None]":
+    """Starts the deployment, prints its log and its subflows' until it ends.
+
+    Returns the state that it ended in, and the evaluation's flow run where it came that far.
+    """
     from prefect import get_client
 
     async with get_client() as client:
@@ -84,10 +96,8 @@ async def _run_pipeline(parameters: dict[str, Any]) -> "FlowRun":
         except asyncio.CancelledError:
             await _cancel(client, run.id)
             raise
-        if not state.is_completed():
-            raise PipelineFailed(f"the pipeline ended {state.name}: {state.message}")
-        children = await _children(client, run.id)
-        return next(child for child in children if child.name.startswith("nightly-evaluation"))
+        evaluations = await _children(client, run.id, "nightly-evaluation")
+        return state, evaluations[0] if evaluations else None
 
 
 async def _follow(client: "PrefectClient", run_id: UUID) -> Any:
@@ -100,11 +110,18 @@ async def _follow(client: "PrefectClient", run_id: UUID) -> Any:
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def _children(client: "PrefectClient", run_id: UUID) -> "list[FlowRun]":
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+async def _children(client: "PrefectClient", run_id: UUID, flow: str | None = None) -> "list[FlowRun]":
+    """The flow runs that a flow run called: all of them, or those of one flow."""
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterParentFlowRunId,
+    )
 
     return await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
+        flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])) if flow else None,
+        flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id])),
     )
 
 
@@ -136,18 +153,20 @@ async def _cancel(client: "PrefectClient", run_id: UUID) -> None:
         await asyncio.sleep(0.5)
 
 
-def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -> None:
-    from settings import settings
-
+def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -> bool:
+    """Prints what the report says; False where there is no report."""
     assert evaluation.expected_start_time is not None
     date = evaluation.expected_start_time.astimezone(UTC).date().isoformat()
     folder = settings().reports / date / evaluation.id.hex[:12]
+    if not (folder / "summary.json").exists():
+        return False
     summary = json.loads((folder / "summary.json").read_text())
     counts = summary["evaluation"]
     accuracy = "-" if summary["accuracy"] is None else f"{summary['accuracy']:.3f}"
     low, high = summary["accuracy_interval_95"]
     kind = "GENERATED images (not photographs)" if summary["dataset"]["synthetic"] else summary["dataset"]["source"]
     lines = {
+        "verdict": summary["verdict"],
         "data": f"{kind}: {summary['dataset']['train']} training, {summary['dataset']['test']} test images",
         "images planned": counts["planned"],
         "accepted": f"{counts['accepted']} (confidence >= {summary['threshold']:g})",
@@ -155,14 +174,16 @@ def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -
         "failed": counts["failed"],
         "accuracy": f"{accuracy} (95 % interval {low:.3f} to {high:.3f}, n = {summary['captured']})",
         "model version": summary["model_version"],
-        "charts": folder,
+        "report": folder / "report.html",
         "Prefect UI": config.prefect_url,
         "took": f"{seconds:.0f} s",
     }
     print()
     for name, value in lines.items():
         print(f"  {name:<16} {value}")
-    print("\nThe services stay up. `make down` stops them, `. .scones/env.sh` lets a shell use them.")
+    script = shlex.quote(os.path.relpath(config.state / "env.sh"))
+    print(f"\nThe services stay up. `make down` stops them, `. {script}` lets a shell use them.")
+    return True
 
 
 if __name__ == "__main__":

@@ -5,67 +5,154 @@ import asyncio
 import hashlib
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from local_aws import services
-from local_aws.config import ROOT, LocalConfig
+from local_aws.config import ROOT, ConfigError, LocalConfig
 from local_aws.environment import enter
+from settings import SettingsError, settings
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.schemas.objects import DeploymentSchedule
+    from prefect.client.schemas.responses import DeploymentResponse
 
 FILES = ("prefect.yaml", "automations.yaml")
+# Names of the deployments: what a flow run of them works on.
+LOCAL, REAL = "local", "aws"
+NOTIFICATION_BLOCK = "scones-notify"
+# Automations that earlier versions of automations.yaml had.
+RETIRED_AUTOMATIONS = (
+    "Mark flow runs without heartbeat as crashed",
+    "Resume evaluations, reports and trainings that crashed",
+    "Resume evaluations that nobody resumed",
+)
 
 
 class DeploymentError(Exception):
-    """prefect.yaml could not be applied; the message has Prefect's words."""
+    """prefect.yaml could not be applied, or there are no credentials; the message says what to do."""
 
 
 def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
     """Services up, deployments and automations as the files say. What stands already is left alone."""
+    settings()  # wrong ones are refused before anything starts
     enter(config, real_aws)
-    services.up(config, real_aws)
+    settings.cache_clear()
+    if real_aws:
+        _check_credentials()
+    for line in services.up(config, real_aws):
+        print(line)
     marker = config.state / "prefect" / "deployed"
-    digest = _digest()
+    block = asyncio.run(_notification_block())
+    digest = f"{_digest(real_aws)} {block}"
     if marker.exists() and marker.read_text() == digest:
         return
     print("applying prefect.yaml")
-    _apply_deployments(config.state / "logs" / "deploy.log")
-    asyncio.run(_apply_automations())
+    _apply_deployments(config, REAL if real_aws else LOCAL)
+    asyncio.run(_apply_automations(block))
     marker.write_text(digest)
 
 
-def _digest() -> str:
+def _check_credentials() -> None:
+    """Raises DeploymentError where there is no source of credentials, or no region. Does not ask if they are valid."""
+    import boto3
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        session = boto3.Session()
+        found, region = session.get_credentials(), session.region_name
+    except BotoCoreError as error:
+        raise DeploymentError(f"AWS=real: {error}") from error
+    if found is None:
+        raise DeploymentError("AWS=real, and there are no AWS credentials: set AWS_PROFILE, or run `aws configure`")
+    if not region:
+        raise DeploymentError("AWS=real, and there is no region: set AWS_REGION, or run `aws configure`")
+
+
+def _digest(real_aws: bool) -> str:
     """Of everything that decides what a deployment looks like in Prefect."""
-    sources = [ROOT / name for name in FILES] + sorted((ROOT / "flows").glob("*.py"))
-    content = b"".join(path.read_bytes() for path in sources) + str(ROOT).encode()
+    sources = [ROOT / name for name in (*FILES, "deploy.py")] + sorted((ROOT / "flows").glob("*.py"))
+    content = b"".join(path.read_bytes() for path in sources) + str(ROOT).encode() + str(real_aws).encode()
     return hashlib.sha256(content).hexdigest()
 
 
-def _apply_deployments(log: Path) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    with log.open("w") as file:
-        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+def _apply_deployments(config: LocalConfig, name: str) -> None:
+    """Deploys prefect.yaml under that name. Schedules stay paused or resumed as they are, and added ones stay."""
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    standing = asyncio.run(_read_deployments(name))
+    for deployment in document["deployments"]:
+        deployment["name"] = name
+        there = standing.get(deployment["entrypoint"])
+        if there is not None:
+            deployment["schedules"] = merge_schedules(deployment.get("schedules", []), there.schedules)
+    file = config.state / "prefect" / "prefect.yaml"
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    log = config.state / "logs" / "deploy.log"
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    with log.open("w") as output:
+        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode:
         tail = "\n".join(log.read_text().splitlines()[-20:])
         raise DeploymentError(f"prefect deploy failed; the end of {log}:\n{tail}")
 
 
-async def _apply_automations() -> None:
+async def _read_deployments(name: str) -> "dict[str | None, DeploymentResponse]":
+    """The deployments of that name, by entrypoint."""
+    from prefect import get_client
+
+    async with get_client() as client:
+        return {each.entrypoint: each for each in await client.read_deployments() if each.name == name}
+
+
+def merge_schedules(described: list[dict[str, Any]], standing: "list[DeploymentSchedule]") -> list[dict[str, Any]]:
+    """Schedules of prefect.yaml, paused or resumed as those of the same slug stand, and those that a person added."""
+    active = {schedule.slug: schedule.active for schedule in standing}
+    merged = [{**schedule, "active": active.get(schedule["slug"], schedule["active"])} for schedule in described]
+    for schedule in standing:
+        # Prefect gives those that a person adds no slug; without one they would be taken for new each time.
+        slug = schedule.slug or f"added-{schedule.id.hex[:8]}"
+        if slug.startswith("added-"):
+            fields = schedule.schedule.model_dump(mode="json", exclude_none=True)
+            merged.append({**fields, "active": schedule.active, "slug": slug})
+    return merged
+
+
+async def _notification_block() -> "UUID | None":
+    """The block that automations.yaml sends through; None where nobody has made it."""
+    from prefect import get_client
+
+    async with get_client() as client:
+        found = [block.id for block in await client.read_block_documents() if block.name == NOTIFICATION_BLOCK]
+    return found[0] if found else None
+
+
+async def _apply_automations(block: "UUID | None") -> None:
+    """Creates or updates what automations.yaml describes, and deletes what it no longer does."""
     from prefect import get_client
     from prefect.events.schemas.automations import AutomationCore
 
     async with get_client() as client:
-        for description in yaml.safe_load((ROOT / "automations.yaml").read_text())["automations"]:
-            automation = AutomationCore.model_validate(description)
-            existing = await client.read_automations_by_name(automation.name)
+        for name in RETIRED_AUTOMATIONS:
+            for automation in await client.read_automations_by_name(name):
+                await client.delete_automation(automation.id)
+        for description in yaml.safe_load((ROOT / "automations.yaml").read_text())["automations"] if block else []:
+            for action in description["actions"]:
+                action["block_document_id"] = str(block)
+            described = AutomationCore.model_validate(description)
+            existing = await client.read_automations_by_name(described.name)
             if existing:
-                await client.update_automation(existing[0].id, automation)
+                # A person who disabled it wants it so.
+                described.enabled = existing[0].enabled
+                await client.update_automation(existing[0].id, described)
             else:
-                await client.create_automation(automation)
+                await client.create_automation(described)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="make up", description=__doc__)
     parser.add_argument(
         "--aws",
         choices=["local", "real"],
@@ -73,11 +160,12 @@ def main() -> int:
         help="real: only Prefect server and worker, which then use the shell's own AWS credentials",
     )
     real_aws = parser.parse_args().aws == "real"
-    config = LocalConfig()
     try:
+        config = LocalConfig()
         bring_up(config, real_aws)
-    except (services.ServicesError, DeploymentError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (services.ServicesError, DeploymentError, SettingsError, ConfigError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
         return 1
     print(services.status(config))
     return 0

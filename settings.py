@@ -1,13 +1,27 @@
-"""The one home of names, prefixes and defaults. Every field can be set as SCONES_NAME in the environment."""
+"""The one home of names, prefixes and defaults.
 
+Every field of Settings can be set as SCONES_NAME, in the file scones.env or in the environment, which wins.
+"""
+
+import difflib
+import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from dotenv import dotenv_values
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent
+PREFIX = "SCONES_"
+
+# What local_aws/config.py reads from the same file and environment.
+LOCAL_NAMES = frozenset(
+    {"STATE", "PREFECT_PORT", "AWS_PORT", "SAGEMAKER_PORT", "SAGEMAKER_OPTIONS", "PREFECT_DATABASE"}
+)
+# What processes of this project tell each other; SETTINGS is the path of the settings file.
+PROCESS_NAMES = frozenset({"SETTINGS", "ROOT", "SUPERVISED", "SOCKET"})
 
 # Prefixes in the bucket. The templates in infrastructure/ grant access to them by name.
 TRAIN_PREFIX = "train/"
@@ -19,6 +33,7 @@ CAPTURE_PREFIX = "data-capture/"
 EVALUATIONS_PREFIX = "evaluations/"
 REPORTS_PREFIX = "reports/"
 ROLLOUTS_PREFIX = "rollouts/"
+THRESHOLDS_PREFIX = "thresholds/"
 
 # Schema of the JSON files that others may read.
 SCHEMA_VERSION = 1
@@ -30,10 +45,14 @@ EVALUATION_EVENT = "scones.evaluation.completed"
 ALERT_EVENT = "scones.report.alert"
 
 
+class SettingsError(ValueError):
+    """Settings are unknown or wrong; the message has a line for each."""
+
+
 class Settings(BaseSettings):
     """What an installation may choose."""
 
-    model_config = SettingsConfigDict(env_prefix="SCONES_")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     stack: str = Field(
         default="scones-unlimited",
@@ -49,7 +68,10 @@ class Settings(BaseSettings):
         default=("bicycle", "motorcycle"), min_length=2, description="CIFAR-100 fine labels, separated by commas."
     )
     dataset: str = Field(
-        default="cifar100", description="'cifar100', 'generated', or the path of an archive in CIFAR-100's layout."
+        default="cifar100",
+        min_length=1,
+        description="'cifar100', 'generated', or the path of an archive in CIFAR-100's layout. Used where nothing was "
+        "prepared yet; afterwards an installation keeps its data set until prepare-data is given another one.",
     )
     cifar_url: str = Field(
         default="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", description="Where 'cifar100' comes from."
@@ -62,8 +84,8 @@ class Settings(BaseSettings):
     # Workflow
     threshold: Annotated[float, Field(ge=0, le=1)] | Literal["recommended"] | None = Field(
         default=None,
-        description="Confidence threshold to deploy: a number, or 'recommended' for the one that the deployed model "
-        "recommends; without it the stack keeps its own (0.93).",
+        description="Confidence threshold, which deploy-endpoint applies: a number, or 'recommended' for the one that "
+        "the deployed model recommends; without it the stack keeps its own (0.93 at first).",
     )
     lambda_runtime: str = Field(default="python3.13", description="Runtime of the functions.")
     lambda_concurrency: int = Field(default=0, ge=0, description="Reserved concurrency of each function; 0 for none.")
@@ -213,5 +235,75 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """The settings of this process; raises pydantic's ValidationError, which names the variable, where one is wrong."""
-    return Settings()
+    """The settings of this process. Raises SettingsError where one is unknown or wrong."""
+    problems = unknown_names()
+    try:
+        # mypy does not know that every setting has a default.
+        chosen = Settings(_env_file=settings_file())  # type: ignore[call-arg]
+    except ValidationError as error:
+        problems += explain(error)
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return chosen
+
+
+def settings_file() -> Path:
+    """scones.env beside this file, or the file that SCONES_SETTINGS names."""
+    return Path(os.environ.get(f"{PREFIX}SETTINGS", ROOT / "scones.env"))
+
+
+def file_values() -> dict[str, str | None]:
+    """Names and values in the settings file, empty where there is none; a value is None where a line has no "=".
+
+    Raises SettingsError where the file is named by SCONES_SETTINGS and is not there, or is no text.
+    """
+    path = settings_file()
+    if not path.is_file():
+        if f"{PREFIX}SETTINGS" in os.environ:
+            raise SettingsError(f"SCONES_SETTINGS names {path}, which is no file")
+        return {}
+    try:
+        return dict(dotenv_values(path, interpolate=False))
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is no text file: {error.reason} at byte {error.start}") from error
+
+
+def unknown_names() -> list[str]:
+    """A line for each name that is no setting, in the file or, if it begins with SCONES_, in the environment."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + name for name in LOCAL_NAMES}
+    problems = []
+    for name, value in file_values().items():
+        if name not in known:
+            problems.append(f"{name} in {settings_file()} is not a setting{_meant(name, known)}")
+        elif value is None:
+            problems.append(f"{name} in {settings_file()} has no value; write {name}=VALUE")
+    processes = {PREFIX + name for name in PROCESS_NAMES}
+    problems += [
+        f"{name} in the environment is not a setting{_meant(name, known)}"
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX) and name not in known | processes
+    ]
+    return problems
+
+
+def explain(error: ValidationError) -> list[str]:
+    """A line for each setting that pydantic refused: name, value and why."""
+    reasons: dict[str, list[str]] = {}
+    values: dict[str, Any] = {}
+    for problem in error.errors():
+        name = PREFIX + str(problem["loc"][0]).upper() if problem["loc"] else ""
+        reason = problem["msg"].removeprefix("Value error, ")
+        reasons.setdefault(name, [])
+        if reason not in reasons[name]:
+            reasons[name].append(reason)
+        values[name] = os.environ.get(name, file_values().get(name) or problem["input"])
+    return [
+        f"{name}={values[name]!s:.80}: {' or '.join(each)}" if name else "; ".join(each)
+        for name, each in reasons.items()
+    ]
+
+
+def _meant(name: str, known: set[str]) -> str:
+    """What a misspelt name may have meant."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]}?" if close else "; scones.env.example has them all"

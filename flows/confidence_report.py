@@ -5,9 +5,12 @@ from typing import Any
 
 from prefect import flow
 from prefect.events import emit_event
+from prefect.logging import get_run_logger
+from prefect.states import Completed
 
+from flows.ending import endings
 from flows.identity import run_name
-from settings import ALERT_EVENT
+from settings import ALERT_EVENT, settings
 from tasks.aws import utc_now
 from tasks.capture import collect
 from tasks.endpoint import capture_prefix
@@ -16,7 +19,7 @@ from tasks.report import write
 from tasks.subject import read_evaluation, read_window
 
 
-@flow(name="confidence-report", flow_run_name=run_name, log_prints=True)
+@flow(name="confidence-report", flow_run_name=run_name, log_prints=True, **endings())
 def confidence_report(
     date: str | None = None,
     run: str | None = None,
@@ -39,7 +42,12 @@ def confidence_report(
     captured = collect(installed.bucket, prefix, subject.window, classes, subject.expected)
     summary = write(installed.bucket, subject, captured, before)
     announce(summary)
-    return summary
+    page = settings().reports / summary["date"] / summary["run"] / "report.html"
+    message = f"{subject.verdict}. {len(summary['alerts'])} things to look at. Report: {page}"
+    get_run_logger().info(message)
+    state: Any = Completed(message=message, data=summary)
+    returned: dict[str, Any] = state  # callers get the data of a state
+    return returned
 
 
 def announce(summary: dict[str, Any]) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 from prefect import flow
 from prefect.logging.loggers import flow_run_logger
 
+from flows.ending import endings
 from flows.identity import first_run, run_name, this_run
 from tasks.endpoint import ServingEndpoint
 from tasks.exclusive import exclusive
 from tasks.infrastructure import installation
 from tasks.registry import approved_model, show_registry
 from tasks.rollout import prune, roll_out, undo_interrupted
-from tasks.threshold import adopt_threshold
+from tasks.threshold import apply_threshold
 
 
 def undo(flow: Any, flow_run: Any, state: Any) -> None:
@@ -19,18 +20,24 @@ def undo(flow: Any, flow_run: Any, state: Any) -> None:
     undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning, flow_run.id.hex[:12])
 
 
-@flow(name="deploy-endpoint", flow_run_name=run_name, log_prints=True, on_crashed=[undo], on_cancellation=[undo])
+@flow(
+    name="deploy-endpoint",
+    flow_run_name=run_name,
+    log_prints=True,
+    **endings(on_crashed=[undo], on_cancellation=[undo]),
+)
 def deploy_endpoint(version: int | None = None) -> ServingEndpoint:
     """version: number of a model version; by default the newest approved one.
 
-    Changes nothing where the endpoint serves that version already, and waits while an evaluation runs.
+    Leaves the endpoint alone where it serves that version already, and waits while an evaluation runs. The threshold of
+    the workflow is applied here too, and nowhere else: SCONES_THRESHOLD, a number or "recommended".
     """
     installed = installation()
     with exclusive(installed.endpoint):
         chosen = approved_model(version)
         try:
             served = roll_out(installed, chosen, (this_run().id, first_run()))
-            adopt_threshold(installed, chosen)
+            apply_threshold(installed, chosen, this_run().id)
             prune(installed)
         finally:
             show_registry(installed)

@@ -29,9 +29,12 @@ def this_run() -> Run:
     """RUN: the first 12 hex digits of the flow run's id. DATE: the UTC date of its original expected start."""
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None, "only within a flow"
-    start = context.flow_run.expected_start_time
-    assert start is not None
-    return Run(context.flow_run.id.hex[:12], start.astimezone(UTC).date().isoformat())
+    return run_of(context.flow_run)
+
+
+def run_of(flow_run: Any) -> Run:
+    """The same for a flow run as hooks get it."""
+    return Run(flow_run.id.hex[:12], flow_run.expected_start_time.astimezone(UTC).date().isoformat())
 
 
 def first_run() -> str:

@@ -3,60 +3,82 @@
 from typing import Any
 
 from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.events import emit_event
+from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+from prefect.logging import get_run_logger
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled
 
-from flows.identity import close_interrupted, run_name, this_run
-from settings import EVALUATION_EVENT
+from flows.ending import endings, evaluated
+from flows.identity import close_interrupted, run_name, run_of, this_run
+from settings import EVALUATION_EVENT, settings
 from tasks.endpoint import serving
-from tasks.evaluation import execute, plan
+from tasks.evaluation import execute, judged, newest_summary, plan
 from tasks.exclusive import exclusive
 from tasks.executions import stop_named
 from tasks.images import dataset_note
 from tasks.infrastructure import installation
-from tasks.outcome import PASSED, GateMissed, verdict
+from tasks.outcome import verdict
 
 
 def stop_executions(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook: stops what a cancelled run left running because its process could not."""
-    stopped = stop_named(installation().state_machine_arn, flow_run.id.hex[:12], "the evaluation was cancelled")
+    """Hook: stops what a cancelled run left running because its process could not, and says how far it came."""
+    installed, run = installation(), run_of(flow_run)
+    stopped = stop_named(installed.state_machine_arn, run.id, "the evaluation was cancelled")
     flow_run_logger(flow_run, flow).info("%d executions were still running and are stopped", stopped)
+    summary = newest_summary(installed.bucket, run)
+    message = verdict(summary) if summary else "Cancelled before anything was judged; Retry goes on where it was"
+    with get_client(sync_client=True) as prefect:
+        prefect.set_flow_run_state(flow_run.id, Cancelled(message=message), force=True)
+    state.message = message  # for the hooks that follow
 
 
-@flow(name="nightly-evaluation", flow_run_name=run_name, log_prints=True, on_cancellation=[stop_executions])
+@flow(name="nightly-evaluation", flow_run_name=run_name, log_prints=True, **endings(on_cancellation=[stop_executions]))
 def nightly_evaluation() -> dict[str, Any]:
     """Returns the evaluation's summary, which is in the bucket too; the flow run's message is the verdict.
 
-    Ends Failed with GateMissed, after everything is written, where the figures are not what the settings ask for.
+    Ends in the state Passed, or Failed with GateMissed where the figures are not what the settings ask for (Missed) or
+    images were left out (Incomplete), after everything is written. A run that is judged already only returns that.
     """
     close_interrupted()
-    run, installed = this_run(), installation()
-    with exclusive(installed.endpoint):  # no deployment changes the model meanwhile
-        endpoint = serving(installed)
-        summary = execute(installed, endpoint, run, plan(installed, endpoint, run), dataset_note(installed.bucket))
+    run, installed, logger = this_run(), installation(), get_run_logger()
+    summary = judged(installed.bucket, run)
+    if summary is None:
+        with exclusive(installed.endpoint):  # no deployment changes the model meanwhile
+            endpoint = serving(installed)
+            summary = execute(installed, endpoint, run, plan(installed, endpoint, run), dataset_note(installed.bucket))
+    else:
+        logger.info("this run was judged at %s, which stands", summary["judged"])
     announce(summary)
-    returned: dict[str, Any] = ending(summary)  # callers get the data of a state
+    report = settings().reports / run.date / run.id / "report.html"
+    logger.info("%s. The report follows at %s", verdict(summary), report)
+    returned: dict[str, Any] = evaluated(summary, str(report))  # callers get the data of a state
     return returned
 
 
-def ending(summary: dict[str, Any]) -> Any:
-    """The flow run's final state, whose message the run history shows."""
-    if summary["outcome"] == PASSED:
-        return Completed(message=verdict(summary), data=summary)
-    return Failed(message=verdict(summary), data=GateMissed(summary))
-
-
 def announce(summary: dict[str, Any]) -> None:
-    """Emits the event from which prefect.yaml starts the report, unless a parent flow reports itself."""
+    """Emits the event from which prefect.yaml starts the report, unless a parent flow reports itself. Once only."""
+    name, revision = f"scones.evaluation.{summary['run']}", str(summary["revision"])
+    if (flow_run.run_count or 0) > 1 and _announced(name, revision):
+        return
     by = "flow" if flow_run.get_parent_flow_run_id() else "deployment"
     resource = {
-        "prefect.resource.id": f"scones.evaluation.{summary['run']}",
+        "prefect.resource.id": name,
         "scones.started-by": by,
         "scones.outcome": summary["outcome"],
+        "scones.revision": revision,
     }
     emit_event(EVALUATION_EVENT, resource=resource, payload={**summary, "verdict": verdict(summary)})
+
+
+def _announced(resource: str, revision: str) -> bool:
+    """Whether an earlier process of this run has emitted the event, and the server knows it."""
+    wanted = EventFilter(event=EventNameFilter(name=[EVALUATION_EVENT]), resource=EventResourceFilter(id=[resource]))
+    with get_client(sync_client=True) as prefect:
+        events = prefect.read_events(wanted).events
+    return any(event.resource.get("scones.revision", "1") == revision for event in events)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@ from prefect import flow
 
 from flows.confidence_report import confidence_report
 from flows.deploy_endpoint import deploy_endpoint, undo
+from flows.ending import endings, evaluated
 from flows.identity import run_name
 from flows.nightly_evaluation import nightly_evaluation
 from flows.prepare_data import prepare_data
 from flows.train_model import train_model
+from settings import settings
 from tasks.outcome import GateMissed
 from tasks.registry import APPROVED
 
 
-@flow(name="pipeline", flow_run_name=run_name, log_prints=True, on_crashed=[undo], on_cancellation=[undo])
+@flow(name="pipeline", flow_run_name=run_name, log_prints=True, **endings(on_crashed=[undo], on_cancellation=[undo]))
 def pipeline(
     dataset: str | None = None,
     fall_back_to_generated: bool = False,
@@ -24,19 +26,28 @@ def pipeline(
     """retrain: train even where a model of the same data, code and hyperparameters is registered.
 
     hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
-    Returns the evaluation's summary.
+    Returns the evaluation's summary, and ends as the evaluation does.
     """
     prepare_data(dataset, fall_back_to_generated)
     model = train_model(reuse=not retrain, hyperparameters=hyperparameters)
     # Where the gate rejected it, the newest approved version is deployed, which usually serves already.
     deploy_endpoint(model.number if model.status == APPROVED else None)
-    try:
-        evaluation = nightly_evaluation()
-    except GateMissed as missed:
-        confidence_report(missed.summary["date"], missed.summary["run"])
-        raise
-    confidence_report(evaluation["date"], evaluation["run"])
-    return evaluation
+    summary = _evaluate()
+    confidence_report(summary["date"], summary["run"])
+    report = settings().reports / summary["date"] / summary["run"] / "report.html"
+    returned: dict[str, Any] = evaluated(summary, str(report))  # callers get the data of a state
+    return returned
+
+
+def _evaluate() -> dict[str, Any]:
+    """The evaluation's summary, whether its gates are passed or missed. Raises what else the evaluation failed with."""
+    result = nightly_evaluation(return_state=True).result(raise_on_failure=False)
+    if isinstance(result, GateMissed):
+        return result.summary
+    if isinstance(result, BaseException):
+        raise result
+    summary: dict[str, Any] = result
+    return summary
 
 
 if __name__ == "__main__":

@@ -2,20 +2,22 @@
 
 from prefect import flow
 
+from flows.ending import endings
 from flows.identity import run_name
-from tasks.images import load_dataset, upload_dataset
+from tasks.images import dataset_note, load_dataset, upload_dataset
 from tasks.infrastructure import deploy_infrastructure
 
 
-@flow(name="prepare-data", flow_run_name=run_name, log_prints=True)
+@flow(name="prepare-data", flow_run_name=run_name, log_prints=True, **endings())
 def prepare_data(dataset: str | None = None, fall_back_to_generated: bool = False) -> dict[str, object]:
-    """dataset: 'cifar100', 'generated' or the path of an archive; by default the setting's.
+    """dataset: 'cifar100', 'generated' or the path of an archive; by default what was prepared before.
 
-    fall_back_to_generated: draw images where the archive can't be had at once. Scheduled runs never do.
+    Where nothing was prepared yet, that is the setting's. fall_back_to_generated: draw images then where the archive
+    can't be had at once. Returns the note that describes the images in the bucket.
     """
     installation = deploy_infrastructure()
-    images = load_dataset(dataset, fall_back_to_generated)
-    return upload_dataset(installation.bucket, images)
+    images = load_dataset(installation.bucket, dataset, fall_back_to_generated)
+    return dataset_note(installation.bucket) if images is None else upload_dataset(installation.bucket, images)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from prefect import flow
 from prefect.logging import get_run_logger
 
+from flows.ending import endings
 from flows.identity import run_name
 from settings import settings
 from tasks.exclusive import exclusive
 from tasks.teardown import confirm_everything, costs, remove_endpoint, remove_models, remove_stacks
 
 
-@flow(name="teardown", flow_run_name=run_name, log_prints=True)
+@flow(name="teardown", flow_run_name=run_name, log_prints=True, **endings())
 def teardown(everything: bool = False, confirm: str | None = None) -> None:
     """By default deletes the endpoint, which is billed by the hour; deploy-endpoint brings it back.
 

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows.approval import ask_a_person
+from flows.ending import endings
 from flows.identity import close_interrupted, run_name, this_run
 from tasks.gate import pass_gate
 from tasks.infrastructure import installation
@@ -10,7 +11,7 @@ from tasks.registry import PENDING, ModelVersion, find_trained, register, show_r
 from tasks.training import plan_training, train
 
 
-@flow(name="train-model", flow_run_name=run_name, log_prints=True)
+@flow(name="train-model", flow_run_name=run_name, log_prints=True, **endings())
 def train_model(reuse: bool = False, hyperparameters: dict[str, int | float] | None = None) -> ModelVersion:
     """reuse: take the newest model of the same data, code and hyperparameters, where there is one.
 
@@ -20,7 +21,7 @@ def train_model(reuse: bool = False, hyperparameters: dict[str, int | float] | N
     close_interrupted()
     run, installed = this_run().id, installation()
     plan = plan_training(installed, hyperparameters)
-    trained = find_trained(plan.fingerprint) if reuse else None
+    trained = find_trained(plan) if reuse else None
     version = pass_gate(installed, trained or register(train(installed, plan, run), plan), run)
     if version.status == PENDING:
         version = ask_a_person(version)

@@ -61,7 +61,8 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
     except runtime.exceptions.ModelError as error:
         status, message = error.response["OriginalStatusCode"], error.response["OriginalMessage"]
         kind = UnreadableImage if 400 <= status < 500 else ModelError
-        raise kind(f"the model answered {status}: {message}") from error
+        # The model's own words are in its first line; what follows is the container's traceback.
+        raise kind(f"the model answered {status}: {(message.splitlines() or [''])[0][:500]}") from None
     except ClientError as error:
         code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
         if code == "ValidationError":

@@ -1,10 +1,10 @@
-"""The local services: python -m local_aws up | down | status."""
+"""The local services: python -m local_aws up | down | status | logs | clean."""
 
 import argparse
 import sys
 
 from local_aws import services
-from local_aws.config import LocalConfig
+from local_aws.config import ConfigError, LocalConfig
 
 
 def main() -> int:
@@ -19,18 +19,22 @@ def main() -> int:
     )
     commands.add_parser("down", help="stop them all")
     commands.add_parser("status", help="say what runs, and where")
+    commands.add_parser("logs", help="follow the logs")
+    commands.add_parser("clean", help="stop them all and delete what they kept")
     arguments = parser.parse_args()
-    config = LocalConfig()
     try:
+        config = LocalConfig()
         if arguments.command == "up":
-            services.up(config, real_aws=arguments.aws == "real")
-            print(services.status(config))
+            print("\n".join([*services.up(config, real_aws=arguments.aws == "real"), services.status(config)]))
         elif arguments.command == "down":
             services.down(config)
+        elif arguments.command == "logs":
+            services.follow_logs(config)
+        elif arguments.command == "clean":
+            services.clean(config)
         else:
             print(services.status(config))
-            return 0 if services.mode(config) else 3
-    except services.ServicesError as error:
+    except (services.ServicesError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,9 +1,14 @@
-"""Where the local services listen and keep their state: SCONES_STATE and SCONES_*_PORT."""
+"""Where the local services listen and keep their state: SCONES_STATE, SCONES_*_PORT and a few more.
 
+They are read from the environment and from scones.env (or the file that SCONES_SETTINGS names), as all settings are.
+"""
+
+import os
 import socket
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,10 +21,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def settings_file() -> Path:
+    """scones.env, or the file that SCONES_SETTINGS names."""
+    return Path(os.environ.get("SCONES_SETTINGS", ROOT / "scones.env"))
+
+
+class ConfigError(ValueError):
+    """A setting of the local services is wrong; the message has a line for each."""
+
+
 class LocalConfig(BaseSettings):
     """Every port is on 127.0.0.1."""
 
-    model_config = SettingsConfigDict(env_prefix="SCONES_")
+    model_config = SettingsConfigDict(env_prefix="SCONES_", extra="ignore")
 
     state: Path = Field(default=ROOT / ".scones", description="folder of all state of the local services")
     prefect_port: int = Field(default=4210, ge=1, le=65535, description="Prefect's API and UI")
@@ -29,6 +43,29 @@ class LocalConfig(BaseSettings):
     sagemaker_options: str = Field(
         default="", description="options of the SageMaker server, such as --capture-delay 120"
     )
+
+    prefect_database: str = Field(
+        default="",
+        pattern=r"^(postgresql\+asyncpg://.+|sqlite\+aiosqlite:///.+)?$",
+        description="database of the Prefect server, such as postgresql+asyncpg://USER:PASSWORD@HOST/NAME; by default "
+        "an SQLite file in the state folder",
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(_env_file=settings_file(), **values)
+        except ValidationError as error:
+            lines = [f"SCONES_{str(each['loc'][0]).upper()}={each['input']}: {each['msg']}" for each in error.errors()]
+            raise ConfigError("\n".join(lines)) from error
+
+    @property
+    def prefect_database_url(self) -> str:
+        return self.prefect_database or f"sqlite+aiosqlite:///{self.state}/prefect/prefect.db"
+
+    @property
+    def worker_settings(self) -> Path:
+        """What local_aws/worker.py adds to its environment."""
+        return self.state / "worker-settings.json"
 
     @property
     def prefect_url(self) -> str:

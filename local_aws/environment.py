@@ -5,11 +5,15 @@ import shlex
 import sys
 from pathlib import Path
 
-from local_aws.config import ROOT, LocalConfig
+from dotenv import dotenv_values
+
+from local_aws.config import ROOT, LocalConfig, settings_file
 
 FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "SAGEMAKER_", "SM_", "BOTO_")
 # A proxy must not stand between processes of one machine.
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+# What processes of this project tell each other; no settings.
+PROCESS_VARIABLES = {"SCONES_SETTINGS", "SCONES_ROOT", "SCONES_SUPERVISED", "SCONES_SOCKET"}
 ACCOUNT_ID = "000000000000"
 REGION = "us-east-1"
 
@@ -23,9 +27,12 @@ def prefect_variables(config: LocalConfig) -> dict[str, str]:
         "PREFECT_API_URL": f"{config.prefect_url}/api",
         "PREFECT_UI_URL": config.prefect_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": config.prefect_database_url,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        # So that `prefect deployment run --watch` shows a run's log.
+        "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+        "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         "PREFECT_WORKER_PREFETCH_SECONDS": "10",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "",
         "DO_NOT_TRACK": "1",
@@ -58,13 +65,22 @@ def aws_variables(config: LocalConfig) -> dict[str, str]:
 
 
 def evaluation_variables() -> dict[str, str]:
-    """What this machine bears, where nobody chose otherwise; it has no limits of calls a second."""
-    return {
+    """What this machine bears, where the settings file does not say otherwise; it has no limits of calls a second."""
+    machine = {
         "SCONES_EXECUTIONS_IN_FLIGHT": str(_in_flight()),
         "SCONES_STARTS_PER_SECOND": "1000",
         "SCONES_DESCRIBES_PER_SECOND": "1000",
         "SCONES_LISTS_PER_SECOND": "1000",
     }
+    chosen = dotenv_values(settings_file(), interpolate=False)
+    return {name: value for name, value in machine.items() if name not in chosen}
+
+
+def worker_settings(config: LocalConfig, real_aws: bool = False) -> dict[str, str]:
+    """The settings of the shell, and of this machine, with which a worker runs flows; ports and folders aside."""
+    own = {f"SCONES_{name.upper()}" for name in LocalConfig.model_fields} | PROCESS_VARIABLES
+    environment = process_environment(config, real_aws)
+    return {name: value for name, value in environment.items() if name.startswith("SCONES_") and name not in own}
 
 
 def _in_flight() -> int:
@@ -82,9 +98,11 @@ def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str
         if not name.startswith(dropped) and (real_aws or name not in PROXIES)
     }
     binaries = str(Path(sys.executable).parent)
-    kept["PATH"] = os.pathsep.join([binaries, kept.get("PATH", "")])
+    kept["PATH"] = os.pathsep.join([str(config.state / "bin"), binaries, kept.get("PATH", "")])
     kept["SCONES_STATE"] = str(config.state)
     kept["SCONES_ROOT"] = str(ROOT)
+    if "SCONES_SETTINGS" in kept:
+        kept["SCONES_SETTINGS"] = str(settings_file().resolve())
     kept["SCONES_PREFECT_PORT"] = str(config.prefect_port)
     kept["SCONES_AWS_PORT"] = str(config.aws_port)
     kept["SCONES_SAGEMAKER_PORT"] = str(config.sagemaker_port)
@@ -102,9 +120,13 @@ def enter(config: LocalConfig, real_aws: bool = False) -> None:
 
 def prepare(config: LocalConfig) -> None:
     """Makes the folders and the file that the environment names."""
-    for folder in ("logs", "prefect", "aws/tmp"):
+    for folder in ("logs", "prefect", "aws/tmp", "bin"):
         (config.state / folder).mkdir(parents=True, exist_ok=True)
     _sdk_defaults(config).write_text("SchemaVersion: '1.0'\n")
+    # The AWS CLI's own script does not start where the path of its Python has a space in it.
+    cli = config.state / "bin" / "aws"
+    cli.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m awscli "$@"\n')
+    cli.chmod(0o755)
 
 
 def _sdk_defaults(config: LocalConfig) -> Path:
@@ -143,6 +165,11 @@ def shell_script(config: LocalConfig, real_aws: bool) -> str:
         *(f"unset {name}" for name in (() if real_aws else PROXIES)),
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(ours.items())),
         f"export SCONES_STATE={shlex.quote(str(config.state))}",
-        f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
+        *(
+            [f"export SCONES_SETTINGS={shlex.quote(str(settings_file().resolve()))}"]
+            if "SCONES_SETTINGS" in os.environ
+            else []
+        ),
+        f'export PATH={shlex.quote(str(config.state / "bin"))}:{shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
     ]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,9 @@ whatever session or process group they put themselves: that is how strays are fo
 
 import fcntl
 import hashlib
+import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -15,17 +17,20 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from local_aws.certificate import ensure_certificate
 from local_aws.config import ROOT, LocalConfig
-from local_aws.environment import prepare, process_environment, shell_script
+from local_aws.environment import prepare, process_environment, shell_script, worker_settings
 
 MARK = "SCONES_SUPERVISED"
+# Prefect sets it for the process of a flow run.
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 START_SECONDS = 90
 STOP_SECONDS = 40
 
@@ -34,29 +39,42 @@ class ServicesError(Exception):
     """The services can't be started or stopped; the message says what to do."""
 
 
-def up(config: LocalConfig, real_aws: bool = False) -> bool:
-    """Starts what is not running and waits until it answers. Returns False where all stood already."""
+def up(config: LocalConfig, real_aws: bool = False) -> list[str]:
+    """Starts what is not running, waits until it answers, and has the worker use the present settings.
+
+    Returns lines for a person: what was restarted and why, or what has to wait for flow runs in progress.
+    """
     prepare(config)
     with _lock(config):
         running = mode(config)
         wanted = "real" if real_aws else "local"
-        if running == wanted and all(answers(config, name) for name in _checked_services(real_aws)):
-            return False
         if running not in (None, wanted):
             raise ServicesError(f"the services are up with AWS={running}; run `make down` first")
+        changed = _changed(running_config(config), _service_settings(config)) if running else []
+        busy = flow_run_processes(config) if running else []
+        if changed and busy:
+            raise ServicesError(
+                f"the services run with other settings than these: {'; '.join(changed)}. {len(busy)} flow runs are in "
+                "progress: wait for them, then run `make up` again, or stop everything with `make down`"
+            )
+        (config.state / "env.sh").write_text(shell_script(config, real_aws))
+        settings = worker_settings(config, real_aws)
+        if running and not changed and all(answers(config, name) for name in _checked_services(real_aws)):
+            return _renew_worker(config, settings, busy)
         _stop(config)
         _check_ports(config, real_aws)
         if not real_aws:
             ensure_certificate(config.certificate, config.key)
         (config.state / "mode").write_text(wanted)
-        (config.state / "env.sh").write_text(shell_script(config, real_aws))
+        (config.state / "services.json").write_text(json.dumps(_service_settings(config)))
+        config.worker_settings.write_text(json.dumps(settings))
         _supervisor(config, "supervisord", real_aws=real_aws)
         try:
             _start(config, real_aws)
         except BaseException:
             _stop(config)
             raise
-    return True
+    return [f"restarted the services: {line}" for line in changed]
 
 
 def down(config: LocalConfig) -> None:
@@ -75,15 +93,94 @@ def mode(config: LocalConfig) -> str | None:
 
 
 def status(config: LocalConfig) -> str:
-    """A line per service, or that they are down."""
+    """A line per service and where it listens, or that they are down."""
     current = mode(config)
     if current is None:
         return "The services are down. `make up` starts them."
     lines = _supervisor(config, "supervisorctl", "status").stdout.strip()
-    where = [f"Prefect UI      {config.prefect_url}"]
+    started = config.model_copy(update=running_config(config))
+    where = [f"Prefect UI      {started.prefect_url}"]
     if current == "local":
-        where += [f"ministack       {config.aws_url}", f"SageMaker       {config.sagemaker_url}"]
+        where += [f"ministack       {started.aws_url}", f"SageMaker       {started.sagemaker_url}"]
     return "\n".join([lines, "", *where, f"state and logs  {config.state}"])
+
+
+def running_config(config: LocalConfig) -> dict[str, Any]:
+    """Fields of LocalConfig that the services were started with, which may have changed since; empty if unknown."""
+    try:
+        found: dict[str, Any] = json.loads((config.state / "services.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def running_settings(config: LocalConfig) -> dict[str, str]:
+    """Settings that the running worker was started with, by variable; empty where none runs."""
+    if mode(config) is None or not config.worker_settings.exists():
+        return {}
+    found: dict[str, str] = json.loads(config.worker_settings.read_text())
+    return found
+
+
+def flow_run_processes(config: LocalConfig) -> list[psutil.Process]:
+    """Processes in which the worker runs flows."""
+    found = []
+    for process in supervised_processes(config):
+        with suppress(psutil.Error):
+            parent = process.parent()
+            if FLOW_RUN in process.environ() and (parent is None or FLOW_RUN not in parent.environ()):
+                found.append(process)
+    return found
+
+
+def follow_logs(config: LocalConfig) -> None:
+    """Shows what the services log, until Ctrl-C."""
+    files = sorted(map(str, (config.state / "logs").glob("*.log")))
+    if not files:
+        raise ServicesError(f"there are no logs in {config.state / 'logs'}; run `make up` first")
+    os.execvp("tail", ["tail", "-n", "20", "-F", *files])  # noqa: S606, S607
+
+
+def clean(config: LocalConfig) -> None:
+    """Stops the services and deletes all that they kept. Raises ServicesError for a folder that is not theirs."""
+    found = {path.name for path in config.state.iterdir()} if config.state.exists() else set()
+    if found and not found & {"lock", "logs", "cache"}:
+        raise ServicesError(f"SCONES_STATE={config.state} is not a folder of the services, so it is not deleted")
+    down(config)
+    shutil.rmtree(config.state, ignore_errors=True)
+
+
+def _service_settings(config: LocalConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"state"})
+
+
+def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """What differs, as NAME: OLD -> NEW."""
+    names = sorted(before.keys() | after.keys()) if before else []
+    return [
+        f"{_variable(name)}: {before.get(name, 'not set')} -> {after.get(name, 'not set')}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _variable(name: str) -> str:
+    return name if name.startswith("SCONES_") else f"SCONES_{name.upper()}"
+
+
+def _renew_worker(config: LocalConfig, settings: dict[str, str], busy: list[psutil.Process]) -> list[str]:
+    """Restarts the worker where its settings have changed and no flow run is in progress."""
+    changed = _changed(running_settings(config), settings)
+    if not changed:
+        return []
+    if busy:
+        return [
+            f"NOT applied while {len(busy)} flow runs are in progress; run `make up` again afterwards: {line}"
+            for line in changed
+        ]
+    config.worker_settings.write_text(json.dumps(settings))
+    _supervisor(config, "supervisorctl", "restart", "worker")
+    return [f"restarted the worker: {line}" for line in changed]
 
 
 def supervised_processes(config: LocalConfig) -> list[psutil.Process]:
@@ -201,6 +298,8 @@ def _supervisor(
     environment = {**process_environment(config, real_aws), "SCONES_SOCKET": str(_socket(config))}
     if command == "supervisord":
         environment[MARK] = _mark(config)
+        for name in worker_settings(config, real_aws):
+            del environment[name]  # local_aws/worker.py has them from a file that may change
     program = [str(Path(sys.executable).parent / command), "-c", str(ROOT / "supervisord.conf"), *arguments]
     # A session of its own, so that Ctrl-C in the terminal does not reach it.
     done = subprocess.run(program, env=environment, cwd=ROOT, text=True, capture_output=True, start_new_session=True)

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 
 from tasks.capture_archive import CaptureArchive, Day
 
+# Inference ids of smoke tests, which never count, begin so.
+SMOKE = "smoke-"
 # Strings that are hashed at once.
 SLICE = 1 << 16
 COLUMNS = ["inference_id", "time", "model_version", "confidence", "predicted_class"]
@@ -43,9 +45,9 @@ class Quarantined:
 class Captured:
     """What was captured in a window.
 
-    records: columns COLUMNS, a row per inference by time; inference_id is null where the caller gave none. missing: ids
-    that are waited for and have no record. without_output: ids whose record has no answer in it. repeated: how often
-    those inferences were captured that were so more than once; the last record is the row.
+    records: columns COLUMNS, a row per inference by time, without smoke tests; inference_id is null where the caller
+    gave none. missing: ids that are waited for and have no record. without_output: ids whose record has no answer in
+    it. repeated: how often those inferences were captured that were so more than once; the last record is the row.
     """
 
     records: pd.DataFrame
@@ -110,6 +112,8 @@ def _captured(
     quarantined: tuple[Quarantined, ...],
 ) -> Captured:
     """table: a row per line. kept: indices of the rows that are records; nothing is copied before it is known which."""
+    smoke = pc.fill_null(pc.starts_with(table["inference_id"], SMOKE), False).to_numpy()
+    kept = kept[~smoke[kept]]
     # The latest first, so that of several records of an inference the last one stays: what its execution saw.
     latest = kept[np.argsort(table["time"].to_numpy()[kept], kind="stable")[::-1]]
     first = _first(table["inference_id"], latest)

@@ -274,7 +274,7 @@ def drift_of_confidence(baseline: np.ndarray, current: np.ndarray, found: Drift,
 
 
 def trend(nights: pd.DataFrame, caption: Caption) -> Figure:
-    """nights: columns stopped (UTC), accuracy, coverage, failed_share, model_version, a row per evaluation."""
+    """nights: columns stopped (UTC), accuracy, coverage, failed_share, threshold, model_version; one row each."""
     figure, axes = _figure("The last nights", caption, len(nights))
     styles = {
         "accuracy": (COLOURS[0], "o", "-"),
@@ -284,6 +284,10 @@ def trend(nights: pd.DataFrame, caption: Caption) -> Figure:
     for name, (colour, marker, line) in styles.items():
         label = name.replace("_", " ")
         axes.plot(nights["stopped"], nights[name], color=colour, marker=marker, linestyle=line, label=label)
+    axes.step(
+        nights["stopped"], nights["threshold"], where="post", color="#555555", linewidth=1.2, linestyle="--",
+        label="threshold",
+    )  # fmt: skip
     changed = nights[nights["model_version"] != nights["model_version"].shift()]
     for row in changed.itertuples():
         axes.axvline(mdates.date2num(row.stopped), color="#999999", linewidth=0.8)

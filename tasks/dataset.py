@@ -40,13 +40,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, the class names in label order, and where they come from."""
+    """Both splits, the class names in label order, and where they come from.
+
+    source: for people. given: what to ask for to get them again: a name, or the path of an archive.
+    """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     source: str
     synthetic: bool
+    given: str
 
 
 def generated(classes: Sequence[str], train_per_class: int, test_per_class: int) -> Dataset:
@@ -62,17 +66,20 @@ def generated(classes: Sequence[str], train_per_class: int, test_per_class: int)
 
     try:
         # Far apart, so that more training images never run into the test images.
-        dataset = Dataset(split(0, train_per_class), split(50_000, test_per_class), tuple(classes), "generated", True)
+        dataset = Dataset(
+            split(0, train_per_class), split(50_000, test_per_class), tuple(classes), "generated", True, "generated"
+        )
     except ValueError as error:
         raise DatasetError(f"generated data: {error}") from error
     check(dataset)
     return dataset
 
 
-def from_archive(path: Path, classes: Sequence[str], official: bool = False) -> Dataset:
+def from_archive(path: Path, classes: Sequence[str], official: bool = False, given: str | None = None) -> Dataset:
     """Reads an archive in CIFAR-100's layout and keeps the fine labels `classes`.
 
-    `official` also asks for the published number of images. Raises DatasetError for a missing, truncated or other file.
+    `official` also asks for the published number of images. given: what it was asked for by, if not by its path.
+    Raises DatasetError for a missing, truncated or other file.
     """
     if not path.is_file():
         raise DatasetError(f"no archive at {path}; give the path of a .tar.gz in CIFAR-100's layout, or 'generated'")
@@ -91,7 +98,7 @@ def from_archive(path: Path, classes: Sequence[str], official: bool = False) -> 
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise DatasetError(f"{path} is not a readable archive in CIFAR-100's layout (truncated?): {error}") from error
-    dataset = Dataset(splits["train"], splits["test"], tuple(classes), path.name, False)
+    dataset = Dataset(splits["train"], splits["test"], tuple(classes), path.name, False, given or str(path))
     check(dataset)
     if official:
         for name, split in splits.items():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from tasks.aws import utc_now
 from tasks.endpoint import ServingEndpoint
 from tasks.executions import Executions
 from tasks.infrastructure import Installation
-from tasks.outcome import markdown, summarize
+from tasks.outcome import INCOMPLETE, markdown, summarize
 from tasks.results import Planned, Result, Run, inference_id, iso, not_submitted, result
 
 # Images to a task run, and to a file of results: what a killed run has to ask for again at most.
@@ -87,7 +88,7 @@ def execute(
     Whatever this ends by, both are written: what was not submitted is in the results as not_submitted. To be called in
     the flow's main thread, which a cancellation interrupts.
     """
-    evaluation = Evaluation(installation, run, planned)
+    evaluation = Evaluation(installation, run, planned, revision=newest_revision(installation.bucket, run) + 1)
     try:
         evaluation.recall()
         if endpoint.model_version == planned[0].model_version:
@@ -108,13 +109,36 @@ def execute(
     return summary
 
 
-class Evaluation:
-    """The images of a run, and what is known of each."""
+def judged(bucket: str, run: Run) -> dict[str, Any] | None:
+    """The summary of a run that is over and judged, which stays as it is; None where the run has something left to do.
 
-    def __init__(self, installation: Installation, run: Run, planned: list[Planned]) -> None:
+    An incomplete one, which was cancelled, may be gone on with; that gives it another summary.
+    """
+    summary = newest_summary(bucket, run)
+    return summary if summary is not None and summary["outcome"] != INCOMPLETE else None
+
+
+def newest_summary(bucket: str, run: Run) -> dict[str, Any] | None:
+    """The last judgement of a run; None where there is none yet."""
+    revision = newest_revision(bucket, run)
+    summary: dict[str, Any] | None = storage.get_json(bucket, run.summary_key(revision)) if revision else None
+    return summary
+
+
+def newest_revision(bucket: str, run: Run) -> int:
+    """How often the run was judged; 0 for never."""
+    keys = set(storage.list_etags(bucket, run.prefix))
+    return next(number for number in count() if run.summary_key(number + 1) not in keys)
+
+
+class Evaluation:
+    """The images of a run, and what is known of each. revision: of the results and the summary that it will write."""
+
+    def __init__(self, installation: Installation, run: Run, planned: list[Planned], revision: int) -> None:
         self._installation = installation
         self._run = run
         self._planned = planned
+        self._revision = revision
         self._attempts: dict[str, list[Result]] = defaultdict(list)  # by key, in their order
         self._logger = get_run_logger()
 
@@ -123,7 +147,7 @@ class Evaluation:
         bucket = self._installation.bucket
         chunks = storage.list_etags(bucket, self._chunks)
         lines = [line for chunk in chunks for line in storage.get_json_lines(bucket, chunk) or []]
-        for line in storage.get_json_lines(bucket, f"{self._run.prefix}results.jsonl") or []:
+        for line in storage.get_json_lines(bucket, self._run.results_key(max(self._revision - 1, 1))) or []:
             lines += [*line.pop("previous_attempts"), line]
         known = {line["inference_id"]: line for line in lines if line["status"] != "not_submitted"}
         for line in sorted(known.values(), key=lambda line: line["attempt"]):
@@ -143,14 +167,29 @@ class Evaluation:
         return [self._result(image) for image in self._planned]
 
     def finish(self, endpoint: ServingEndpoint, note: dict[str, Any]) -> dict[str, Any]:
-        """Writes results and summary, and removes the chunks, which the results contain."""
-        bucket, results = self._installation.bucket, self.results()
-        summary = summarize(results, self._run, endpoint, self._installation.classes, note)
-        rows = (row.to_json() for row in results)
-        storage.put_json_lines(bucket, f"{self._run.prefix}results.jsonl", rows)
-        storage.put_json(bucket, f"{self._run.prefix}summary.json", summary)
+        """Writes results and summary, and removes the chunks, which the results contain.
+
+        The summary is written once and never again: where another process of this run was quicker, its summary is
+        returned.
+        """
+        bucket, run, results = self._installation.bucket, self._run, self.results()
+        summary = summarize(results, run, endpoint, self._installation.classes, note)
+        summary |= {
+            "revision": self._revision,
+            "supersedes": run.summary_key(self._revision - 1) if self._revision > 1 else None,
+            "judged": iso(utc_now()),
+        }
+        lines = [row.to_json() for row in results]
+        before = storage.get_json_lines(bucket, run.results_key(self._revision - 1)) if self._revision > 1 else None
+        if lines == before:  # nothing came of going on, so there is nothing to judge again
+            return dict(storage.get_json(bucket, run.summary_key(self._revision - 1)))
+        key = run.summary_key(self._revision)
+        if (written := storage.get_json(bucket, key)) is None:
+            storage.put_json_lines(bucket, run.results_key(self._revision), lines)
+            if not storage.create_json(bucket, key, summary):
+                written = storage.get_json(bucket, key)
         storage.delete_others(bucket, self._chunks, [])
-        return summary
+        return summary if written is None else dict(written)
 
     def record(self, executions: Executions, chunk: list[Planned]) -> None:
         """Writes a chunk's results, so that nobody has to ask for them again."""

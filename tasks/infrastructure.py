@@ -64,8 +64,7 @@ def deploy_workflow_stack(bucket: str, progress: Any) -> None:
         "Bucket": bucket,
         "EndpointName": settings().endpoint,
         "Classes": ",".join(settings().classes),
-        # A threshold that the model recommends comes with the model.
-        "Threshold": str(settings().threshold) if isinstance(settings().threshold, float) else None,
+        "Threshold": None,  # deploy-endpoint changes it, with the model
         "Runtime": settings().lambda_runtime,
         "ReservedConcurrency": str(settings().lambda_concurrency),
         "KmsKey": settings().kms_key or "",
@@ -105,10 +104,21 @@ def installation() -> Installation:
 
 
 def stack_outputs(name: str) -> dict[str, str]:
-    stack = _describe(name)
-    if stack is None or "Outputs" not in stack:
+    """Raises InfrastructureError where there is no such stack, or its creation failed."""
+    outputs = find_outputs(name)
+    if outputs is None:
         raise InfrastructureError(f"there is no stack {name!r}; run the prepare-data deployment first")
-    return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+    if not outputs:
+        raise InfrastructureError(f"stack {name!r} was not created; run the prepare-data deployment again")
+    return outputs
+
+
+def find_outputs(name: str) -> dict[str, str] | None:
+    """A stack's outputs, of which one that failed may have none; None where there is no such stack."""
+    stack = _describe(name)
+    if stack is None or stack["StackStatus"] == "DELETE_COMPLETE":
+        return None
+    return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
 
 def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | None]) -> str:
@@ -147,15 +157,16 @@ def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | N
     return "updated" if exists else "created"
 
 
-def delete_stack(name: str) -> None:
-    """Deletes a stack and waits until it is gone; one that is not there is no error. Raises InfrastructureError."""
+def delete_stack(name: str) -> bool:
+    """Deletes a stack and waits until it is gone; False where there was none. Raises InfrastructureError."""
     if _settled(name) is None:
-        return
+        return False
     with explained(f"delete the stack {name}"):
         client("cloudformation").delete_stack(StackName=name)
     left = _settled(name)
     if left is not None:
         raise InfrastructureError(f"stack {name}: {left['StackStatus']}: {_failure(name)}")
+    return True
 
 
 def _parameters(values: dict[str, str | None], previous: set[str]) -> list[dict[str, Any]]:

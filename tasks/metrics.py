@@ -17,12 +17,16 @@ Z = 1.959964
 
 @dataclass(frozen=True)
 class Figures:
-    """Counts and shares of captured inferences; accuracies of the labelled ones among them."""
+    """Counts and shares of captured images; accuracies of the labelled ones among them.
+
+    accepted_labelled: those at or above the threshold whose label is known, of which accepted_accuracy is.
+    """
 
     captured: int
     labelled: int
     above_threshold: int
     below_threshold: int
+    accepted_labelled: int
     coverage: float | None
     accuracy: float | None
     accepted_accuracy: float | None
@@ -53,6 +57,7 @@ def figures(table: pd.DataFrame, threshold: float) -> Figures:
         labelled=int(known.sum()),
         above_threshold=accepted,
         below_threshold=len(table) - accepted,
+        accepted_labelled=int((known & above).sum()),
         coverage=share(accepted, len(table)),
         accuracy=share(int((known & correct).sum()), int(known.sum())),
         accepted_accuracy=share(int((known & correct & above).sum()), int((known & above).sum())),

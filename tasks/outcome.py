@@ -77,6 +77,7 @@ def summarize(
         "date": run.date,
         "outcome": outcome,
         "gates_missed": missed,
+        "gates": [{"name": gate.name, "value": gate.value, "limit": gate.limit} for gate in gates],
         "dataset": note,
         "endpoint": endpoint.name,
         "model_version": results[0].model_version if results else endpoint.model_version,
@@ -109,6 +110,15 @@ def verdict(summary: dict[str, Any]) -> str:
     return f"Passed: {_figures(summary)}"
 
 
+def heading(summary: dict[str, Any]) -> str:
+    """The verdict without the figures, short enough for a flow run's name: what was missed and by how much."""
+    if summary["outcome"] == PASSED:
+        return "passed" if summary["accuracy"] is None else f"passed, accuracy {summary['accuracy']:.3f}"
+    if summary["outcome"] == MISSED:
+        return f"missed: {'; '.join(summary['gates_missed'])}"
+    return f"incomplete: {summary['not_submitted']} of {summary['planned']} images were not submitted"
+
+
 def _figures(summary: dict[str, Any]) -> str:
     figures = f"{summary['accepted']} of {summary['planned']} images accepted"
     if summary["accuracy"] is not None:
@@ -120,9 +130,9 @@ def _figures(summary: dict[str, Any]) -> str:
 def markdown(summary: dict[str, Any], results: list[Result], bucket: str, prefix: str) -> str:
     """The outcome as a Prefect artifact: the verdict, the counts, and the images that need a look."""
     latency, spent = summary["latency_seconds"], summary["cost_usd"]["total"]
-    heading, _, _ = verdict(summary).partition(f" {_figures(summary)}")
+    short = heading(summary)
     lines = [
-        f"# {heading.rstrip('.:')}",
+        f"# {short[0].upper()}{short[1:]}",
         "",
         f"{_figures(summary)}. Model {summary['model_version']}, threshold {summary['threshold']:g}, "
         f"{summary['executions']} executions, {summary['retried']} images tried again.",

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tasks.history import History
 from tasks.outcome import PASSED
 from tasks.reconciliation import KINDS
 from tasks.subject import Subject
@@ -21,6 +22,8 @@ TILES = 12
 ROWS = 500
 # Lines of the reconciliation and of the quarantine; the files have them all.
 LINES = 50
+# Members of a report's summary that reports of earlier versions do not have.
+INDEXED = ("stopped", "verdict", "outcome", "window")
 
 TEMPLATES = Environment(
     # Nothing from a record reaches the page unescaped.
@@ -46,9 +49,9 @@ def render(
     unmatched: lines of the reconciliation. quarantined: lines that are no records.
     """
     needing = rows_to_look_at(subject.results, set(summary["missing_captures"]))
-    arns = {row["inference_id"]: row["execution_arn"] for row in subject.results}
+    executed = {row["inference_id"] for row in subject.results if row["execution_arn"]}
     tiles = [
-        (title, [_tile(row, images.get(row["key"]), arns.get(row["inference_id"])) for row in rows])
+        (title, [_tile(row, images.get(row["key"]), row["inference_id"] in executed) for row in rows])
         for title, rows in sheets.items()
     ]
     return TEMPLATES.get_template("report.html.j2").render(
@@ -63,14 +66,24 @@ def render(
         kinds=KINDS,
         unmatched=[line for line in unmatched if line["kind"] != "retried_attempt"][:LINES],
         quarantined=quarantined[:LINES],
+        changes=summary.get("changes", []),
+        executed=executed,
         endpoint=subject.evaluation["endpoint"],
         started=subject.evaluation["started"],
         stopped=subject.evaluation["stopped"],
     )
 
 
-def render_index(folder: Path) -> str:
-    """A page over all reports below the folder, the latest first; what is no summary of a report is left out."""
+def render_executions(subject: Subject, executions: list[History]) -> str:
+    """The page that the report's images lead to: every state of their executions."""
+    return TEMPLATES.get_template("executions.html.j2").render(run=subject.run, executions=executions)
+
+
+def render_index(folder: Path, bucket: str) -> str:
+    """A page over the reports of one installation below the folder, the latest first.
+
+    Left out is what is no summary of a report, or one of another installation's: of another bucket.
+    """
     reports = []
     for file in sorted(folder.glob("*/*/summary.json"), reverse=True):
         try:
@@ -78,9 +91,10 @@ def render_index(folder: Path) -> str:
             known = summary["date"] == file.parent.parent.name and summary["run"] == file.parent.name
         except (OSError, ValueError, TypeError, KeyError):
             continue
-        if known and "alerts" in summary:
-            reports.append(summary)
-    return TEMPLATES.get_template("index.html.j2").render(reports=reports)
+        if known and "alerts" in summary and summary.get("bucket", bucket) == bucket:
+            reports.append({**dict.fromkeys(INDEXED), **summary})
+    reports.sort(key=lambda summary: (summary["stopped"] or summary["date"], summary["run"]), reverse=True)
+    return TEMPLATES.get_template("index.html.j2").render(reports=reports, bucket=bucket)
 
 
 def interesting(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
@@ -109,12 +123,9 @@ def rows_to_look_at(results: list[dict[str, Any]], missing: set[str]) -> list[di
     return sorted(chosen, key=lambda row: (order[row["status"]], -(row["confidence"] or 0), row["key"]))
 
 
-def _tile(row: dict[str, Any], image: bytes | None, arn: str | None) -> dict[str, Any]:
+def _tile(row: dict[str, Any], image: bytes | None, executed: bool) -> dict[str, Any]:
     kind = "png" if image is not None and image.startswith(b"\x89PNG") else "jpeg"
-    link = None
-    if arn:
-        region = arn.split(":")[3]
-        link = f"https://{region}.console.aws.amazon.com/states/home?region={region}#/v2/executions/details/{arn}"
+    link = f"executions.html#{row['inference_id']}" if executed else None
     return {**row, "image": base64.b64encode(image).decode() if image else None, "kind": kind, "link": link}
 
 
@@ -132,11 +143,19 @@ def _numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     expected = summary["estimated_accuracy"]
     return [
         ("Accuracy", share(summary["accuracy"]), f"{low:.1%} to {high:.1%}, n = {summary['labelled']:,}"),
-        ("Accepted accuracy", share(summary["accepted_accuracy"]), f"of {summary['above_threshold']:,} accepted"),
+        (
+            "Accepted accuracy",
+            share(summary["accepted_accuracy"]),
+            f"of {summary['accepted_labelled']:,} accepted with a label",
+        ),
         ("Coverage", share(summary["coverage"]), f"threshold {summary['threshold']:g}"),
         ("Expected accuracy", share(expected and expected["value"]), "from confidence alone, without labels"),
         ("Calibration error", error, chance),
         ("Failed", f"{counts['failed']:,}", f"of {counts['submitted']:,} submitted, {counts['not_submitted']:,} not"),
-        ("Captured", f"{summary['captured']:,}", f"of {summary['expected_captures']:,} expected"),
-        ("Model", str(summary["model_version"]), "variant of the endpoint"),
+        (
+            "Images captured",
+            f"{summary['captured']:,}",
+            f"{summary.get('inferences', summary['captured']):,} inferences, {summary['expected_captures']:,} expected",
+        ),
+        ("Model", str(summary["model_version"]), "version that answered"),
     ]

@@ -51,10 +51,26 @@ class ModelVersion:
 
 
 @task(task_run_name="find a model of the same training")
-def find_trained(fingerprint: str) -> ModelVersion | None:
-    """The newest version that was trained with the same data, code and hyperparameters, and was not rejected."""
-    same = (version for version in versions() if version.metadata.get("fingerprint") == fingerprint)
-    return next((version for version in same if version.status != REJECTED), None)
+def find_trained(plan: TrainingPlan) -> ModelVersion | None:
+    """The newest version that was trained with the same data, code and hyperparameters, and was not rejected.
+
+    Where the plan is the settings' own, a version counts too for which other hyperparameters were asked for while the
+    settings were these: it is the model that stands.
+    """
+    usable = [version for version in versions() if version.status != REJECTED]
+    for version in usable:
+        if version.metadata.get("fingerprint") == plan.fingerprint:
+            return version
+    if plan.fingerprint != plan.settings_fingerprint:
+        return None
+    for version in usable:
+        if version.metadata.get("settings_fingerprint") == plan.settings_fingerprint:
+            get_run_logger().info(
+                "%s stands, for which other hyperparameters were asked; retrain=true trains with the settings' own",
+                version.name,
+            )
+            return version
+    return None
 
 
 @task(task_run_name="register {job.name}")
@@ -78,6 +94,7 @@ def register(job: CompletedJob, plan: TrainingPlan) -> ModelVersion:
             ModelApprovalStatus=PENDING,
             CustomerMetadataProperties={
                 "fingerprint": plan.fingerprint,
+                "settings_fingerprint": plan.settings_fingerprint,
                 "data_fingerprint": plan.data_fingerprint,
                 "training_job": job.name,
                 **{name.replace(":", "_"): f"{value:.6g}" for name, value in job.metrics.items()},
@@ -111,9 +128,7 @@ def approved_model(number: int | None = None) -> ModelVersion:
             return version
     group = settings().model_package_group
     if number is not None:
-        found = next((version for version in versions() if version.number == number), None)
-        if found is None:
-            raise NoModel(f"the model package group {group} has no version {number}")
+        found = find_version(number)
         raise NoModel(f"{found.name} of {group} is {found.status}, not Approved: {found.reason or NO_REASON}")
     newest = next(versions(), None)
     if newest is None:
@@ -122,6 +137,14 @@ def approved_model(number: int | None = None) -> ModelVersion:
         f"the model package group {group} has no approved version; the newest, {newest.name}, is {newest.status}: "
         f"{newest.reason or NO_REASON}"
     )
+
+
+def find_version(number: int) -> ModelVersion:
+    """The version of that number. Raises NoModel where there is none."""
+    for version in versions():
+        if version.number == number:
+            return version
+    raise NoModel(f"the model package group {settings().model_package_group} has no version {number}")
 
 
 def versions(status: str | None = None) -> Iterator[ModelVersion]:

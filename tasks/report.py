@@ -1,9 +1,11 @@
 """A report: captured confidences joined with the evaluations' labels, as charts, a page and a summary."""
 
+import hashlib
 import json
 import math
 import shutil
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tasks import storage
 from tasks.capture_window import Captured
 from tasks.charts import Caption, draw_all, drift_of_confidence, save, trend
 from tasks.drift import CoverageChange, Drift, coverage_change, drift, histogram
+from tasks.history import executions_of
 from tasks.metrics import (
     calibration_error,
     calibration_error_by_chance,
@@ -27,13 +30,16 @@ from tasks.metrics import (
     wilson_interval,
 )
 from tasks.outcome import counts_table
-from tasks.page import interesting, render, render_index
+from tasks.page import interesting, render, render_executions, render_index, rows_to_look_at
 from tasks.reconciliation import counts, reconcile
 from tasks.subject import Subject, results_of, summary_keys
+from tasks.threshold import threshold_changes
 
 # Evaluations that the trend shows, and that the distribution of confidence is compared with.
 NIGHTS = 30
 BASELINE_NIGHTS = 7
+# An inference id that this project made: RUN, 20 hex digits of the hash of the key, attempt.
+INFERENCE_ID = r"[0-9a-f]{12}-[0-9a-f]{20}-a[0-9]+"
 # How sure an alert is that it is not chance.
 ALERT_LEVEL = 0.99
 # Bars of the histogram in Prefect's artifact, and characters of the longest.
@@ -51,14 +57,23 @@ def write(bucket: str, subject: Subject, captured: Captured, before: Captured | 
     """
     run, evaluation = subject.run, subject.evaluation
     classes = tuple(evaluation["classes"])
-    table = join(captured.records, subject.results, classes, only_known=not subject.is_window)
+    inferences = join(captured.records, subject.results, classes, only_known=not subject.is_window)
+    table = once_per_image(inferences)
     nights = last_nights(bucket, evaluation)
-    baseline = baseline_of(bucket, evaluation, nights) if before is None else before.records["confidence"].to_numpy()
+    if before is None:
+        baseline = baseline_of(bucket, evaluation, nights)
+    else:
+        baseline = once_per_image(before.records)["confidence"].to_numpy()
     unmatched = reconcile(subject.results, captured, evaluation["started"], evaluation["stopped"])
     current = table["confidence"].to_numpy()
     drifted = drift(histogram(baseline), histogram(current), ALERT_LEVEL)
     changed = coverage_change(baseline, current, evaluation["threshold"], ALERT_LEVEL)
     summary = summarize(subject, captured, table, counts(unmatched), drifted, changed)
+    summary |= {
+        "bucket": bucket,
+        "inferences": len(inferences),
+        "changes": changes_between(nights, threshold_changes(bucket)),
+    }
     folder = settings().reports / run.date / run.id
     caption = Caption(
         run=run.id,
@@ -80,15 +95,17 @@ def write(bucket: str, subject: Subject, captured: Captured, before: Captured | 
     charts = {file.stem: file.read_bytes() for file in files}
     quarantined = [asdict(line) for line in captured.quarantined]
     page = render(summary, subject, sheets, charts, images, unmatched, quarantined)
+    shown = [*(row for rows in sheets.values() for row in rows), *_needing(subject, summary)]
     files += [
         _text(folder / "report.html", page),
+        _text(folder / "executions.html", render_executions(subject, executions_of(subject, shown))),
         _lines(folder / "quarantine.jsonl", quarantined),
         _lines(folder / "reconciliation.jsonl", unmatched),
-        _parquet(folder / "inferences.parquet", table),
+        _parquet(folder / "inferences.parquet", inferences),
         _text(folder / "summary.json", json.dumps(summary, indent=2) + "\n"),
     ]
     _publish(bucket, subject, files)
-    (settings().reports / "index.html").write_text(render_index(settings().reports))
+    (settings().reports / "index.html").write_text(render_index(settings().reports, bucket))
     create_markdown_artifact(
         markdown(summary, subject.verdict, table, nights, folder, bucket),
         key="confidence-report",
@@ -106,27 +123,81 @@ def last_nights(bucket: str, evaluation: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def baseline_of(bucket: str, evaluation: dict[str, Any], nights: list[dict[str, Any]]) -> np.ndarray:
-    """Confidences of up to BASELINE_NIGHTS earlier evaluations of the same model and images; (n,), empty for none."""
-    same = ("model_version", "endpoint", "dataset")
+    """Confidences of up to BASELINE_NIGHTS earlier evaluations of the same model and images; (n,), empty for none.
+
+    Each image counts once, with its latest confidence: the same images night after night are not more images.
+    """
     alike = [
         night
         for night in nights
-        if night["run"] != evaluation["run"] and all(night[name] == evaluation[name] for name in same)
+        if night["run"] != evaluation["run"]
+        and all(night[name] == evaluation[name] for name in ("model_version", "endpoint"))
+        and _images(night) == _images(evaluation)
     ]
-    confidences = [
-        row["confidence"]
+    latest = {
+        row["key"]: row["confidence"]
         for night in alike[-BASELINE_NIGHTS:]
         for row in results_of(bucket, night)
         if row["confidence"] is not None
-    ]
-    return np.array(confidences, dtype=float)
+    }
+    return np.array(list(latest.values()), dtype=float)
+
+
+def changes_between(nights: list[dict[str, Any]], thresholds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What became another between one evaluation and the next, the first change first: time, what, before, after, why.
+
+    nights: summaries in their order. thresholds: the recorded changes of the threshold, which say why.
+    """
+    found = []
+    for before, after in pairwise(nights):
+        times = before["stopped"], after["stopped"]
+        pairs = [
+            ("model", before["model_version"], after["model_version"]),
+            ("threshold", before["threshold"], after["threshold"]),
+            ("images", _images(before), _images(after)),
+        ]
+        for what, old, new in pairs:
+            if old == new:
+                continue
+            why = ""
+            if what == "threshold":
+                between = [
+                    each for each in thresholds if times[0] < each["time"] < times[1] and each["threshold"] == new
+                ]
+                why = between[-1]["reason"] if between else ""
+            if what == "images":
+                old, new = before["dataset"]["source"], after["dataset"]["source"]
+                why = "prepare-data uploaded others"
+            found.append({"time": after["started"], "what": what, "before": old, "after": new, "why": why})
+    return found
+
+
+def _images(summary: dict[str, Any]) -> Any:
+    """What tells one set of images from another."""
+    return summary["dataset"].get("manifests_sha256", summary["dataset"])
+
+
+def once_per_image(table: pd.DataFrame) -> pd.DataFrame:
+    """The last row of each image, in the order of the table, which is by time.
+
+    An image is known by its key, else by the part of an inference id of ours that stands for the key. Inferences that
+    tell no image count each. Intervals and tests assume independent observations, and the same image twice is not.
+    """
+    ids = table["inference_id"].astype("str")
+    image = ids.where(~ids.str.fullmatch(INFERENCE_ID).fillna(False).astype(bool), ids.str.slice(13, 33))
+    if "key" in table:
+        hashes = table["key"].dropna().drop_duplicates()
+        known = {key: hashlib.sha256(key.encode()).hexdigest()[:20] for key in hashes}
+        image = table["key"].map(known).astype("str").fillna(image)
+    repeated = image.duplicated(keep="last") & image.notna()
+    return table[~repeated].reset_index(drop=True)
 
 
 def _trend_table(nights: list[dict[str, Any]]) -> pd.DataFrame:
-    columns = ["stopped", "accuracy", "coverage", "failed_share", "model_version"]
+    columns = ["stopped", "accuracy", "coverage", "failed_share", "threshold", "model_version"]
     table = pd.DataFrame([{name: night.get(name) for name in columns} for night in nights], columns=columns)
     table["stopped"] = pd.to_datetime(table["stopped"], utc=True)
-    return table.astype({"accuracy": float, "coverage": float, "failed_share": float})
+    return table.astype(dict.fromkeys(("accuracy", "coverage", "failed_share", "threshold"), float))
 
 
 def join(
@@ -152,7 +223,11 @@ def summarize(
     drifted: Drift | None = None,
     changed: CoverageChange | None = None,
 ) -> dict[str, Any]:
-    """The report's figures; accuracy carries a 95 % Wilson interval. unmatched: lines of the reconciliation by kind."""
+    """The report's figures; accuracy carries a 95 % Wilson interval.
+
+    table: a row per image, each once, since intervals and tests assume that they are independent. unmatched: lines of
+    the reconciliation by kind.
+    """
     evaluation, threshold = subject.evaluation, subject.evaluation["threshold"]
     labelled = table[table["label"].notna()]
     found = figures(table, threshold)
@@ -164,6 +239,11 @@ def summarize(
         "schema_version": SCHEMA_VERSION,
         "run": subject.run.id,
         "date": subject.run.date,
+        "outcome": evaluation["outcome"],
+        "verdict": subject.verdict,
+        "window": subject.is_window,
+        "started": evaluation["started"],
+        "stopped": evaluation["stopped"],
         "provisional": bool(captured.missing),
         "dataset": evaluation["dataset"],
         "model_version": evaluation["model_version"],
@@ -235,7 +315,7 @@ def markdown(
         verdict,
         "",
         *(f"> {reason}\n" for reason in summary["alerts"]),
-        f"Model {summary['model_version']}: {accuracy} of {summary['labelled']} labelled inferences; of "
+        f"Model {summary['model_version']}: {accuracy} of {summary['labelled']} labelled images; of "
         f"{summary['captured']} captured, {summary['above_threshold']} at or above the threshold "
         f"{summary['threshold']:g} and {summary['below_threshold']} below it.",
         "",
@@ -281,6 +361,10 @@ def _nights_lines(nights: list[dict[str, Any]]) -> list[str]:
         "```",
         "",
     ]
+
+
+def _needing(subject: Subject, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return rows_to_look_at(subject.results, set(summary["missing_captures"]))
 
 
 def _text(path: Path, text: str) -> Path:

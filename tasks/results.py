@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from settings import EVALUATIONS_PREFIX, SCHEMA_VERSION
 from tasks.executions import LOW_CONFIDENCE, Execution
+
+SUMMARY_KEY = re.compile(r"(?P<prefix>evaluations/[^/]+/[^/]+/)summary(-(?P<revision>[1-9][0-9]*))?\.json")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,28 @@ class Run:
     @property
     def prefix(self) -> str:
         return f"{EVALUATIONS_PREFIX}{self.date}/{self.id}/"
+
+    def summary_key(self, revision: int = 1) -> str:
+        """Of the summary; each later judgement of the same run has a file of its own."""
+        return f"{self.prefix}summary{_revised(revision)}.json"
+
+    def results_key(self, revision: int = 1) -> str:
+        """Of the results that the summary of the same revision is about."""
+        return f"{self.prefix}results{_revised(revision)}.jsonl"
+
+
+def _revised(revision: int) -> str:
+    return f"-{revision}" if revision > 1 else ""
+
+
+def newest_summaries(keys: Iterable[str]) -> list[str]:
+    """Of keys below evaluations/, that of the newest summary of each run, in the order of their runs."""
+    newest: dict[str, tuple[int, str]] = {}
+    for key in keys:
+        if found := SUMMARY_KEY.fullmatch(key):
+            revision = int(found["revision"] or 1)
+            newest[found["prefix"]] = max(newest.get(found["prefix"], (0, "")), (revision, key))
+    return [key for _, (_, key) in sorted(newest.items())]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from botocore.exceptions import ClientError
 from obstore.store import S3Store
 
 from settings import settings
@@ -111,6 +112,31 @@ def empty(bucket: str) -> int:
     return deleted
 
 
+def bucket_exists(bucket: str) -> bool:
+    """Whether there is such a bucket of this account."""
+    s3 = client("s3")
+
+    def look() -> bool:
+        try:
+            s3.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchBucket"):
+                return False
+            raise
+        return True
+
+    return patiently(f"look for the bucket {bucket}", look)
+
+
+def delete_bucket(bucket: str) -> bool:
+    """Deletes an empty bucket; False where there is none."""
+    if not bucket_exists(bucket):
+        return False
+    with explained(f"delete the bucket {bucket}"):
+        client("s3").delete_bucket(Bucket=bucket)
+    return True
+
+
 def delete(bucket: str, key: str) -> None:
     """Deletes an object; one that is not there is no error."""
     patiently(f"delete s3://{bucket}/{key}", lambda: client("s3").delete_object(Bucket=bucket, Key=key))
@@ -118,6 +144,25 @@ def delete(bucket: str, key: str) -> None:
 
 def put(bucket: str, key: str, content: bytes) -> None:
     patiently(f"write s3://{bucket}/{key}", lambda: client("s3").put_object(Bucket=bucket, Key=key, Body=content))
+
+
+def create_json(bucket: str, key: str, value: Any) -> bool:
+    """Writes an object unless there is one of that key, which stays as it is; returns whether it was written.
+
+    One of the same content counts as written: the response of an earlier try may have been lost.
+    """
+    content = (json.dumps(value, indent=2) + "\n").encode()
+
+    def create() -> bool:
+        try:
+            client("s3").put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "PreconditionFailed":
+                return False
+            raise
+        return True
+
+    return patiently(f"write s3://{bucket}/{key}", create) or get(bucket, key) == content
 
 
 def get(bucket: str, key: str) -> bytes | None:

@@ -13,7 +13,7 @@ from tasks.capture_window import Window
 from tasks.images import dataset_note
 from tasks.infrastructure import Installation
 from tasks.outcome import MISSED, PASSED, STATUSES, verdict
-from tasks.results import Run, iso
+from tasks.results import Run, iso, newest_summaries
 
 # Clocks differ a little, and an hour's folder is named after the time of the inference.
 SLACK = timedelta(minutes=5)
@@ -53,10 +53,11 @@ def read_evaluation(bucket: str, date: str | None, run: str | None) -> Subject:
     if date is None or run is None:
         date, run = _newest(bucket, date)
     chosen = Run(run, date)
-    summary = storage.get_json(bucket, f"{chosen.prefix}summary.json")
-    results = storage.get_json_lines(bucket, f"{chosen.prefix}results.jsonl")
-    if summary is None or results is None:
+    keys = newest_summaries(storage.list_etags(bucket, chosen.prefix))
+    summary = storage.get_json(bucket, keys[0]) if keys else None
+    if summary is None:
         raise ReportError(f"there is no evaluation s3://{bucket}/{chosen.prefix}; run nightly-evaluation first")
+    results = results_of(bucket, summary)
     started, stopped = (datetime.fromisoformat(summary[name]) if summary[name] else None for name in _ENDS)
     first = started or datetime.now(UTC)  # nothing was submitted
     window = Window(summary["endpoint"], (summary["model_version"],), first - SLACK, (stopped or first) + SLACK)
@@ -96,14 +97,14 @@ def read_window(
 
 
 def summary_keys(bucket: str, date: str | None = None) -> list[str]:
-    """Keys of the summaries of all evaluations, or of one day's."""
-    prefix = EVALUATIONS_PREFIX + (f"{date}/" if date else "")
-    return [key for key in storage.list_etags(bucket, prefix) if key.endswith("/summary.json")]
+    """Keys of the newest summaries of all evaluations, or of one day's."""
+    return newest_summaries(storage.list_etags(bucket, EVALUATIONS_PREFIX + (f"{date}/" if date else "")))
 
 
 def results_of(bucket: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The results of the evaluation that a summary is of."""
-    return storage.get_json_lines(bucket, f"{Run(summary['run'], summary['date']).prefix}results.jsonl") or []
+    run = Run(summary["run"], summary["date"])
+    return storage.get_json_lines(bucket, run.results_key(summary.get("revision", 1))) or []
 
 
 _ENDS = ("started", "stopped")

@@ -1,15 +1,21 @@
 """Removes an installation: what is billed by the hour, or all of it. Can be called again where it was interrupted."""
 
+import re
+
 from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import settings
 from tasks import storage
 from tasks.aws import client, explained, if_there
+from tasks.endpoint import LOG_GROUP as ENDPOINT_LOGS
 from tasks.endpoint import delete_endpoint
-from tasks.infrastructure import InfrastructureError, delete_stack, stack_outputs
+from tasks.infrastructure import delete_stack, find_outputs
 from tasks.registry import versions
 from tasks.rollout import delete_model_and_config, owned_names
+from tasks.training import LOG_GROUP as TRAINING_LOGS
+
+FUNCTION_NAMES = ("serializeImageData", "classifyImage", "filterLowConfidence")
 
 COSTS = """What costs money while it stands:
 - the endpoint {endpoint} (and {candidate} while a deployment tries a model): each instance by the hour
@@ -68,15 +74,62 @@ def remove_models() -> None:
 
 @task(task_run_name="remove stacks and bucket")
 def remove_stacks() -> None:
-    """Deletes the workflow stack, all that the bucket holds, and the storage stack."""
-    logger = get_run_logger()
-    delete_stack(settings().stack)
-    logger.info("deleted stack %s", settings().stack)
-    try:
-        bucket = stack_outputs(settings().storage_stack)["Bucket"]
-    except InfrastructureError:
-        logger.info("there is no stack %s", settings().storage_stack)
-        return
-    logger.info("deleted %d objects and old versions in %s", storage.empty(bucket), bucket)
-    delete_stack(settings().storage_stack)
-    logger.info("deleted stack %s", settings().storage_stack)
+    """Deletes the workflow stack, all that the bucket holds, the storage stack, and the logs of what is gone.
+
+    Whatever an earlier try left is deleted: a stack whose creation or deletion failed, a bucket without its stack.
+    """
+    logger, chosen = get_run_logger(), settings()
+    bucket = find_bucket()
+    for name in (chosen.stack, chosen.storage_stack):
+        if name == chosen.storage_stack and bucket is not None:
+            logger.info("deleted %d objects and old versions in %s", storage.empty(bucket), bucket)
+        if delete_stack(name):
+            logger.info("deleted stack %s", name)
+        else:
+            logger.info("there is no stack %s", name)
+    if bucket is not None and storage.delete_bucket(bucket):  # a stack that failed had not taken it for its own
+        logger.info("deleted bucket %s", bucket)
+    groups = [f"{ENDPOINT_LOGS}/{name}" for name in (chosen.endpoint, chosen.candidate_endpoint)]
+    groups += [f"/aws/lambda/{chosen.stack}-{name}" for name in FUNCTION_NAMES]
+    logger.info("deleted %d log groups", sum(delete_log_group(name) for name in groups))
+    # The group of all training jobs of the account is not this installation's.
+    logger.info("deleted the logs of %d training jobs", delete_log_streams(TRAINING_LOGS))
+
+
+def find_bucket() -> str | None:
+    """The installation's bucket, whatever state its stack is in; None where there is none."""
+    name = (find_outputs(settings().storage_stack) or {}).get("Bucket")
+    if name is None:
+        # Its creation failed, or its deletion came half way; the template's name for it is always the same.
+        with explained("look for the bucket"):
+            account = client("sts").get_caller_identity()["Account"]
+        name = f"{settings().stack}-{account}-{client('s3').meta.region_name}"
+    return name if storage.bucket_exists(name) else None
+
+
+def delete_log_group(name: str) -> bool:
+    """Deletes a log group; False where there is none."""
+    logs = client("logs")
+    with explained(f"delete the log group {name}"):
+        try:
+            logs.delete_log_group(logGroupName=name)
+        except logs.exceptions.ResourceNotFoundException:
+            return False
+    return True
+
+
+def delete_log_streams(group: str) -> int:
+    """Deletes the streams of this installation's jobs from a log group; returns how many there were."""
+    logs, stack = client("logs"), settings().stack
+    # Another installation's name may begin with this one's.
+    ours = re.compile(rf"{re.escape(stack)}-(gate-)?[0-9a-f]{{12}}(-[0-9]+)?/.*")
+    pages = logs.get_paginator("describe_log_streams").paginate(logGroupName=group, logStreamNamePrefix=f"{stack}-")
+    with explained(f"delete streams of the log group {group}"):
+        try:
+            names = [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
+        except logs.exceptions.ResourceNotFoundException:
+            return 0
+        owned = [name for name in names if ours.fullmatch(name)]
+        for name in owned:
+            logs.delete_log_stream(logGroupName=group, logStreamName=name)
+    return len(owned)

@@ -1,22 +1,58 @@
-"""The confidence threshold of the workflow stack, where it is to be the one that the served model recommends."""
+"""The confidence threshold of the workflow stack. deploy-endpoint is the one place that changes it, with the model."""
+
+from typing import Any
 
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import settings
+from settings import SCHEMA_VERSION, THRESHOLDS_PREFIX, settings
+from tasks import storage
+from tasks.aws import utc_now
 from tasks.infrastructure import Installation, change_threshold
 from tasks.registry import ModelVersion
+from tasks.results import iso
 
 
-@task(task_run_name="adopt the threshold of {version.name}")
-def adopt_threshold(installation: Installation, version: ModelVersion) -> float:
-    """Gives the stack the version's recommended threshold if the setting says so; returns the stack's."""
+@task(task_run_name="apply the threshold with {version.name}")
+def apply_threshold(installation: Installation, version: ModelVersion, run: str) -> float:
+    """Gives the stack the threshold that the setting asks for, and records the change; returns the stack's.
+
+    The setting is a number, or "recommended" for the version's own; without it the stack keeps what it has.
+    """
     logger = get_run_logger()
-    if settings().threshold != "recommended":
+    wanted, reason = _wanted(version)
+    if wanted is None:
+        if reason:
+            logger.warning("%s: the threshold stays at %g", reason, installation.threshold)
         return installation.threshold
+    if wanted != installation.threshold:
+        change_threshold(wanted, logger.info)
+        now = iso(utc_now())
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "time": now,
+            "threshold": wanted,
+            "before": installation.threshold,
+            "reason": reason,
+            "run": run,
+        }
+        storage.create_json(installation.bucket, f"{THRESHOLDS_PREFIX}{now}.json", record)
+    return wanted
+
+
+def threshold_changes(bucket: str) -> list[dict[str, Any]]:
+    """Every recorded change, the first one first: time, threshold, before, reason, run."""
+    found = [storage.get_json(bucket, key) for key in sorted(storage.list_etags(bucket, THRESHOLDS_PREFIX))]
+    return [record for record in found if record is not None]
+
+
+def _wanted(version: ModelVersion) -> tuple[float | None, str]:
+    """The threshold, or None to keep the stack's, and why."""
+    chosen = settings().threshold
+    if chosen is None:
+        return None, ""
+    if chosen != "recommended":
+        return chosen, "SCONES_THRESHOLD"
     if version.threshold is None:
-        logger.warning("%s recommends no threshold: the stack keeps %g", version.name, installation.threshold)
-        return installation.threshold
-    if version.threshold != installation.threshold:
-        change_threshold(version.threshold, logger.info)
-    return version.threshold
+        return None, f"{version.name} recommends no threshold"
+    return version.threshold, f"recommended by {version.name}"

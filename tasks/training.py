@@ -89,11 +89,13 @@ class JobPlan:
 class TrainingPlan:
     """A training and its identity: the same data, code and hyperparameters have the same fingerprint.
 
+    settings_fingerprint: the same with the settings' hyperparameters, whatever was asked for instead of some of them.
     data_fingerprint: SHA-256 of the training manifest.
     """
 
     job: JobPlan
     fingerprint: str
+    settings_fingerprint: str
     data_fingerprint: str
 
 
@@ -132,12 +134,16 @@ def plan_training(installation: Installation, changed: dict[str, int | float] | 
     unknown = sorted(set(changed or {}) - TUNABLE)
     if unknown:
         raise TrainingError(f"unknown hyperparameter {', '.join(unknown)}; there are {', '.join(sorted(TUNABLE))}")
-    hyperparameters |= {name: str(value) for name, value in (changed or {}).items()}
-    job = JobPlan("train.py", upload_source(bucket), hyperparameters, training_channels(bucket), METRICS)
-    data = storage.list_etags(bucket, TRAIN_PREFIX)
-    identity = json.dumps([sorted(data.items()), manifest.decode(), job.source_uri, hyperparameters], sort_keys=True)
-    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-    return TrainingPlan(job, fingerprint, hashlib.sha256(manifest).hexdigest())
+    asked_for = hyperparameters | {name: str(value) for name, value in (changed or {}).items()}
+    job = JobPlan("train.py", upload_source(bucket), asked_for, training_channels(bucket), METRICS)
+    data = sorted(storage.list_etags(bucket, TRAIN_PREFIX).items())
+
+    def fingerprint(chosen: dict[str, str]) -> str:
+        identity = json.dumps([data, manifest.decode(), job.source_uri, chosen], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    data_fingerprint = hashlib.sha256(manifest).hexdigest()
+    return TrainingPlan(job, fingerprint(asked_for), fingerprint(hyperparameters), data_fingerprint)
 
 
 def training_channels(bucket: str) -> dict[str, str]:

@@ -71,9 +71,12 @@ POISON = poison(TRAP, _folder)
 os.environ.update(POISON)
 for _name in [name for name in os.environ if name.startswith("SCONES_")]:
     del os.environ[_name]
+# The developer's own settings are not the tests'.
+(_folder / "scones.env").touch()
 os.environ.update(
     {
         "SCONES_STATE": str(_folder / "state"),
+        "SCONES_SETTINGS": str(_folder / "scones.env"),
         "SCONES_PREFECT_PORT": str(free_port()),
         "SCONES_AWS_PORT": str(free_port()),
         "SCONES_SAGEMAKER_PORT": str(free_port()),

@@ -262,7 +262,7 @@ def test_a_missed_evaluation_can_notify(lab: Lab, stack: LocalConfig) -> None:
 
 def flow_run_named(run: str) -> Any:
     with get_client(sync_client=True) as prefect:
-        return next(each for each in prefect.read_flow_runs() if each.name.endswith(f" {run}"))
+        return next(each for each in prefect.read_flow_runs() if f" {run}" in each.name)
 
 
 def latest_run(flow: str, state: str) -> UUID:

@@ -288,7 +288,7 @@ def test_manual_approval_leaves_the_version_pending_until_someone_decides(
             paused = next((run for run in runs if run.state and run.state.is_paused()), None)
             time.sleep(0.5)
         assert next(versions()).status == PENDING
-        prefect.resume_flow_run(paused.id, run_input={"approve": True, "reason": "looks well"})
+        prefect.resume_flow_run(paused.id, run_input={"decision": "approve", "reason": "looks well"})
     thread.join(60)
     assert outcome[0].status == APPROVED
     assert outcome[0].reason.startswith("approved by a person: looks well (the gate would approve: ")
@@ -303,7 +303,7 @@ def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation)
     version = next(versions())
     assert version.status == PENDING
     with get_client(sync_client=True) as prefect:
-        prefect.resume_flow_run(run, run_input={"approve": False, "reason": "not today"})
+        prefect.resume_flow_run(run, run_input={"decision": "reject", "reason": "not today"})
     ended(run, "Completed")
     decided = next(versions())
     assert decided.number == version.number  # nothing was trained twice

@@ -22,7 +22,9 @@ KEYS = {
 EXPECTED = {
     "prepare-data",
     "train-model",
+    "decide-model",
     "deploy-endpoint",
+    "recover-runs",
     "nightly-evaluation",
     "confidence-report",
     "pipeline",

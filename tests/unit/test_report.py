@@ -89,6 +89,7 @@ def test_trend_and_drift_are_drawn(tmp_path: Path, n: int) -> None:
             "accuracy": [0.9] * n,
             "coverage": [0.7] * n,
             "failed_share": [0.0] * n,
+            "threshold": [0.93 if night < 20 else 0.95 for night in range(n)],
             "model_version": [f"v{1 + night // 10}" for night in range(n)],
         }
     )
@@ -184,7 +185,7 @@ def test_the_index_leads_to_every_report_and_to_nothing_else(tmp_path: Path) -> 
     ):
         (tmp_path / "2026-11-20" / name).mkdir(parents=True)
         (tmp_path / "2026-11-20" / name / "summary.json").write_text(text)
-    text = render_index(tmp_path)
+    text = render_index(tmp_path, "bucket")
     assert re.findall(r'href="([^"]*)"', text) == ["2026-11-22/bbb/report.html", "2026-11-21/aaa/report.html"]
     assert "<script>" not in text
 

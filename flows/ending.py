@@ -1,0 +1,82 @@
+"""How flow runs end, said where lists of runs show it: in the state's name, its message and the run's name.
+
+The states' types stay Prefect's own, so that whatever looks at types (`--watch`, automations, filters) needs to know
+nothing of this project.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
+from prefect.states import Completed, Failed
+
+from tasks.outcome import INCOMPLETE, MISSED, PASSED, GateMissed, verdict
+
+# Called with a flow, its run and the state that it ended in.
+Hook = Callable[[Any, Any, Any], None]
+# State names by outcome.
+NAMES = {PASSED: "Passed", MISSED: "Missed", INCOMPLETE: "Incomplete"}
+SEPARATOR = " | "
+MAX_NAME = 200
+# How Prefect begins the message of a flow run that raised.
+RAISED = "Flow run encountered an exception: "
+
+
+def evaluated(summary: dict[str, Any], report: str) -> Any:
+    """The final state of a run that evaluated. report: where its report is, or will be."""
+    message = f"{verdict(summary)}. Report: {report}"
+    name = NAMES[summary["outcome"]]
+    if summary["outcome"] == PASSED:
+        return Completed(name=name, message=message, data=summary)
+    return Failed(name=name, message=message, data=GateMissed(summary))
+
+
+class _WithoutMissedGates(logging.Filter):
+    """Leaves out the traceback that Prefect logs for each run that ends Failed where that is a decision, no fault."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], GateMissed))
+
+
+for _name in ("prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(_WithoutMissedGates())
+
+
+def endings(on_crashed: Sequence[Hook] = (), on_cancellation: Sequence[Hook] = ()) -> dict[str, Any]:
+    """Arguments of @flow that have every end of its runs said in their names, after hooks of its own."""
+    return {
+        "on_completion": [rename],
+        "on_failure": [rename],
+        "on_crashed": [*on_crashed, rename],
+        "on_cancellation": [*on_cancellation, rename],
+    }
+
+
+def rename(flow: Any, flow_run: Any, state: Any) -> None:
+    """Hook for every end of a flow run: adds to its name how it ended, where that is not simply Completed."""
+    text = _ending(state)
+    if text is None:
+        return
+    plain = flow_run.name.split(SEPARATOR)[0]
+    # A name is a convenience: nothing fails because the server does not answer.
+    with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as prefect:
+        prefect.update_flow_run(flow_run.id, name=f"{plain}{SEPARATOR}{text}"[:MAX_NAME])
+
+
+def _ending(state: Any) -> str | None:
+    """None for a run that is simply Completed."""
+    if state.name in NAMES.values():
+        # The message is the verdict, and the data of an end that was read from the server are not there.
+        return _uncapitalized(str(state.message or state.name).split(". ")[0])
+    if state.is_completed():
+        return None
+    reason = str(state.message or "").removeprefix(RAISED).split("\n")[0]
+    return _uncapitalized(f"{state.name}: {reason}" if reason else state.name)
+
+
+def _uncapitalized(text: str) -> str:
+    return text[:1].lower() + text[1:]
