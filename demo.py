@@ -19,7 +19,7 @@ from uuid import UUID
 from deploy import DeploymentError, bring_up
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
-from settings import SettingsError, settings
+from settings import SettingsError, run_id, settings
 from tasks.dataset import DatasetError, from_archive
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -
     """Prints what the report says; False where there is no report."""
     assert evaluation.expected_start_time is not None
     date = evaluation.expected_start_time.astimezone(UTC).date().isoformat()
-    folder = settings().reports / date / evaluation.id.hex[:12]
+    folder = settings().reports / date / run_id(evaluation.id)
     if not (folder / "summary.json").exists():
         return False
     summary = json.loads((folder / "summary.json").read_text())

@@ -8,6 +8,7 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from uuid import UUID
 
 from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -43,6 +44,14 @@ EVALUATION_EVENT = "scones.evaluation.completed"
 
 # The event that a report emits where somebody should look at it, with the reasons.
 ALERT_EVENT = "scones.report.alert"
+
+
+def run_id(flow_run_id: UUID | str) -> str:
+    """RUN: the last 12 hex digits of a flow run's id, which are random.
+
+    The first 12 are a time in milliseconds (UUID version 7), which runs that a schedule makes together share.
+    """
+    return str(flow_run_id).replace("-", "")[-12:]
 
 
 class SettingsError(ValueError):

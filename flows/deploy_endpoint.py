@@ -7,6 +7,7 @@ from prefect.logging.loggers import flow_run_logger
 
 from flows.ending import endings
 from flows.identity import first_run, run_name, this_run
+from settings import run_id
 from tasks.endpoint import ServingEndpoint
 from tasks.exclusive import exclusive
 from tasks.infrastructure import installation
@@ -17,7 +18,7 @@ from tasks.threshold import apply_threshold
 
 def undo(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook: goes back to what served before where the flow run was killed in the middle of a rollout."""
-    undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning, flow_run.id.hex[:12])
+    undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning, run_id(flow_run.id))
 
 
 @flow(

@@ -16,6 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
+from settings import run_id
 from tasks.results import Run
 
 MOST_CRASHES = 5
@@ -26,7 +27,7 @@ class CrashedTooOften(Exception):
 
 
 def this_run() -> Run:
-    """RUN: the first 12 hex digits of the flow run's id. DATE: the UTC date of its original expected start."""
+    """RUN: see settings.run_id. DATE: the UTC date of the flow run's original expected start."""
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None, "only within a flow"
     return run_of(context.flow_run)
@@ -34,12 +35,12 @@ def this_run() -> Run:
 
 def run_of(flow_run: Any) -> Run:
     """The same for a flow run as hooks get it."""
-    return Run(flow_run.id.hex[:12], flow_run.expected_start_time.astimezone(UTC).date().isoformat())
+    return Run(run_id(flow_run.id), flow_run.expected_start_time.astimezone(UTC).date().isoformat())
 
 
 def first_run() -> str:
     """The RUN that a deployment, or a person, began: this one's, unless another flow called it."""
-    return str(flow_run.root_flow_run_id).replace("-", "")[:12]
+    return run_id(flow_run.root_flow_run_id)
 
 
 def close_interrupted() -> None:
@@ -64,5 +65,5 @@ def close_interrupted() -> None:
 
 def run_name() -> str:
     """A flow run's name in the run history: its date and the RUN that results, report and inference ids carry."""
-    run = Run(str(flow_run.id).replace("-", "")[:12], flow_run.scheduled_start_time.astimezone(UTC).date().isoformat())
+    run = Run(run_id(flow_run.id), flow_run.scheduled_start_time.astimezone(UTC).date().isoformat())
     return f"{flow_run.flow_name} {run.date} {run.id}"

@@ -49,14 +49,27 @@ class World:
         return self.prefix.rstrip("/").rsplit("/", 1)[1]
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        body = self.s3.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read()
-        return [json.loads(line) for line in body.splitlines()]
+        """Of the manifest, or of the results by which the run was judged last."""
+        return [json.loads(line) for line in self._newest(name).splitlines()]
 
     def summary(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(
-            self.s3.get_object(Bucket=self.bucket, Key=self.prefix + "summary.json")["Body"].read()
-        )
+        """The last judgement."""
+        loaded: dict[str, Any] = json.loads(self._newest("summary.json"))
         return loaded
+
+    def judgements(self) -> dict[str, str]:
+        """ETag by name of every file of results and every summary."""
+        there = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix).get("Contents", [])
+        names = {item["Key"].removeprefix(self.prefix): item["ETag"] for item in there}
+        return {name: tag for name, tag in names.items() if re.fullmatch(r"(results|summary)(-\d+)?\.jsonl?", name)}
+
+    def _newest(self, name: str) -> bytes:
+        stem, suffix = name.split(".")
+        revisions = [name, *(f"{stem}-{number}.{suffix}" for number in range(2, 10))]
+        there = set(self.judgements()) | {"manifest.jsonl"}
+        found = [revision for revision in revisions if revision in there]
+        content: bytes = self.s3.get_object(Bucket=self.bucket, Key=self.prefix + found[-1])["Body"].read()
+        return content
 
     def executions(self, since: datetime) -> dict[str, dict[str, Any]]:
         """Every execution of the run as DescribeExecution tells it, by name."""

@@ -1,5 +1,6 @@
 """The nightly evaluation against the local stack: under faults, cancelled, resumed, and asked about one image."""
 
+import asyncio
 import http.server
 import json
 import re
@@ -8,23 +9,26 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import boto3
+import httpx
 import pytest
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.events.schemas.automations import AutomationCore
+from prefect.events.filters import EventFilter, EventResourceFilter
 from prefect.states import Cancelling, Scheduled
 
+import deploy
 from flows.nightly_evaluation import nightly_evaluation
 from local_aws.config import ROOT, LocalConfig
+from settings import run_id
 from tasks.endpoint import ServingEndpoint
 from tasks.executions import Executions, execution_arn, start
 from tasks.results import Result
@@ -51,6 +55,7 @@ def bad_night(lab: Lab) -> Night:
         "worker killed",
         "response of StartExecution lost",
         "ministack restarted",
+        "event of completion lost",
     ],
 )
 def test_a_fault_loses_nothing_and_doubles_nothing(lab: Lab, fault: str) -> None:
@@ -75,7 +80,8 @@ def test_bad_images_fail_by_name_and_their_neighbours_do_not(bad_night: Night) -
 
 def test_a_missed_gate_fails_the_run_and_says_by_how_much(lab: Lab, bad_night: Night) -> None:
     run = flow_run_named(bad_night.summary["run"])
-    assert run.state.name == "Failed"
+    assert (run.state.name, run.state.type.value) == ("Missed", "FAILED")
+    assert "| missed: failed share 0.250 is 0.200 over 0.05" in run.name
     assert run.state.message.startswith("Missed: failed share 0.250 is 0.200 over 0.05")
     rows = lab.world(bad_night.summary["run"]).lines("results.jsonl")
     failed = [row for row in rows if row["status"] == "failed"]
@@ -135,25 +141,42 @@ def test_a_cancelled_run_stops_its_executions_and_accounts_for_the_rest(lab: Lab
     with get_client(sync_client=True) as prefect:
         prefect.set_flow_run_state(run, Cancelling())
     ended(run, "Cancelled")
-    world = lab.world(run.hex[:12])
+    world = lab.world(run_id(run))
     summary = world.summary()
     assert summary["outcome"] == "incomplete"
     assert 0 < summary["not_submitted"] < 20
     assert check(world, set(), cancelled=True).violations == []
+    says = f"Incomplete: {summary['not_submitted']} of 20 images were not submitted"
+    found = until(lambda: next((each for each in [flow_run_named(run_id(run))] if " | " in each.name), None))
+    assert found.name.endswith(f" | cancelled: {says}")
+    assert found.state.message == says
 
 
 def test_a_run_that_is_retried_by_hand_goes_on_and_one_that_is_done_does_nothing_again(lab: Lab) -> None:
     """The cancelled run of the test above, as the Retry of the Prefect UI schedules it."""
     run = latest_run("nightly-evaluation", "Cancelled")
-    for _ in range(2):
+    world = lab.world(run_id(run))
+    cancelled = world.judgements()
+    assert set(cancelled) == {"results.jsonl", "summary.json"}
+    for changed in ({}, {"SCONES_EVALUATION_MIN_COVERAGE": "1"}):
+        judged = world.judgements()
         with get_client(sync_client=True) as prefect:
+            variables = {"env": {**lab.variables, **changed}}
+            prefect.update_flow_run(run, job_variables=variables)
             prefect.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
-        ended(run, "Completed")
-        world = lab.world(run.hex[:12])
+        ended(run, "Passed")
         assert check(world, set()).violations == []
         assert world.summary()["planned"] == world.summary()["submitted"] == 20
+    # What was judged stands, under whatever settings; going on with what was incomplete is a judgement of its own.
+    assert world.judgements() == judged
+    assert {name: judged[name] for name in cancelled} == cancelled
+    assert set(judged) == {*cancelled, "results-2.jsonl", "summary-2.json"}
+    assert world.summary()["supersedes"] == f"{world.prefix}summary.json"
     executions = world.executions(datetime(2000, 1, 1, tzinfo=UTC))
     assert len(executions) == world.summary()["executions"]
+    wanted = EventFilter(resource=EventResourceFilter(id=[f"scones.evaluation.{run_id(run)}"]))
+    with get_client(sync_client=True) as prefect:
+        assert len(until(lambda: prefect.read_events(wanted).events)) == 1
 
 
 def test_a_run_does_not_go_on_with_another_model(lab: Lab, installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +204,7 @@ def test_an_execution_of_the_same_name_with_other_input_is_a_failure_of_that_ima
 
 def test_a_training_whose_process_is_killed_goes_on_with_its_job(installed: Any) -> None:
     run = started("train-model/local", {"hyperparameters": {"epochs": 20}}, {})
-    name = f"scones-unlimited-{run.hex[:12]}"
+    name = f"scones-unlimited-{run_id(run)}"
     sagemaker = boto3.client("sagemaker")
     deadline = time.monotonic() + 120
     while not sagemaker.list_training_jobs(NameContains=name, StatusEquals="InProgress")["TrainingJobSummaries"]:
@@ -221,13 +244,17 @@ def test_the_readme_tells_what_happened_to_an_image(lab: Lab, bad_night: Night, 
     assert f'"inferenceId":"{row.inference_id}"' in told.stdout.replace(" ", "")
 
 
-def test_a_missed_evaluation_can_notify(lab: Lab, stack: LocalConfig) -> None:
-    """docs/notify.yaml, with a webhook on this machine."""
-    heard: list[str] = []
+@pytest.fixture
+def heard(stack: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What arrives at a webhook on this machine, through the automations that `make up` applies for the block.
+
+    The night without an evaluation is one of ten seconds.
+    """
+    texts: list[str] = []
 
     class Hook(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            texts.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
             self.send_response(200)
             self.end_headers()
 
@@ -237,27 +264,63 @@ def test_a_missed_evaluation_can_notify(lab: Lab, stack: LocalConfig) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     block = CustomWebhookNotificationBlock(
-        name="scones",
-        url=f"http://127.0.0.1:{server.server_address[1]}",
-        json_data={"text": "{{subject}}: {{body}}"},
+        url=f"http://127.0.0.1:{server.server_address[1]}", json_data={"text": "{{subject}}: {{body}}"}
     )
-    identifier = block.save("scones-notify", overwrite=True)
-    text = (ROOT / "docs" / "notify.yaml").read_text().replace("BLOCK_ID", str(identifier))
+    block.save("scones-notify", overwrite=True)
+    described = yaml.safe_load((ROOT / "automations.yaml").read_text())
+    for automation in described["automations"]:
+        if automation["trigger"]["posture"] == "Proactive":
+            automation["trigger"]["within"] = 10
+    monkeypatch.setattr(deploy.yaml, "safe_load", lambda text: described)
+    try:
+        asyncio.run(deploy._apply_automations(asyncio.run(deploy._notification_block())))
+        yield texts
+    finally:
+        with get_client(sync_client=True) as prefect:
+            names = {automation["name"] for automation in described["automations"]}
+            for each in prefect.request("POST", "/automations/filter", json={}).json():
+                if each["name"] in names:
+                    prefect.request("DELETE", f"/automations/{each['id']}")
+        server.shutdown()
+        server.server_close()
+
+
+def test_somebody_is_told_of_every_night_that_did_not_pass(lab: Lab, heard: list[str], stack: LocalConfig) -> None:
+    """Missed, failed by an exception, crashed, and not at all; with a link that opens."""
+    missed = lab.night("bad images", 2, images=8).summary["run"]
+    told = until(lambda: [text for text in heard if missed in text])[0]
+    assert "Missed: nightly-evaluation" in told and "failed share 0.625" in told
+    link = re.search(rf"{re.escape(stack.prefect_url)}/\S+?/flow-run/[0-9a-f-]{{36}}", told)
+    assert link, told
+    assert httpx.get(link[0], follow_redirects=True).status_code == 200
+
+    failed = started("nightly-evaluation/local", {}, {**lab.variables, "SCONES_STACK": "nowhere"})
+    told = until(lambda: [text for text in heard if str(failed) in text])[0]
+    assert "Failed: nightly-evaluation" in told and "no stack 'nowhere'" in told
+    assert until(lambda: " | failed: InfrastructureError: there is no stack" in named(failed))
+
+    lab.plan(lab.schedule("crashed"), 20)
+    crashed = started("nightly-evaluation/local", {}, {**lab.variables, "SCONES_EXECUTIONS_IN_FLIGHT": "1"})
+    for process in until(lambda: processes_of(crashed)):
+        process.kill()
+    assert "Crashed: nightly-evaluation" in until(lambda: [text for text in heard if str(crashed) in text])[0]
+    ended(crashed, "Passed", "Missed")
+
+    assert "No evaluation has ended in 26 hours" in until(lambda: [text for text in heard if "26 hours" in text], 60)[0]
+
+
+def named(run: UUID) -> str:
     with get_client(sync_client=True) as prefect:
-        found = yaml.safe_load(text)["automations"][0]
-        created = prefect.request(
-            "POST", "/automations/", json=AutomationCore.model_validate(found).model_dump(mode="json")
-        )
-        assert created.status_code == 201, created.text
-        run = lab.night("bad images", 2, images=8).summary["run"]
-        deadline = time.monotonic() + 30
-        while not any(run in text for text in heard):
-            assert time.monotonic() < deadline, heard
-            time.sleep(0.3)
-        prefect.request("DELETE", f"/automations/{created.json()['id']}")
-    server.shutdown()
-    server.server_close()
-    assert "Missed: failed share" in heard[-1]
+        return prefect.read_flow_run(run).name
+
+
+def until(found: Callable[[], Any], seconds: float = 30) -> Any:
+    """What the function finds, once it finds something."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    return value
 
 
 def flow_run_named(run: str) -> Any:

@@ -1,4 +1,5 @@
 import json
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -6,14 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from settings import ROOT, settings
+from settings import ROOT, run_id, settings
 from tasks.cost import FUNCTION_GB, FUNCTIONS, TRANSITIONS, cost
 from tasks.endpoint import ServingEndpoint
 from tasks.evaluation import EvaluationError, planned_images
 from tasks.executions import Execution
 from tasks.infrastructure import Installation
 from tasks.outcome import GateMissed, markdown, summarize, verdict
-from tasks.results import Planned, Result, Run, not_submitted, result
+from tasks.results import Planned, Result, Run, newest_summaries, not_submitted, result
 
 INSTALLATION = Installation("bucket", "arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "role", "role")
 ENDPOINT = ServingEndpoint("endpoint", "v7")
@@ -204,10 +205,31 @@ def test_a_long_list_of_failures_is_cut() -> None:
     assert text.count("ABORTED") < 60
 
 
-def test_the_automations_that_resume_are_as_prefect_understands_them() -> None:
+def test_the_newest_summary_of_each_run_counts() -> None:
+    one, other = Run("a" * 12, "2026-11-22"), Run("b" * 12, "2026-11-23")
+    keys = [one.summary_key(), one.summary_key(2), one.summary_key(10), other.summary_key(), one.results_key(3)]
+    keys += [f"{one.prefix}manifest.jsonl", f"{other.prefix}chunks/summary.json", "evaluations/summary.json"]
+    assert newest_summaries(keys) == [one.summary_key(10), other.summary_key()]
+    assert one.summary_key(2) == "evaluations/2026-11-22/aaaaaaaaaaaa/summary-2.json"
+    assert one.results_key() == "evaluations/2026-11-22/aaaaaaaaaaaa/results.jsonl"
+
+
+def test_runs_that_a_schedule_makes_together_have_runs_of_their_own() -> None:
+    """Ids of flow runs are UUIDs of version 7: what is made in the same millisecond begins alike."""
+    from prefect._internal.uuid7 import uuid7
+
+    ids = [uuid7() for _ in range(100)]
+    assert len({each.hex[:12] for each in ids}) < 100
+    assert len({run_id(each) for each in ids}) == 100
+    assert run_id(str(ids[0])) == run_id(ids[0]) == ids[0].hex[-12:]
+
+
+def test_the_automations_are_as_prefect_understands_them() -> None:
     from prefect.events.schemas.automations import AutomationCore
 
     document = yaml.safe_load((ROOT / "automations.yaml").read_text())
-    automations = [AutomationCore.model_validate(each) for each in document["automations"]]
-    assert [automation.name.split()[0] for automation in automations] == ["Mark", "Resume", "Resume"]
-    assert all(automation.enabled for automation in automations)
+    for description in document["automations"]:
+        for action in description["actions"]:
+            assert action["block_document_id"] == "scones-notify"
+            action["block_document_id"] = str(uuid.uuid4())
+        assert AutomationCore.model_validate(description).enabled

@@ -11,11 +11,12 @@ import pytest
 from tasks.capture_window import COLUMNS, Captured, Quarantined, Window
 from tasks.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
 from tasks.drift import coverage_change, drift, histogram
+from tasks.history import History, Step
 from tasks.metrics import figures, wilson_interval
-from tasks.page import ROWS, interesting, render, render_index, rows_to_look_at
+from tasks.page import ROWS, interesting, render, render_executions, render_index, rows_to_look_at
 from tasks.reconciliation import KINDS
-from tasks.report import join, markdown, summarize
-from tasks.results import Run
+from tasks.report import changes_between, join, markdown, once_per_image, summarize
+from tasks.results import Run, inference_id
 from tasks.subject import Subject
 
 CLASSES = ("bicycle", "motorcycle")
@@ -273,3 +274,85 @@ def test_the_artifact_draws_what_there_is(tmp_path: Path) -> None:
     assert text(200, 3).count("█ |") == 10
     assert "line [0.900, 0.900, 0.900]" in text(200, 3)
     assert "Synthetic data" in text(1, 0)
+
+
+def test_three_nights_of_the_same_images_are_no_more_images() -> None:
+    """In every figure, interval and test each image counts once, with its latest inference."""
+    nights = [f"{night:012x}" for night in range(3)]
+    keys = [f"test/{number}.png" for number in range(100)]
+    ids = [inference_id(night, key, 1) for night in nights for key in keys]
+    inferences = records(*ids, "smoke", None, None)
+    start = pd.Timestamp("2026-11-20T03:30Z")
+    inferences["time"] = [start + pd.Timedelta(minutes=number) for number in range(len(inferences))]
+    inferences["confidence"] = [0.9] * 200 + [0.99] * (len(inferences) - 200)
+    results = [
+        {"inference_id": name, "key": key, "label": "bicycle", "status": "accepted"}
+        for name, key in zip(ids, keys * 3, strict=True)
+    ]
+    joined = join(inferences, results, CLASSES, only_known=False)
+    for each in (once_per_image(joined), once_per_image(inferences)):
+        assert len(each) == 103  # those without an image of ours count each
+        assert (each["confidence"] == 0.99).all()
+        assert each["time"].is_monotonic_increasing
+    summary = summarize(subject(results), Captured(inferences), once_per_image(joined), NONE_UNMATCHED)
+    low, high = summary["accuracy_interval_95"]
+    assert (summary["labelled"], summary["captured"]) == (100, 103)
+    assert (low, high) == wilson_interval(100, 100)
+    assert (summary["accepted_labelled"], summary["above_threshold"]) == (100, 103)
+    assert not [reason for reason in summary["alerts"] if "calibrated" in reason]
+
+
+def test_what_changed_between_nights_is_said_with_its_reason() -> None:
+    def night(number: int, **changed: Any) -> dict[str, Any]:
+        known = {"started": f"2026-11-2{number}T03:30:00", "stopped": f"2026-11-2{number}T03:40:00"}
+        images = {"source": "generated", "manifests_sha256": "a"}
+        return {**known, "model_version": "v1", "threshold": 0.93, "dataset": images, **changed}
+
+    thresholds = [{"time": "2026-11-22T12:00:00", "threshold": 0.95, "reason": "recommended by v2"}]
+    other = {"source": "cifar", "manifests_sha256": "b"}
+    nights = [night(1), night(2), night(3, model_version="v2", threshold=0.95), night(4, dataset=other)]
+    nights[3] |= {"model_version": "v2", "threshold": 0.95}
+    found = changes_between(nights, thresholds)
+    assert [(each["what"], each["before"], each["after"], each["why"]) for each in found] == [
+        ("model", "v1", "v2", ""),
+        ("threshold", 0.93, 0.95, "recommended by v2"),
+        ("images", "generated", "cifar", "prepare-data uploaded others"),
+    ]
+    assert found[0]["time"] == "2026-11-23T03:30:00"
+    assert changes_between(nights[:1], thresholds) == changes_between([], []) == []
+
+
+def test_a_page_says_what_it_is_about() -> None:
+    def text(window: bool) -> str:
+        about = subject(run="window-20261122T033000Z-20261122T034000Z" if window else "r")
+        summary = summarize(about, Captured(pd.DataFrame(columns=COLUMNS)), table(3), NONE_UNMATCHED)
+        return render(summary, about, interesting(table(3)), {"chart": b"png"}, {}, [], [])
+
+    assert "Confidence report of a window of time" in text(True) and "evaluation of" not in text(True)
+    assert "Each image counts once" in text(True)
+    assert "evaluation of 2026-11-22, run" in text(False) and "window" not in text(False)
+
+
+def test_images_lead_to_the_history_of_their_executions() -> None:
+    text = page(20)
+    assert 'href="executions.html#5b52074c57ed-0-a1"' in text
+    assert "console.aws.amazon.com" not in text
+    steps = (Step("2026-11-22T03:30:00.000+00:00", "ExecutionStarted", "", HOSTILE),)
+    histories = [History(HOSTILE, HOSTILE, "arn", 2, steps), History("id", "key", "arn", 1, ())]
+    drawn = render_executions(subject(), histories)
+    assert "03:30:00.000" in drawn and "no history of it any more" in drawn
+    assert "<script>alert" not in drawn
+
+
+def test_the_index_is_of_one_installation_with_misses_marked_and_the_latest_first(tmp_path: Path) -> None:
+    for number, (outcome, bucket) in enumerate([("passed", "ours"), ("missed", "ours"), ("passed", "theirs")]):
+        about = replace(
+            subject(outcome=outcome, stopped=f"2026-11-22T0{number}:40:00"), run=Run(f"r{number}", "2026-11-22")
+        )
+        summary = summarize(about, Captured(pd.DataFrame(columns=COLUMNS)), table(0), NONE_UNMATCHED)
+        (tmp_path / "2026-11-22" / f"r{number}").mkdir(parents=True)
+        (tmp_path / "2026-11-22" / f"r{number}" / "summary.json").write_text(json.dumps({**summary, "bucket": bucket}))
+    text = render_index(tmp_path, "ours")
+    assert re.findall(r'href="([^"]*)"', text) == ["2026-11-22/r1/report.html", "2026-11-22/r0/report.html"]
+    assert text.count('class="bad"') == 1 and "✗ missed" in text
+    assert "2026-11-22 01:40" in text and text.count("Passed: all well") == 2

@@ -1,7 +1,14 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
-from settings import Settings
+import status
+from local_aws.config import ROOT, ConfigError, LocalConfig
+from settings import LOCAL_NAMES, PREFIX, Settings, SettingsError, settings
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.5", "nan", "high"])
@@ -28,3 +35,112 @@ def test_stack_names_that_aws_would_refuse_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv("SCONES_STACK", value)
     with pytest.raises(ValidationError, match="stack"):
         Settings()
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A settings file for the present process, and nothing else that is set."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(PREFIX + name.upper(), raising=False)
+    path = tmp_path / "scones.env"
+    path.touch()
+    monkeypatch.setenv("SCONES_SETTINGS", str(path))
+    return path
+
+
+def problems() -> list[str]:
+    settings.cache_clear()
+    try:
+        with pytest.raises(SettingsError) as raised:
+            settings()
+    finally:
+        settings.cache_clear()
+    return str(raised.value).splitlines()
+
+
+def chosen() -> Settings:
+    settings.cache_clear()
+    try:
+        return settings()
+    finally:
+        settings.cache_clear()
+
+
+def test_the_file_is_read_and_the_environment_wins(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("# a comment\nSCONES_THRESHOLD=0.8\nSCONES_EPOCHS=3\nSCONES_PREFECT_PORT=4999\n")
+    monkeypatch.delenv("SCONES_PREFECT_PORT")
+    monkeypatch.setenv("SCONES_EPOCHS", "5")
+    assert (chosen().threshold, chosen().epochs) == (0.8, 5)
+    assert LocalConfig().prefect_port == 4999
+    rows = [row for row in status.differing() if row[0] in ("SCONES_THRESHOLD", "SCONES_EPOCHS")]
+    assert rows == [("SCONES_EPOCHS", "5", "environment"), ("SCONES_THRESHOLD", "0.8", "scones.env")]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("SCONES_THRESHOLD=2", r"SCONES_THRESHOLD=2: .*less than or equal to 1 or .*'recommended'"),
+        (
+            "SCONES_THRESHHOLD=0.9",
+            r"SCONES_THRESHHOLD in .*scones.env is not a setting; did you mean SCONES_THRESHOLD\?",
+        ),
+        ("SCONES_CLASSES=bicycle", r"SCONES_CLASSES=bicycle: .*at least 2"),
+        ("SCONES_EPOCHS=", r"SCONES_EPOCHS=.*: .*integer"),
+        ("SCONES_EPOCHS", r"SCONES_EPOCHS in .* has no value; write SCONES_EPOCHS=VALUE"),
+        ("AWS_PROFILE=x", r"AWS_PROFILE in .* is not a setting"),
+        ("epochs=7", r"epochs in .* is not a setting"),
+        ("SCONES_ROOT=/", r"SCONES_ROOT in .* is not a setting"),
+        ("SCONES_VPC_SUBNETS=subnet-1", r"set together, or not at all"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(file: Path, text: str, line: str) -> None:
+    file.write_text(text + "\n")
+    said = problems()
+    assert len(said) == 1
+    assert re.search(line, said[0]), said
+
+
+def test_every_wrong_setting_has_its_line_wherever_it_stands(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("SCONES_EPOCHS=0\nSCONES_SEEED=1\n")
+    monkeypatch.setenv("SCONES_FOLDS", "many")
+    monkeypatch.setenv("SCONES_FOLD", "3")
+    assert [line.split("=")[0].split(" ")[0] for line in sorted(problems())] == [
+        "SCONES_EPOCHS",
+        "SCONES_FOLD",
+        "SCONES_FOLDS",
+        "SCONES_SEEED",
+    ]
+
+
+def test_a_file_that_is_none_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_bytes(b"\xff\xfe\x00SCONES")
+    assert "no text file" in problems()[0]
+    file.unlink()
+    assert "which is no file" in problems()[0]
+    monkeypatch.delenv("SCONES_SETTINGS")
+    monkeypatch.setattr("settings.ROOT", file.parent)
+    assert chosen().epochs == 42  # nobody has to have one
+
+
+def test_local_settings_are_refused_in_one_line_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCONES_AWS_PORT", "many")
+    with pytest.raises(ConfigError, match=r"^SCONES_AWS_PORT=many: .*integer[^\n]*$"):
+        LocalConfig()
+    done = subprocess.run([sys.executable, "deploy.py"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith("error: SCONES_AWS_PORT=many: ")
+
+
+def test_both_islands_know_the_same_names() -> None:
+    assert {name.upper() for name in LocalConfig.model_fields} == LOCAL_NAMES
+
+
+def test_the_example_explains_every_setting_as_it_is(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    assert (ROOT / "scones.env.example").read_text() == status.example()
+    file.write_text("".join(f"{line[1:]}\n" for line in status.example().splitlines() if line.startswith("#SCONES_")))
+    monkeypatch.setattr("settings.unknown_names", lambda: [])
+    values = {name for name in Settings.model_fields if f"{PREFIX}{name.upper()}=\n" not in file.read_text()}
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.endswith("=\n")))
+    assert values and chosen().model_dump(exclude={"cache", "reports"}) == Settings(_env_file=None).model_dump(
+        exclude={"cache", "reports"}
+    )
