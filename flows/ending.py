@@ -74,8 +74,10 @@ def _ending(state: Any) -> str | None:
         return _uncapitalized(str(state.message or state.name).split(". ")[0])
     if state.is_completed():
         return None
+    # The worker's hook for a cancelled run gets the state before the last.
+    name = "Cancelled" if state.is_cancelling() else state.name
     reason = str(state.message or "").removeprefix(RAISED).split("\n")[0]
-    return _uncapitalized(f"{state.name}: {reason}" if reason else state.name)
+    return _uncapitalized(f"{name}: {reason}" if reason else name)
 
 
 def _uncapitalized(text: str) -> str:

@@ -77,7 +77,7 @@ def _announced(resource: str, revision: str) -> bool:
     """Whether an earlier process of this run has emitted the event, and the server knows it."""
     wanted = EventFilter(event=EventNameFilter(name=[EVALUATION_EVENT]), resource=EventResourceFilter(id=[resource]))
     with get_client(sync_client=True) as prefect:
-        events = prefect.read_events(wanted).events
+        events = prefect.read_events(wanted, limit=50).events
     return any(event.resource.get("scones.revision", "1") == revision for event in events)
 
 

@@ -24,10 +24,16 @@ def started(deployment: str, parameters: dict[str, Any], environment: dict[str, 
     return run.id
 
 
-def ended(run: UUID, *states: str) -> str:
-    """Waits until the flow run is in a state of one of the names, and returns the state's message."""
+def ended(run: UUID, *states: str, after: str | None = None) -> str:
+    """Waits until the flow run is in a state of one of the names, and returns the state's message.
+
+    after: the name of a state that it has to be seen in first.
+    """
     deadline = time.monotonic() + WAIT_SECONDS
     with get_client(sync_client=True) as prefect:
+        while after is not None and prefect.read_flow_run(run).state_name != after:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         while True:
             found = prefect.read_flow_run(run).state
             assert found is not None

@@ -26,6 +26,8 @@ def stack(config: LocalConfig) -> Iterator[LocalConfig]:
     finally:
         services.down(config)
     assert services.supervised_processes(config) == []
+    log = (config.state / "logs" / "prefect-server.log").read_text(errors="replace")
+    assert "Traceback" not in log, log[max(log.index("Traceback") - 2000, 0) :][:6000]
 
 
 @pytest.fixture(scope="session")
@@ -34,10 +36,10 @@ def demo(stack: LocalConfig) -> subprocess.CompletedProcess[str]:
     return run_demo("--dataset", "generated")
 
 
-def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """From a shell that is set up for somebody else's account."""
+def run_demo(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """From a shell that is set up for somebody else's account, and has these settings besides."""
     command = [sys.executable, "demo.py", *arguments]
-    environment = {**os.environ, **POISON}
+    environment = {**os.environ, **POISON, **settings}
     return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400)
 
 

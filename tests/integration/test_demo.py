@@ -1,6 +1,8 @@
 """The whole pipeline through the Prefect server, the worker and the deployments."""
 
 import json
+import os
+import re
 import subprocess
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 import pandas as pd
 from prefect.client.orchestration import get_client
 
-from local_aws.config import ROOT
+from deploy import bring_up
+from local_aws.config import ROOT, LocalConfig
 from tasks import storage
 from tasks.charts import CHARTS
 from tests.integration.conftest import read_json, reports_folder, run_demo, run_flow
@@ -55,7 +58,8 @@ def test_the_report_is_here_and_in_the_bucket(installed: Any, evaluation: Evalua
     summary, _, _ = evaluation
     folder = reports_folder() / summary["date"] / summary["run"]
     tables = {"quarantine.jsonl", "reconciliation.jsonl", "inferences.parquet"}
-    names = {*(f"{chart}.png" for chart in CHARTS), "trend.png", "report.html", "summary.json", *tables}
+    pages = {"report.html", "executions.html"}
+    names = {*(f"{chart}.png" for chart in CHARTS), "trend.png", *pages, "summary.json", *tables}
     assert {path.name for path in folder.iterdir()} == names
     assert names <= {path.name for path in folder.parent.iterdir()}
     report = read_json(folder / "summary.json")
@@ -63,7 +67,11 @@ def test_the_report_is_here_and_in_the_bucket(installed: Any, evaluation: Evalua
     assert report["provisional"] is False
     assert report["accuracy"] == summary["accuracy"]
     assert report["quarantined_lines"] == 0
-    assert summary["model_version"] in (folder / "report.html").read_text()
+    page, histories = (folder / "report.html").read_text(), (folder / "executions.html").read_text()
+    assert summary["model_version"] in page
+    linked = re.findall(r'href="executions.html#([^"]+)"', page)
+    assert linked and all(f'id="{name}"' in histories for name in linked)
+    assert "FilterLowConfidence" in histories and "image_data" in histories and len(histories) < 1_000_000
     index = (reports_folder() / "index.html").read_text()
     assert f"{summary['date']}/{summary['run']}/report.html" in index
     prefix = f"reports/{summary['date']}/{summary['run']}/"
@@ -101,8 +109,8 @@ def test_a_window_shows_all_that_the_endpoint_answered(evaluation: Evaluation, t
     assert window.returncode == 0, window.stderr
     report = json.loads(window.stdout.splitlines()[-1])
     assert report["labelled"] == len(results) == 20
-    assert report["captured"] > 20  # the smoke test's too
-    assert report["reconciliation"]["capture_without_execution"] == report["captured"] - 20
+    assert report["captured"] == report["inferences"] == 20  # smoke tests do not count
+    assert report["reconciliation"]["capture_without_execution"] == 0
     assert report["accuracy"] == summary["accuracy"]
     folder = tmp_path / report["date"] / report["run"]
     assert len(pd.read_parquet(folder / "inferences.parquet")) == report["captured"]
@@ -110,13 +118,43 @@ def test_a_window_shows_all_that_the_endpoint_answered(evaluation: Evaluation, t
     assert not (tmp_path / report["date"] / "report.html").exists()  # that is an evaluation's
 
 
-def test_a_second_demo_reuses_data_model_and_endpoint(demo: subprocess.CompletedProcess[str]) -> None:
-    again = run_demo("--dataset", "generated")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "0 of them uploaded" in again.stdout
-    assert "serves v1 already" in again.stdout
-    assert "epoch=" not in again.stdout
-    assert "scones-unlimited: unchanged" in again.stdout
+def test_a_second_demo_keeps_data_and_model_and_says_what_it_missed(
+    demo: subprocess.CompletedProcess[str], stack: LocalConfig
+) -> None:
+    """Without DATASET, and from a shell with another setting, which `make demo` hands to the worker."""
+    again = run_demo(SCONES_EVALUATION_MIN_COVERAGE="1")
+    try:
+        assert again.returncode == 1, again.stdout + again.stderr
+        assert "restarted the worker: SCONES_EVALUATION_MIN_COVERAGE: 0 -> 1" in again.stdout
+        assert "GENERATED images" in again.stdout and "cifar" not in again.stdout
+        assert "0 of them uploaded" in again.stdout
+        assert "serves v1 already" in again.stdout
+        assert "epoch=" not in again.stdout
+        assert "scones-unlimited: unchanged" in again.stdout
+        assert "  verdict          Missed: coverage " in again.stdout
+        page = re.search(r"^  report +(.*report.html)$", again.stdout, re.MULTILINE)
+        assert page and "coverage" in Path(page[1]).read_text()
+        assert "Traceback" not in again.stdout + again.stderr
+        assert f"`. {os.path.relpath(stack.state / 'env.sh', ROOT)}`" in again.stdout
+    finally:
+        bring_up(stack)
+
+
+def test_an_installation_keeps_its_images_until_it_is_given_others(installed: Any, tmp_path: Path) -> None:
+    note = storage.get_json(installed.bucket, "manifests/dataset.json")
+    assert note["given"] == "generated" and note["since"]
+    prepare = """
+import sys
+from flows.prepare_data import prepare_data
+print(prepare_data(*sys.argv[1:])["since"])
+"""
+    # The setting names another data set, which can't be had: it is not asked for.
+    kept = run_flow(prepare, SCONES_DATASET="cifar100", SCONES_CIFAR_URL="http://127.0.0.1:9/none.tar.gz")
+    assert kept.stdout.splitlines()[-1] == note["since"], kept.stderr
+    assert "SCONES_DATASET is cifar100, and this installation keeps generated" in kept.stderr
+    wrong = run_flow(prepare, str(tmp_path / "none.tar.gz"))
+    assert wrong.returncode != 0 and "no archive at" in wrong.stderr
+    assert storage.get_json(installed.bucket, "manifests/dataset.json") == note
 
 
 def test_runs_have_names_tags_and_artifacts(demo: subprocess.CompletedProcess[str]) -> None:
@@ -125,11 +163,15 @@ def test_runs_have_names_tags_and_artifacts(demo: subprocess.CompletedProcess[st
         deployments = {deployment.name for deployment in client.read_deployments()}
         artifacts = {artifact.key for artifact in client.read_artifacts()}
         automations = client.request("POST", "/automations/filter", json={}).json()
+        recovery = client.read_deployment_by_name("recover-runs/local")
     assert deployments == {"local"}
     pipeline = next(run for run in runs if run.name.startswith("pipeline"))
     assert pipeline.tags == ["pipeline", "scones"] or set(pipeline.tags) == {"pipeline", "scones"}
     assert {"nightly-evaluation", "confidence-report"} <= artifacts
-    assert any("heartbeat" in automation["name"] for automation in automations)
+    started = [action.get("deployment_id") for automation in automations for action in automation["actions"]]
+    assert started.count(str(recovery.id)) == 3
+    evaluation = next(run for run in runs if run.name.startswith("nightly-evaluation"))
+    assert " | passed: " in evaluation.name or " | missed: " in evaluation.name
 
 
 def test_a_deployment_runs_from_another_shell_and_starts_the_report(installed: Any) -> None:
@@ -142,6 +184,10 @@ def test_a_deployment_runs_from_another_shell_and_starts_the_report(installed: A
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    # It ends with the verdict and where the report is, and says how it ended.
+    told = " ".join(done.stdout.split())
+    assert "Passed: " in told and "The report follows at" in told and "report.html" in told
+    assert told.endswith("Flow run finished successfully in 'Passed'.")
     wait = """
 import sys, time
 from prefect.client.orchestration import get_client

@@ -81,9 +81,35 @@ def test_a_killed_supervisor_leaves_nothing_behind_after_the_next_up(
     read = "import boto3; print(boto3.client('s3').get_object(Bucket='kept', Key='k')['Body'].read())"
     assert "b'v'" in call(environment, "sh", "-c", f'. "{config.state}/env.sh" && python -c "{read}"').stdout
 
+    # Deleted is deleted, also after the next start.
+    deleted = call(environment, "sh", "-c", f'. "{config.state}/env.sh" && python -c "$0"', DELETE_BY_STACK)
+    assert deleted.returncode == 0, deleted.stderr
     assert call(environment, "make", "down").returncode == 0
     assert services.supervised_processes(config) == []
     assert listening(config) == []
+    assert call(environment, sys.executable, "-m", "local_aws", "up").returncode == 0
+    names = "import boto3; print([each['Name'] for each in boto3.client('s3').list_buckets()['Buckets']])"
+    assert "['kept']" in call(environment, "sh", "-c", f'. "{config.state}/env.sh" && python -c "{names}"').stdout
+
+
+DELETE_BY_STACK = """
+import boto3, json, time
+stacks, s3 = boto3.client("cloudformation"), boto3.client("s3")
+bucket = {"Type": "AWS::S3::Bucket", "Properties": {"BucketName": "made-by-stack"}}
+stacks.create_stack(StackName="s", TemplateBody=json.dumps({"Resources": {"Bucket": bucket}}))
+stacks.get_waiter("stack_create_complete").wait(StackName="s", WaiterConfig={"Delay": 1})
+s3.put_object(Bucket="made-by-stack", Key="k", Body=b"v")
+identifier = stacks.describe_stacks(StackName="s")["Stacks"][0]["StackId"]
+stacks.delete_stack(StackName="s")
+while (status := stacks.describe_stacks(StackName=identifier)["Stacks"][0]["StackStatus"]).endswith("PROGRESS"):
+    time.sleep(0.2)
+assert status == "DELETE_FAILED", status  # as on AWS: the bucket is not empty
+s3.delete_object(Bucket="made-by-stack", Key="k")
+stacks.delete_stack(StackName="s")
+while (status := stacks.describe_stacks(StackName=identifier)["Stacks"][0]["StackStatus"]).endswith("PROGRESS"):
+    time.sleep(0.2)
+assert status == "DELETE_COMPLETE", status
+"""
 
 
 def test_ctrl_c_in_the_demo_stops_everything(own: tuple[LocalConfig, dict[str, str]]) -> None:
@@ -129,9 +155,47 @@ def test_real_aws_starts_only_server_and_worker(own: tuple[LocalConfig, dict[str
     assert services.supervised_processes(config) == []
 
 
-def test_status_and_help_explain(own: tuple[LocalConfig, dict[str, str]]) -> None:
+def test_real_aws_without_credentials_is_refused_at_once(own: tuple[LocalConfig, dict[str, str]]) -> None:
+    config, environment = own
+    bare = {name: value for name, value in environment.items() if not name.startswith("AWS_")}
+    bare |= {"AWS_CONFIG_FILE": "/none", "AWS_SHARED_CREDENTIALS_FILE": "/none", "AWS_EC2_METADATA_DISABLED": "true"}
+    done = call(bare, "make", "up", "AWS=real")
+    assert done.returncode != 0
+    assert "there are no AWS credentials" in done.stderr
+    assert listening(config) == []
+
+
+def test_a_second_up_applies_what_has_changed_and_status_says_what_is_used(
+    own: tuple[LocalConfig, dict[str, str]],
+) -> None:
+    config, environment = own
+    environment = {name: value for name, value in environment.items() if name != "SCONES_EPOCHS"}
+    up = [sys.executable, "-m", "local_aws", "up"]
+    assert call({**environment, "SCONES_EPOCHS": "3"}, *up).returncode == 0
+    told = call(environment, "make", "status").stdout
+    assert f"Prefect UI      {config.prefect_url}" in told
+    assert "SCONES_EPOCHS: 3, now not set" in told
+    moved = call({**environment, "SCONES_PREFECT_PORT": "1"}, "make", "status").stdout
+    assert f"Prefect UI      {config.prefect_url}" in moved  # where it is, not where it would be
+    again = call(environment, *up)
+    assert "restarted the worker: SCONES_EPOCHS: 3 -> not set" in again.stdout
+    assert "restarted" not in call(environment, *up).stdout
+    port = str(free_port())
+    elsewhere = call({**environment, "SCONES_SAGEMAKER_PORT": port}, *up)
+    assert f"restarted the services: SCONES_SAGEMAKER_PORT: {config.sagemaker_port} -> {port}" in elsewhere.stdout
+    worker = next(p for p in services.supervised_processes(config) if "worker" in p.cmdline())
+    assert "SCONES_EPOCHS" not in worker.environ()
+
+
+def test_status_and_help_explain(own: tuple[LocalConfig, dict[str, str]], tmp_path: Path) -> None:
     _, environment = own
-    assert "make up" in call(environment, "make", "status").stdout
+    down = call(environment, "make", "status")
+    assert (down.returncode, "make up" in down.stdout) == (0, True)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    assert "Nothing is set up" in call(environment, "make", "status", cwd=tmp_path).stdout
+    wrong = call(environment, "make", "demo", "DATASET=none.tar.gz", cwd=tmp_path)
+    assert wrong.returncode != 0 and "neither cifar100, generated nor a file" in wrong.stderr
+    assert not (tmp_path / ".venv").exists()
     text = call(environment, "make").stdout
     for target in ("demo", "test", "up", "down", "status", "logs", "lint", "check", "clean"):
         assert f"make {target}" in text

@@ -26,9 +26,10 @@ from tasks.aws import client
 from tasks.endpoint import find, serving
 from tasks.exclusive import exclusive
 from tasks.gate import judge
-from tasks.infrastructure import Installation, installation
+from tasks.infrastructure import InfrastructureError, Installation, deploy_stack, installation
 from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
 from tasks.rollout import RolloutFailed, owned_names
+from tasks.threshold import threshold_changes
 from tests.rollouts import changed_artifact, clients_of, leftovers, version_named
 from tests.runs import ended, model_servers, started
 
@@ -272,6 +273,21 @@ def test_the_recommended_threshold_comes_with_the_model(own: Installation, choos
     assert float(environment["Environment"]["Variables"]["THRESHOLD"]) == version.threshold
 
 
+def test_a_threshold_is_applied_by_the_deployment_alone_and_recorded(
+    own: Installation, choose: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = installation().threshold
+    choose(threshold=0.625)
+    prepare_data()
+    assert installation().threshold == before
+    deploy_endpoint(int(serving(own).model_version.removeprefix("v")))
+    assert installation().threshold == 0.625
+    last = threshold_changes(own.bucket)[-1]
+    assert (last["before"], last["threshold"], last["reason"]) == (before, 0.625, "SCONES_THRESHOLD")
+    deploy_endpoint(int(serving(own).model_version.removeprefix("v")))
+    assert threshold_changes(own.bucket)[-1] == last  # nothing changed
+
+
 def test_manual_approval_leaves_the_version_pending_until_someone_decides(
     own: Installation, choose: Callable[..., None]
 ) -> None:
@@ -303,7 +319,17 @@ def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation)
     version = next(versions())
     assert version.status == PENDING
     with get_client(sync_client=True) as prefect:
-        prefect.resume_flow_run(run, run_input={"decision": "reject", "reason": "not today"})
+        # The form as it comes, untouched: nothing is decided, and it asks again.
+        prefect.resume_flow_run(run, run_input={"decision": "undecided", "reason": ""})
+        ended(run, "Suspended", after="Running")
+        assert next(versions()).status == PENDING
+    # From a shell.
+    shell = f'. "$SCONES_STATE/env.sh"; prefect deployment run decide-model/local -p version={version.number} '
+    shell += (
+        """-p approve=false -p 'reason="not today"' --job-variable "env={\\"SCONES_STACK\\": \\"rollouts\\"}" --watch"""
+    )
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
     ended(run, "Completed")
     decided = next(versions())
     assert decided.number == version.number  # nothing was trained twice
@@ -318,9 +344,27 @@ def test_all_of_it_is_removed_only_when_asked_twice(own: Installation) -> None:
         teardown(everything=True, confirm="scones-unlimited")
     assert serving(own)
     teardown(everything=True, confirm=STACK)
+    assert_nothing_is_left(own)
+    teardown(everything=True, confirm=STACK)  # again, with nothing there
+    # Half-finished: the bucket without a stack, and then a stack whose creation failed because of it.
+    client("s3").create_bucket(Bucket=own.bucket)
+    client("s3").put_object(Bucket=own.bucket, Key="train/left.png", Body=b"x")
+    with pytest.raises(InfrastructureError):
+        deploy_stack(f"{STACK}-storage", ROOT / "infrastructure" / "storage.yaml", {"Stack": STACK})
+    teardown(everything=True, confirm=STACK)
+    assert_nothing_is_left(own)
+
+
+def assert_nothing_is_left(own: Installation) -> None:
     names = {stack["StackName"] for stack in client("cloudformation").describe_stacks()["Stacks"]}
     assert not [name for name in names if name.startswith(STACK)]
     assert own.bucket not in {bucket["Name"] for bucket in client("s3").list_buckets()["Buckets"]}
     assert owned_names() == []
     assert list(versions()) == []
     assert find(own.endpoint) is None
+    groups = client("logs").describe_log_groups()["logGroups"]
+    assert not [group["logGroupName"] for group in groups if STACK in group["logGroupName"]]
+    streams = client("logs").describe_log_streams(
+        logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix=f"{STACK}-"
+    )["logStreams"]
+    assert streams == []
