@@ -9,7 +9,6 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.logging import get_run_logger
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled
 
 from flows.ending import endings, evaluated
 from flows.identity import close_interrupted, run_name, run_of, this_run
@@ -30,9 +29,7 @@ def stop_executions(flow: Any, flow_run: Any, state: Any) -> None:
     flow_run_logger(flow_run, flow).info("%d executions were still running and are stopped", stopped)
     summary = newest_summary(installed.bucket, run)
     message = verdict(summary) if summary else "Cancelled before anything was judged; Retry goes on where it was"
-    with get_client(sync_client=True) as prefect:
-        prefect.set_flow_run_state(flow_run.id, Cancelled(message=message), force=True)
-    state.message = message  # for the hooks that follow
+    state.message = message  # for the hook that follows; Prefect then writes its own into the state
 
 
 @flow(name="nightly-evaluation", flow_run_name=run_name, log_prints=True, **endings(on_cancellation=[stop_executions]))

@@ -33,6 +33,7 @@ MARK = "SCONES_SUPERVISED"
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 START_SECONDS = 90
 STOP_SECONDS = 40
+BUSY_SECONDS = 10
 
 
 class ServicesError(Exception):
@@ -52,6 +53,8 @@ def up(config: LocalConfig, real_aws: bool = False) -> list[str]:
             raise ServicesError(f"the services are up with AWS={running}; run `make down` first")
         changed = _changed(running_config(config), _service_settings(config)) if running else []
         busy = flow_run_processes(config) if running else []
+        if changed or (running and running_settings(config) != worker_settings(config, real_aws)):
+            busy = psutil.wait_procs(busy, timeout=BUSY_SECONDS)[1]  # one whose run has just ended is still leaving
         if changed and busy:
             raise ServicesError(
                 f"the services run with other settings than these: {'; '.join(changed)}. {len(busy)} flow runs are in "

@@ -149,7 +149,6 @@ def test_a_cancelled_run_stops_its_executions_and_accounts_for_the_rest(lab: Lab
     says = f"Incomplete: {summary['not_submitted']} of 20 images were not submitted"
     found = until(lambda: next((each for each in [flow_run_named(run_id(run))] if " | " in each.name), None))
     assert found.name.endswith(f" | cancelled: {says}")
-    assert found.state.message == says
 
 
 def test_a_run_that_is_retried_by_hand_goes_on_and_one_that_is_done_does_nothing_again(lab: Lab) -> None:
@@ -290,7 +289,7 @@ def test_somebody_is_told_of_every_night_that_did_not_pass(lab: Lab, heard: list
     assert "Missed: nightly-evaluation" in told and "failed share 0.625" in told
     link = re.search(rf"{re.escape(stack.prefect_url)}/\S+?/flow-run/[0-9a-f-]{{36}}", told)
     assert link, told
-    assert httpx.get(link[0], follow_redirects=True).status_code == 200
+    assert httpx.get(link[0], headers={"Accept": "text/html"}).status_code == 200
 
     failed = started("nightly-evaluation/local", {}, {**lab.variables, "SCONES_STACK": "nowhere"})
     told = until(lambda: [text for text in heard if str(failed) in text])[0]
