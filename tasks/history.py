@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +85,17 @@ def _detail(details: dict[str, Any]) -> str:
 
 
 def _shortened(text: str) -> str:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if isinstance(value, dict):
-        cut = {name: _cut(each) if isinstance(each, str) else each for name, each in value.items()}
-        text = json.dumps(cut)
+    with suppress(ValueError):
+        text = json.dumps(_cut(json.loads(text)), ensure_ascii=False)
     return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]}…"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= CHARACTERS // 2 else f"{text[:40]}… ({len(text)} characters)"
+def _cut(value: Any) -> Any:
+    """A JSON value with its long strings cut, such as an image's."""
+    if isinstance(value, dict):
+        return {name: _cut(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_cut(each) for each in value]
+    if isinstance(value, str) and len(value) > CHARACTERS // 2:
+        return f"{value[:40]}… ({len(value)} characters)"
+    return value
