@@ -10,10 +10,9 @@ import threading
 # Of tests that take as long together, as measured on 2 cores. The first and the last start a stack.
 OTHERS = ("tests/integration/test_rollout.py", "tests/integration/test_permissions.py")
 OWN_STACKS = "tests/integration/test_processes.py"
-TRAINING = "tests/unit/test_classifier.py"
 PARTS = (
-    ("tests/integration", TRAINING, *(f"--ignore={path}" for path in (*OTHERS, OWN_STACKS))),
-    ("tests/unit", "tests/sagemaker", OWN_STACKS, f"--ignore={TRAINING}"),
+    ("tests/integration", *(f"--ignore={path}" for path in (*OTHERS, OWN_STACKS))),
+    ("tests/unit", "tests/sagemaker", OWN_STACKS),
     OTHERS,
 )
 

@@ -87,6 +87,8 @@ def test_a_missed_gate_fails_the_run_and_says_by_how_much(lab: Lab, bad_night: N
     failed = [row for row in rows if row["status"] == "failed"]
     assert {row["failed_state"] for row in failed} == {"SerializeImageData", "ClassifyImage"}
     assert all(row["cause"] and row["previous_attempts"][0]["attempt"] == 1 for row in failed)
+    said = [json.loads(row["cause"])["errorMessage"] for row in failed]
+    assert all("\n" not in text and len(text) < 700 for text in said), said
 
 
 def test_the_run_shows_verdict_and_progress_as_artifacts(bad_night: Night) -> None:

@@ -148,6 +148,8 @@ def test_real_aws_starts_only_server_and_worker(own: tuple[LocalConfig, dict[str
     worker = next(p for p in services.supervised_processes(config) if "worker" in p.cmdline())
     assert worker.environ()["AWS_PROFILE"] == "production"
     assert worker.environ()["PREFECT_API_URL"] == f"{config.prefect_url}/api"
+    listed = call(environment, "sh", "-c", f'. "{config.state}/env.sh" && prefect deployment ls').stdout
+    assert "pipeline/aws" in listed and "/local" not in listed
     refused = call(environment, "make", "up")
     assert refused.returncode != 0
     assert "make down" in refused.stderr

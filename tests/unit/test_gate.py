@@ -3,9 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from prefect.logging import disable_run_logger
 
 from settings import settings
+from tasks import registry
 from tasks.gate import Comparison, not_worse_p, verdict
+from tasks.registry import APPROVED, REJECTED, ModelVersion, find_trained
+from tasks.training import JobPlan, TrainingPlan
 
 GOOD = Comparison(images=1000, accuracy=0.92, ece=0.02, ece_limit=0.03)
 
@@ -74,3 +78,22 @@ def test_p_is_that_of_a_simulated_boundary() -> None:
 def test_few_images_are_no_proof() -> None:
     assert not_worse_p(20, 0, 0, 0.03) > 0.05
     assert not_worse_p(1000, 0, 0, 0.03) < 0.001
+
+
+def test_a_model_that_stands_is_taken_unless_other_hyperparameters_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(number: int, status: str, **metadata: str) -> ModelVersion:
+        return ModelVersion(number, "arn", "uri", "image", status, "", metadata)
+
+    def plan(fingerprint: str, of_settings: str) -> TrainingPlan:
+        return TrainingPlan(JobPlan("train.py", "", {}, {}, ()), fingerprint, of_settings, "data")
+
+    asked_for = version(2, APPROVED, fingerprint="quick", settings_fingerprint="mine")
+    there = [version(3, REJECTED, fingerprint="mine"), asked_for, version(1, APPROVED, fingerprint="other")]
+    monkeypatch.setattr(registry, "versions", lambda: iter(there))
+    with disable_run_logger():
+        assert find_trained.fn(plan("mine", "mine")) == asked_for  # what the demo trained in a hurry stands
+    assert find_trained.fn(plan("quick", "mine")) == asked_for
+    assert find_trained.fn(plan("slow", "mine")) is None
+    assert find_trained.fn(plan("changed", "changed")) is None  # other settings

@@ -1,5 +1,7 @@
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig
-from local_aws.environment import process_environment, shell_script
+from local_aws.environment import prepare, process_environment, shell_script
 from local_aws.sagemaker.account import split_uri
 from local_aws.sagemaker.capture import CaptureSpool, Exchange
 from local_aws.sagemaker.hosting import Endpoints
@@ -49,8 +51,6 @@ def test_real_aws_keeps_the_shells_account_but_not_its_workspace(
 
 
 def test_the_shell_script_unsets_what_a_shell_exports_later(config: LocalConfig) -> None:
-    import subprocess
-
     script = shell_script(config, real_aws=False)
     done = subprocess.run(
         ["sh", "-c", script + "\nenv"], env={"PATH": "/usr/bin:/bin", **POISON}, capture_output=True, text=True
@@ -59,6 +59,32 @@ def test_the_shell_script_unsets_what_a_shell_exports_later(config: LocalConfig)
     assert "AKIAREALKEY" not in done.stdout
     assert "pnu_real" not in done.stdout
     assert f"PREFECT_API_URL={config.prefect_url}/api" in done.stdout
+
+
+def test_the_aws_cli_runs_from_a_folder_with_a_space(tmp_path: Path) -> None:
+    config = LocalConfig(state=tmp_path / "my state")
+    prepare(config)
+    done = subprocess.run(
+        ["sh", "-c", f"{shell_script(config, real_aws=False)}\naws --version"],
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("aws-cli/"), done.stderr
+    script = (config.state / "bin" / "aws").read_text()
+    assert f"{sys.executable} -m awscli" in script
+
+
+def test_only_a_folder_of_the_services_is_cleaned(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(services.ServicesError, match="not a folder of the services"):
+        services.clean(LocalConfig(state=tmp_path))
+    assert (tmp_path / "thesis.txt").exists()
+    (tmp_path / "thesis.txt").unlink()
+    services.clean(LocalConfig(state=tmp_path / "none"))
+    (tmp_path / "logs").mkdir()
+    services.clean(LocalConfig(state=tmp_path))
+    assert not tmp_path.exists()
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
