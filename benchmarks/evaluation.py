@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8, help="pairs of flow and bare loop of 200 images (default: 8)")
     parser.add_argument("--waits", type=int, default=2, help="kills with nothing skipped, 3 minutes each (default: 2)")
     parser.add_argument("--part", choices=["figures", "faults"], help="only a part")
+    parser.add_argument("--fault", help="only the fault of this name, with --part faults")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where the shell had the first ignored
         signal.signal(number, _interrupt)
@@ -103,7 +104,7 @@ def _measure(config: LocalConfig, arguments: argparse.Namespace) -> bool:
                 print(figure, flush=True)
                 figures.append(figure)
         if arguments.part != "figures":
-            figures += _faults(lab, arguments.seeds, arguments.waits)
+            figures += _faults(lab, arguments.seeds, arguments.waits, arguments.fault)
     return any(figure.missed for figure in figures)
 
 
@@ -235,14 +236,15 @@ def _recovery(lab: Any) -> Iterator[Figure]:
     )
 
 
-def _faults(lab: Any, seeds: int, waits: int) -> list[Figure]:
-    """Prints the table of faults and returns its totals as figures."""
+def _faults(lab: Any, seeds: int, waits: int, only: str | None) -> list[Figure]:
+    """Prints the table of faults, or the line of one, and returns its totals as figures."""
     from tests.faults.nights import FAULTS, WAITED
 
     row = "{:<36} {:>5} {:>6} {:>11} {:>6} {:>16}"
     print("\n" + row.format("fault", "runs", "lost", "duplicated", "wrong", "median recovery"), flush=True)
     totals: Counter[str] = Counter()
-    for fault in [*FAULTS, *([WAITED] if waits else [])]:
+    chosen = [fault for fault in [*FAULTS, *([WAITED] if waits else [])] if only in (None, fault)]
+    for fault in chosen:
         nights = [lab.night(fault, seed) for seed in range(waits if fault == WAITED else seeds)]
         kinds = {
             kind: sum(len(getattr(night.verdict, kind)) for night in nights) for kind in ("lost", "duplicated", "wrong")
@@ -255,7 +257,7 @@ def _faults(lab: Any, seeds: int, waits: int) -> list[Figure]:
             for violation in night.verdict.violations:
                 print(f"  seed {night.seed}: {violation}", flush=True)
     print("\n" + HEADING)
-    count = f"{len(FAULTS) * seeds + waits} nights"
+    count = f"{sum(waits if fault == WAITED else seeds for fault in chosen)} nights"
     figures = [
         Figure(f"images {kind} under faults", totals[kind], "", count, at_most=0)
         for kind in ("lost", "duplicated", "wrong")

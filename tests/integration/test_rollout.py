@@ -43,7 +43,7 @@ def own(stack: LocalConfig) -> Iterator[Installation]:
     """An installation of its own, of three classes, with v1, trained for a moment, in service."""
     before = dict(os.environ)
     os.environ.update({"SCONES_STACK": STACK, "SCONES_CLASSES": ",".join(CLASSES)})
-    os.environ.update({"SCONES_SMOKE_CAPTURE_SECONDS": "0", "SCONES_EPOCHS": "8", "SCONES_GATE_MIN_ACCURACY": "0"})
+    os.environ.update({"SCONES_SMOKE_CAPTURE_SECONDS": "0", "SCONES_EPOCHS": "20", "SCONES_GATE_MIN_ACCURACY": "0"})
     settings.cache_clear()
     try:
         prepare_data("generated")
