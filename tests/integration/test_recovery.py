@@ -1,0 +1,47 @@
+"""Which flow runs recover-runs starts again: those that died, and no others."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled, State
+
+from flows.recover_runs import recover_runs
+from local_aws.config import LocalConfig
+
+
+def run_in(prefect: SyncPrefectClient, *states: State[Any]) -> UUID:
+    """A run of a deployment that has gone through these states, without a process."""
+    deployment = prefect.read_deployment_by_name("confidence-report/local")
+    later: State[Any] = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(hours=1))
+    run = prefect.create_flow_run_from_deployment(deployment.id, state=later)
+    for state in states:
+        prefect.set_flow_run_state(run.id, state, force=True)
+    return run.id
+
+
+def test_only_what_died_is_started_again_and_not_for_ever(stack: LocalConfig) -> None:
+    with get_client(sync_client=True) as prefect:
+        ended = [run_in(prefect, Running(), end) for end in (Completed(), Failed(), Cancelled())]
+        resumed_then_ended = run_in(prefect, Crashed(), Running(), Failed(name="Missed"))
+        hopeless = run_in(prefect, *[state for _ in range(4) for state in (Running(), Crashed())])
+        alive = run_in(prefect, Running())  # sent no heartbeat, so nothing can be said about it
+        died = run_in(prefect, Running(), Crashed())
+        before = {run: [each.id for each in prefect.read_flow_run_states(run)] for run in (*ended, resumed_then_ended)}
+        try:
+            name = prefect.read_flow_run(died).name
+            done = recover_runs()
+            # Once, by this call or by the one that the event of the crash has started.
+            assert done["crashed"] == [] and set(done["resumed"]) <= {name}
+            messages = [str(each.message) for each in prefect.read_flow_run_states(died)]
+            assert sum("1 of 3 times" in message for message in messages) == 1
+            assert prefect.read_flow_run(hopeless).state_type == StateType.CRASHED
+            assert prefect.read_flow_run(alive).state_type == StateType.RUNNING
+            for run, states in before.items():
+                assert [each.id for each in prefect.read_flow_run_states(run)] == states
+            assert name not in recover_runs()["resumed"]  # it waits for the worker already
+        finally:
+            for run in (died, hopeless, alive):
+                prefect.delete_flow_run(run)
