@@ -8,6 +8,7 @@ Exits with 1 where a promise is broken.
 """
 
 import argparse
+import logging
 import os
 import shutil
 import signal
@@ -52,7 +53,7 @@ TRAIN_AND_ROLL_OUT = (5, 24)
 KILL_WORKER, RESTART, CHANGED_FLOW = 10, 15, 20
 NIGHT_SECONDS = 600
 TERMINAL = {"COMPLETED", "FAILED", "CANCELLED"}
-# Runs that are created together in the second part; one works at a time.
+# Nights in the second part after which it waits for their reports.
 BATCH = 20
 
 
@@ -141,7 +142,7 @@ def _week(config: LocalConfig, checkout: Path, nights: int) -> list[Figure]:
             if len(ended) >= moment and f"model {moment}" not in week.done:
                 week.done[f"model {moment}"] = "trained and rolled out"
                 _train_and_roll_out(seed=moment)
-        if len(ended) >= KILL_WORKER and "kill" not in week.done and _kill_worker(config, waiting):
+        if len(ended) >= KILL_WORKER and "kill" not in week.done and _kill_worker(config):
             week.done["kill"] = "worker and flow run killed"
         if len(ended) >= RESTART and "restart" not in week.done:
             _make(checkout, "down")
@@ -204,21 +205,20 @@ def _checked(week: Week, minutes: float) -> list[Figure]:
 
 
 def _messages(nights: int) -> list[Figure]:
-    """Runs nights one after the other and counts those of which the server does not have every message."""
-    from prefect.client.orchestration import get_client
+    """Runs nights one after the other and counts those of which the server does not have every message.
 
+    In this process, so that they follow each other closely; the reports that their events start run meanwhile.
+    """
     lost, runs = 0, 0
     print(f"  counting the messages of {nights} nights", flush=True)
+    logging.disable(logging.CRITICAL)
     while runs < nights:
-        size = min(BATCH, nights - runs)
-        with get_client(sync_client=True) as prefect:
-            deployment = prefect.read_deployment_by_name(NIGHTLY)
-            batch = [prefect.create_flow_run_from_deployment(deployment.id).id for _ in range(size)]
-            for run in batch:
-                _wait_for_end(prefect, run)
-            time.sleep(10)  # events come a little later, and the last night's report begins
+        began = datetime.now(UTC)
+        batch = [_evaluate() for _ in range(min(BATCH, nights - runs))]
+        _wait_for_reports(len(batch), began)
+        with _client() as prefect:
             lost += sum(not _all_messages(prefect, run) for run in batch)
-        runs += size
+        runs += len(batch)
         print(f"  {runs} nights, {lost} with a lost message", flush=True)
     figures = [
         Figure(f"of {nights} nights, those of which a message was lost", lost, "", f"{nights} nights", at_most=1)
@@ -227,16 +227,42 @@ def _messages(nights: int) -> list[Figure]:
     return figures
 
 
+def _evaluate() -> UUID:
+    """Runs a night here and returns its flow run's id."""
+    from flows.nightly_evaluation import nightly_evaluation
+
+    state = nightly_evaluation(return_state=True)
+    identifier: UUID = state.state_details.flow_run_id
+    return identifier
+
+
+def _wait_for_reports(count: int, since: datetime) -> None:
+    """Until so many reports have ended that were started since then, or none comes any more."""
+    deadline = time.monotonic() + NIGHT_SECONDS
+    while time.monotonic() < deadline:
+        with _client() as prefect:
+            deployment = prefect.read_deployment_by_name("confidence-report/local")
+            reports = [
+                run
+                for run in _all_runs(prefect)
+                if run.deployment_id == deployment.id and run.created and run.created >= since
+            ]
+        ended = [run for run in reports if run.state_type and run.state_type.value in TERMINAL]
+        if len(ended) >= count:
+            return
+        if len(ended) == len(reports) and time.monotonic() > deadline - NIGHT_SECONDS + 60:
+            return
+        time.sleep(3)
+
+
 def _all_messages(prefect: "SyncPrefectClient", run: UUID) -> bool:
-    """Whether the server has the run's Pending, Running and end, the evaluation's event, and started its report."""
+    """Whether the server has the run's start and end and the evaluation's event, and started its report."""
     from prefect.events.filters import EventFilter, EventResourceFilter
 
     wanted = [f"prefect.flow-run.{run}", f"scones.evaluation.{run_id(run)}"]
     page = prefect.read_events(EventFilter(resource=EventResourceFilter(id=wanted)), limit=50)
     names = {event.event.rsplit(".", 1)[1] for event in page.events}
-    return (
-        {"Pending", "Running", "completed"} <= names and bool({"Passed", "Missed"} & names) and _reported(prefect, run)
-    )
+    return {"Running", "completed"} <= names and bool({"Passed", "Missed"} & names) and _reported(prefect, run)
 
 
 def _reported(prefect: "SyncPrefectClient", run: UUID) -> bool:
@@ -335,17 +361,22 @@ def _train_and_roll_out(seed: int) -> None:
     _run_to_the_end("deploy-endpoint/local")
 
 
-def _kill_worker(config: LocalConfig, waiting: "list[FlowRun]") -> bool:
-    """SIGKILL for the worker and for the process of a night that has begun; False where none has."""
+def _kill_worker(config: LocalConfig) -> bool:
+    """SIGKILL for the worker and for the process of the next night as soon as it runs; False where none did."""
     from tests.runs import processes_of, worker_processes
 
-    running = [run for run in waiting if run.state_name == "Running"]
-    processes = processes_of(running[0].id) if running else []
-    if not processes:
-        return False
-    for process in [*worker_processes(config), *processes]:
-        process.kill()
-    return True
+    deadline = time.monotonic() + 90
+    with _client() as prefect:
+        while time.monotonic() < deadline:
+            running = [run for run in _scheduled_nights(prefect) if run.state_name == "Running"]
+            if running and (processes := processes_of(running[0].id)):
+                for process in [*worker_processes(config), *processes]:
+                    process.kill()
+                state = prefect.read_flow_run(running[0].id).state_name
+                if state == "Running":
+                    return True
+            time.sleep(0.1)
+    return False
 
 
 def _note_verdicts(week: Week) -> None:

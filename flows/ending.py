@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.states import Completed, Failed
 
@@ -27,12 +28,18 @@ RAISED = "Flow run encountered an exception: "
 
 
 def evaluated(summary: dict[str, Any], report: str) -> Any:
-    """The final state of a run that evaluated. report: where its report is, or will be."""
+    """The final state of a run that evaluated, with the verdict in its name. report: where its report is to be."""
     message = f"{verdict(summary)}. Report: {report}"
     name = NAMES[summary["outcome"]]
     if summary["outcome"] == PASSED:
-        return Completed(name=name, message=message, data=summary)
-    return Failed(name=name, message=message, data=GateMissed(summary))
+        state: Any = Completed(name=name, message=message, data=summary)
+    else:
+        state = Failed(name=name, message=message, data=GateMissed(summary))
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None, "only within a flow"
+    # Not by a hook: a process that dies after the run has ended runs none.
+    rename(context.flow, context.flow_run, state)
+    return state
 
 
 class _WithoutMissedGates(logging.Filter):
@@ -49,7 +56,6 @@ for _name in ("prefect.flow_runs", "prefect.engine"):
 def endings(on_crashed: Sequence[Hook] = (), on_cancellation: Sequence[Hook] = ()) -> dict[str, Any]:
     """Arguments of @flow that have every end of its runs said in their names, after hooks of its own."""
     return {
-        "on_completion": [rename],
         "on_failure": [rename],
         "on_crashed": [*on_crashed, rename],
         "on_cancellation": [*on_cancellation, rename],
@@ -57,23 +63,18 @@ def endings(on_crashed: Sequence[Hook] = (), on_cancellation: Sequence[Hook] = (
 
 
 def rename(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook for every end of a flow run: adds to its name how it ended, where that is not simply Completed."""
+    """Hook for ends of a flow run other than Completed: adds to its name how it ended."""
     text = _ending(state)
-    if text is None:
-        return
     plain = flow_run.name.split(SEPARATOR)[0]
     # A name is a convenience: nothing fails because the server does not answer.
     with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as prefect:
         prefect.update_flow_run(flow_run.id, name=f"{plain}{SEPARATOR}{text}"[:MAX_NAME])
 
 
-def _ending(state: Any) -> str | None:
-    """None for a run that is simply Completed."""
+def _ending(state: Any) -> str:
     if state.name in NAMES.values():
-        # The message is the verdict, and the data of an end that was read from the server are not there.
+        # The message is the verdict.
         return _uncapitalized(str(state.message or state.name).split(". ")[0])
-    if state.is_completed():
-        return None
     # The worker's hook for a cancelled run gets the state before the last.
     name = "Cancelled" if state.is_cancelling() else state.name
     reason = str(state.message or "").removeprefix(RAISED).split("\n")[0]
