@@ -13,6 +13,9 @@ from local_aws.config import ConfigError, LocalConfig
 from local_aws.environment import enter, worker_settings
 from settings import PREFIX, ROOT, Settings, SettingsError, file_values, settings, settings_file
 
+# Settings that may hold a password.
+SECRETS = {"prefect_database"}
+
 
 def differing() -> list[tuple[str, str, str]]:
     """Name, value and source of each setting that is not the default's: of the settings file, or the environment.
@@ -28,6 +31,8 @@ def differing() -> list[tuple[str, str, str]]:
         value = getattr(chosen, name, None) if name in Settings.model_fields else getattr(LocalConfig(), name)
         if source and value != field.default:
             shown = ",".join(value) if isinstance(value, tuple) else str(value)
+            if name in SECRETS:
+                shown = "(set)"
             rows.append((variable, shown, source))
     return sorted(rows)
 

@@ -47,7 +47,7 @@ def nightly_evaluation() -> dict[str, Any]:
             endpoint = serving(installed)
             summary = execute(installed, endpoint, run, plan(installed, endpoint, run), dataset_note(installed.bucket))
     else:
-        logger.info("this run was judged at %s, which stands", summary["judged"])
+        logger.info("this run was judged before (%s), which stands", summary.get("judged", "by an earlier version"))
     announce(summary)
     report = settings().reports / run.date / run.id / "report.html"
     logger.info("%s. The report follows at %s", verdict(summary), report)
@@ -57,7 +57,7 @@ def nightly_evaluation() -> dict[str, Any]:
 
 def announce(summary: dict[str, Any]) -> None:
     """Emits the event from which prefect.yaml starts the report, unless a parent flow reports itself. Once only."""
-    name, revision = f"scones.evaluation.{summary['run']}", str(summary["revision"])
+    name, revision = f"scones.evaluation.{summary['run']}", str(summary.get("revision", 1))
     if (flow_run.run_count or 0) > 1 and _announced(name, revision):
         return
     by = "flow" if flow_run.get_parent_flow_run_id() else "deployment"

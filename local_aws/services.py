@@ -160,10 +160,12 @@ def _service_settings(config: LocalConfig) -> dict[str, Any]:
 def _changed(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     """What differs, as NAME: OLD -> NEW."""
     names = sorted(before.keys() | after.keys()) if before else []
+    changed = [name for name in names if before.get(name) != after.get(name)]
     return [
-        f"{_variable(name)}: {before.get(name, 'not set')} -> {after.get(name, 'not set')}"
-        for name in names
-        if before.get(name) != after.get(name)
+        f"{_variable(name)}: changed"  # it may hold a password
+        if name == "prefect_database"
+        else f"{_variable(name)}: {before.get(name, 'not set')} -> {after.get(name, 'not set')}"
+        for name in changed
     ]
 
 
