@@ -1,9 +1,9 @@
 """What lies between runs: python -m benchmarks.nights.
 
 A week of scheduled nights in fast motion. In a copy of the checkout the README's commands start a stack of its own; the
-nightly schedule is given a cron of every minute and resumed; between the nights models are trained and rolled out, a
-worker is killed in the middle of a night, everything is stopped and started again, and `make up` applies a changed flow
-file. Then every night is held against what was promised. A second part counts the messages that Prefect's server loses.
+nightly deployment is given a schedule of every 40 seconds, which is resumed. Between the nights models are trained and
+rolled out, a worker is killed in the middle of a night, everything is stopped and started again, and `make up` applies a
+changed flow file. Then every night is held against what was promised. A second part counts the messages that Prefect's server loses.
 Exits with 1 where a promise is broken.
 """
 
@@ -48,9 +48,11 @@ CHOSEN = {
     "EVALUATION_MIN_COVERAGE": "0",
 }
 NIGHTLY = "nightly-evaluation/local"
-# What happens after that many nights have ended.
-TRAIN_AND_ROLL_OUT = (5, 24)
-KILL_WORKER, RESTART, CHANGED_FLOW = 10, 15, 20
+# What happens after that share of the nights has ended.
+TRAIN_AND_ROLL_OUT = (1 / 6, 4 / 5)
+KILL_WORKER, RESTART, CHANGED_FLOW = 1 / 3, 1 / 2, 2 / 3
+# From one night to the next.
+INTERVAL_SECONDS = 40
 NIGHT_SECONDS = 600
 TERMINAL = {"COMPLETED", "FAILED", "CANCELLED"}
 # Nights in the second part after which it waits for their reports.
@@ -130,7 +132,7 @@ def _make(checkout: Path, target: str) -> None:
 def _week(config: LocalConfig, checkout: Path, nights: int) -> list[Figure]:
     """Lets the schedule run until so many nights have ended, disturbs them, and checks all of them."""
     week = Week()
-    _resume_every_minute()
+    _resume_added_schedule()
     began, paused = time.monotonic(), False
     while True:
         with _client() as prefect:
@@ -139,16 +141,16 @@ def _week(config: LocalConfig, checkout: Path, nights: int) -> list[Figure]:
             waiting = [run for run in runs if run not in ended]
         _note_verdicts(week)
         for moment in TRAIN_AND_ROLL_OUT:
-            if len(ended) >= moment and f"model {moment}" not in week.done:
+            if len(ended) >= moment * nights and f"model {moment}" not in week.done:
                 week.done[f"model {moment}"] = "trained and rolled out"
-                _train_and_roll_out(seed=moment)
-        if len(ended) >= KILL_WORKER and "kill" not in week.done and _kill_worker(config):
+                _train_and_roll_out(seed=round(moment * nights))
+        if len(ended) >= KILL_WORKER * nights and "kill" not in week.done and _kill_worker(config):
             week.done["kill"] = "worker and flow run killed"
-        if len(ended) >= RESTART and "restart" not in week.done:
+        if len(ended) >= RESTART * nights and "restart" not in week.done:
             _make(checkout, "down")
             _make(checkout, "up")
             week.done["restart"] = "make down && make up"
-        if len(ended) >= CHANGED_FLOW and "changed" not in week.done:
+        if len(ended) >= CHANGED_FLOW * nights and "changed" not in week.done:
             flow = checkout / "flows" / "nightly_evaluation.py"
             flow.write_text(flow.read_text() + "\n# changed\n")
             _make(checkout, "up")
@@ -275,16 +277,17 @@ def _client() -> "SyncPrefectClient":
     return get_client(sync_client=True)
 
 
-def _resume_every_minute() -> None:
-    """A schedule of every minute, added paused and then resumed as the README says."""
+def _resume_added_schedule() -> None:
+    """A schedule of many nights an hour, added paused and then resumed as the README says."""
+    interval = ["--interval", str(INTERVAL_SECONDS), "--no-active"]
     subprocess.run(
-        ["prefect", "deployment", "schedule", "create", NIGHTLY, "--cron", "* * * * *", "--no-active"],
+        ["prefect", "deployment", "schedule", "create", NIGHTLY, *interval],
         check=True,
         stdout=subprocess.DEVNULL,
     )
     with _client() as prefect:
         schedules = prefect.read_deployment_by_name(NIGHTLY).schedules
-    added = next(each for each in schedules if getattr(each.schedule, "cron", "") == "* * * * *")
+    added = next(each for each in schedules if hasattr(each.schedule, "interval"))
     subprocess.run(
         ["prefect", "deployment", "schedule", "resume", NIGHTLY, str(added.id)], check=True, stdout=subprocess.DEVNULL
     )

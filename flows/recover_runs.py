@@ -104,8 +104,10 @@ def _dead(prefect: SyncPrefectClient, run: FlowRun, now: datetime) -> str | None
         resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
     )
     heard = prefect.read_events(heartbeats, limit=1).events  # the latest
-    # One that never sent any may be of a process that is told not to.
-    if not heard or (now - max(since, heard[0].occurred)).total_seconds() <= SILENT_SECONDS:
+    # Workers are told to send them (PREFECT_FLOWS_HEARTBEAT_FREQUENCY); a process that somebody started may not.
+    if not heard and run.deployment_id is None:
+        return None
+    if (now - max([since, *(event.occurred for event in heard)])).total_seconds() <= SILENT_SECONDS:
         return None
     return f"The flow run was not heard of for {SILENT_SECONDS} s. Its worker or its machine died."
 

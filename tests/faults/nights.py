@@ -372,7 +372,7 @@ def _impatient_recovery(run: UUID) -> Iterator[Callable[[], int]]:
                 "posture": "Proactive",
                 "within": SHORTEST_SECONDS,
                 "threshold": 1,
-                "after": [HEARTBEAT],
+                "after": ["prefect.flow-run.Running", HEARTBEAT],
                 "expect": ["prefect.flow-run.*"],
                 "match": {"prefect.resource.id": f"prefect.flow-run.{run}"},
                 "for_each": ["prefect.resource.id"],

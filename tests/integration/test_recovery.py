@@ -8,7 +8,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled, State
 
-from flows.recover_runs import recover_runs
+from flows.recover_runs import _dead, recover_runs
 from local_aws.config import LocalConfig
 
 
@@ -27,7 +27,10 @@ def test_only_what_died_is_started_again_and_not_for_ever(stack: LocalConfig) ->
         ended = [run_in(prefect, Running(), end) for end in (Completed(), Failed(), Cancelled())]
         resumed_then_ended = run_in(prefect, Crashed(), Running(), Failed(name="Missed"))
         hopeless = run_in(prefect, *[state for _ in range(4) for state in (Running(), Crashed())])
-        alive = run_in(prefect, Running())  # sent no heartbeat, so nothing can be said about it
+        alive = run_in(prefect, Running())  # since a moment ago
+        silent = run_in(
+            prefect, Running(timestamp=datetime.now(UTC) - timedelta(minutes=2))
+        )  # died before it could speak
         died = run_in(prefect, Running(), Crashed())
         before = {run: [each.id for each in prefect.read_flow_run_states(run)] for run in (*ended, resumed_then_ended)}
         try:
@@ -38,7 +41,10 @@ def test_only_what_died_is_started_again_and_not_for_ever(stack: LocalConfig) ->
             messages = [str(each.message) for each in prefect.read_flow_run_states(died)]
             assert sum("1 of 3 times" in message for message in messages) == 1
             assert prefect.read_flow_run(hopeless).state_type == StateType.CRASHED
-            assert prefect.read_flow_run(alive).state_type == StateType.RUNNING
+            # Two minutes later the one that runs would be taken for dead, although it died before its first heartbeat.
+            living, now = prefect.read_flow_run(alive), datetime.now(UTC)
+            assert living.state_type == StateType.RUNNING and _dead(prefect, living, now) is None
+            assert "not heard of" in str(_dead(prefect, living, now + timedelta(minutes=2)))
             for run, states in before.items():
                 assert [each.id for each in prefect.read_flow_run_states(run)] == states
             assert name not in recover_runs()["resumed"]  # it waits for the worker already
