@@ -1,9 +1,10 @@
 """What lies between runs: python -m benchmarks.nights.
 
-A week of scheduled nights in fast motion. In a copy of the checkout the README's commands start a stack of its own; the
-nightly deployment is given a schedule of every 40 seconds, which is resumed. Between the nights models are trained and
-rolled out, a worker is killed in the middle of a night, everything is stopped and started again, and `make up` applies a
-changed flow file. Then every night is held against what was promised. A second part counts the messages that Prefect's server loses.
+A week of scheduled nights in fast motion. In a copy of the checkout the README's commands start a stack of its own, and
+the nightly deployment is given a schedule of every 40 seconds, which is resumed. Between the nights models are trained
+and rolled out, a worker is killed in the middle of a night, everything is stopped and started again, and `make up`
+applies a changed flow file. Then every night is held against what was promised. A second part counts the messages that
+Prefect's server loses.
 Exits with 1 where a promise is broken.
 """
 

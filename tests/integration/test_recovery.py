@@ -27,10 +27,7 @@ def test_only_what_died_is_started_again_and_not_for_ever(stack: LocalConfig) ->
         ended = [run_in(prefect, Running(), end) for end in (Completed(), Failed(), Cancelled())]
         resumed_then_ended = run_in(prefect, Crashed(), Running(), Failed(name="Missed"))
         hopeless = run_in(prefect, *[state for _ in range(4) for state in (Running(), Crashed())])
-        alive = run_in(prefect, Running())  # since a moment ago
-        silent = run_in(
-            prefect, Running(timestamp=datetime.now(UTC) - timedelta(minutes=2))
-        )  # died before it could speak
+        alive = run_in(prefect, Running())  # since a moment ago, and no heartbeat yet
         died = run_in(prefect, Running(), Crashed())
         before = {run: [each.id for each in prefect.read_flow_run_states(run)] for run in (*ended, resumed_then_ended)}
         try:
