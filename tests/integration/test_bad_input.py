@@ -95,7 +95,7 @@ def test_an_empty_test_set(installed: Any) -> None:
 def test_a_threshold_outside_0_to_1(installed: Any) -> None:
     kind, message = final_state("prepare_data", {"SCONES_THRESHOLD": "1.5"}, dataset="generated")
     assert kind == "FAILED"
-    assert "threshold" in message and "less than or equal to 1" in message
+    assert "SCONES_THRESHOLD=1.5: " in message and "less than or equal to 1" in message
 
 
 def test_aws_out_of_reach(installed: Any) -> None:
