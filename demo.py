@@ -20,7 +20,7 @@ from deploy import DeploymentError, bring_up
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
 from settings import SettingsError, run_id, settings
-from tasks.dataset import DatasetError, from_archive
+from tasks.data.dataset import DatasetError, from_archive
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

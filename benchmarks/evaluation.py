@@ -113,7 +113,7 @@ def _prepare() -> Any:
     from flows.deploy_endpoint import deploy_endpoint
     from flows.prepare_data import prepare_data
     from flows.train_model import train_model
-    from tasks.infrastructure import installation
+    from tasks.aws.stacks import installation
 
     prepare_data("generated")
     train_model()
@@ -123,7 +123,8 @@ def _prepare() -> Any:
 
 def _throughput(config: LocalConfig, installed: Any, rounds: int) -> Iterator[Figure]:
     """The flow against the bare loop; each pair in another order, so that neither always has the fresher machine."""
-    from tasks import aws, storage
+    from tasks.aws import clients as aws
+    from tasks.aws import storage
 
     calls: Counter[str] = Counter()
     aws.client.cache_clear()
@@ -157,7 +158,7 @@ def _throughput(config: LocalConfig, installed: Any, rounds: int) -> Iterator[Fi
 
 def _warm_up(installed: Any, rows: list[str]) -> None:
     """Both once with a few images, so that neither is charged with what the first one loads."""
-    from tasks import storage
+    from tasks.aws import storage
 
     storage.put(installed.bucket, "manifests/test.lst", ("\n".join(rows) + "\n").encode())
     _evaluate(len(rows))
@@ -177,8 +178,8 @@ def _evaluate(images: int) -> float:
 def _bare_loop(installed: Any, rows: list[str]) -> float:
     """Seconds to run an execution per row of the manifest: start, list those that run, describe those that ended."""
     from settings import settings
-    from tasks.aws import client
-    from tasks.executions import POLL_SECONDS
+    from tasks.aws.clients import client
+    from tasks.evaluation.executions import POLL_SECONDS
 
     states = client("stepfunctions")
     run = uuid.uuid4().hex[:12]

@@ -22,8 +22,8 @@ import torch
 
 from benchmarks import model_charts
 from settings import ROOT, settings
-from tasks.dataset import Dataset, DatasetError, Split, download, from_archive, generated, manifest, png
-from tasks.metrics import wilson_interval
+from tasks.data.dataset import Dataset, DatasetError, Split, download, from_archive, generated, manifest, png
+from tasks.report.metrics import wilson_interval
 
 sys.path.insert(0, str(ROOT / "classifier"))
 import inference

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import beta
 
-from tasks.charts import COLOURS, DPI
-from tasks.metrics import wilson_interval
+from tasks.report.charts import COLOURS, DPI
+from tasks.report.metrics import wilson_interval
 
 BINS = 15
 BLUE, ORANGE = COLOURS[:2]

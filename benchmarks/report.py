@@ -243,9 +243,9 @@ def draw(rows: int, folder: Path) -> tuple[int, float]:
     import numpy as np
     import pandas as pd
 
-    from tasks.charts import Caption, draw_all, drift_of_confidence, save
-    from tasks.drift import coverage_change, drift, histogram
-    from tasks.metrics import (
+    from tasks.report.charts import Caption, draw_all, drift_of_confidence, save
+    from tasks.report.drift import coverage_change, drift, histogram
+    from tasks.report.metrics import (
         calibration_error,
         calibration_error_by_chance,
         estimated_accuracy,
@@ -356,8 +356,8 @@ class Relay:
 
 def read_bucket() -> tuple[int, float]:
     """This project's way: list, read side by side, decode and keep."""
-    from tasks.capture import archives
-    from tasks.capture_window import read
+    from tasks.capture.collect import archives
+    from tasks.capture.window import read
     from tests.captures import DAY
 
     began = time.perf_counter()

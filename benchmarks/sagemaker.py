@@ -28,7 +28,7 @@ from benchmarks.figure import HEADING, Figure
 from local_aws.sagemaker.model_server import Model
 from local_aws.standalone import StandaloneAws
 from settings import ROOT, settings
-from tasks.dataset import Dataset, generated, manifest, png
+from tasks.data.dataset import Dataset, generated, manifest, png
 
 BUCKET = "benchmark"
 IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-{}:2.6.0-cpu-py312"

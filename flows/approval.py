@@ -9,8 +9,8 @@ from prefect.input import RunInput
 from prefect.logging import get_run_logger
 
 from settings import settings
-from tasks.gate import AWAITS
-from tasks.registry import APPROVED, NO_REASON, PENDING, REJECTED, ModelVersion, decide, look_again
+from tasks.model import gate, registry
+from tasks.model.registry import ModelVersion
 
 POLL_SECONDS = 5
 
@@ -35,8 +35,8 @@ def ask_a_person(version: ModelVersion) -> ModelVersion:
             *(version.name, version.reason, version.number),
         )
         answer = _wait_for_form(version, key=version.name if asked == 1 else f"{version.name}-{asked}")
-        version = look_again(version)
-        if version.status != PENDING:
+        version = registry.look_again(version)
+        if version.status != registry.PENDING:
             break
         if answer.decision != "undecided":
             return record_decision(version, answer.decision == "approve", answer.reason)
@@ -46,8 +46,9 @@ def ask_a_person(version: ModelVersion) -> ModelVersion:
 
 def record_decision(version: ModelVersion, approve: bool, reason: str) -> ModelVersion:
     """Writes a person's decision into the registry, with what the gate had advised."""
-    verb, advice = "approved" if approve else "rejected", version.reason.removeprefix(AWAITS)
-    return decide(version, APPROVED if approve else REJECTED, f"{verb} by a person: {reason or NO_REASON} ({advice})")
+    verb, advice = "approved" if approve else "rejected", version.reason.removeprefix(gate.AWAITS)
+    status = registry.APPROVED if approve else registry.REJECTED
+    return registry.decide(version, status, f"{verb} by a person: {reason or registry.NO_REASON} ({advice})")
 
 
 def _wait_for_form(version: ModelVersion, key: str) -> Approval:

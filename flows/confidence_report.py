@@ -11,12 +11,11 @@ from prefect.states import Completed
 from flows.ending import endings
 from flows.identity import run_name
 from settings import ALERT_EVENT, settings
-from tasks.aws import utc_now
+from tasks.aws.stacks import installation
 from tasks.capture import collect
-from tasks.endpoint import capture_prefix
-from tasks.infrastructure import installation
-from tasks.report import write
-from tasks.subject import read_evaluation, read_window
+from tasks.installation import capture_prefix
+from tasks.report import report, subject
+from tasks.run import utc_now
 
 
 @flow(name="confidence-report", flow_run_name=run_name, log_prints=True, **endings())
@@ -34,16 +33,16 @@ def confidence_report(
     """
     installed = installation()
     if since is None:
-        subject = read_evaluation(installed.bucket, date, run)
+        about = subject.read_evaluation(installed.bucket, date, run)
     else:
-        subject = read_window(installed, since, until or utc_now(), endpoint, variant)
-    prefix, classes = capture_prefix(subject.window.endpoint), tuple(subject.evaluation["classes"])
-    before = collect(installed.bucket, prefix, subject.window.before(), classes) if subject.is_window else None
-    captured = collect(installed.bucket, prefix, subject.window, classes, subject.expected)
-    summary = write(installed.bucket, subject, captured, before)
+        about = subject.read_window(installed, since, until or utc_now(), endpoint, variant)
+    prefix, classes = capture_prefix(about.window.endpoint), tuple(about.evaluation["classes"])
+    before = collect.collect(installed.bucket, prefix, about.window.before(), classes) if about.is_window else None
+    captured = collect.collect(installed.bucket, prefix, about.window, classes, about.expected)
+    summary = report.write(installed.bucket, about, captured, before)
     announce(summary)
     page = settings().reports / summary["date"] / summary["run"] / "report.html"
-    message = f"{subject.verdict}. {len(summary['alerts'])} things to look at. Report: {page}"
+    message = f"{about.verdict}. {len(summary['alerts'])} things to look at. Report: {page}"
     get_run_logger().info(message)
     state: Any = Completed(message=message, data=summary)
     returned: dict[str, Any] = state  # callers get the data of a state

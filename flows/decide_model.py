@@ -15,8 +15,10 @@ from prefect.logging import get_run_logger
 from flows.approval import record_decision
 from flows.ending import endings
 from flows.identity import run_name
-from tasks.infrastructure import installation
-from tasks.registry import PENDING, find_version, show_registry
+from tasks.aws.stacks import installation
+from tasks.model import registry
+from tasks.model.registry import PENDING
+from tasks.serving import endpoint
 
 WAITING_FLOWS = ["train-model", "pipeline"]
 
@@ -29,7 +31,7 @@ def decide_model(version: int, approve: bool | None = None, reason: str = "") ->
     Returns the version's status.
     """
     logger = get_run_logger()
-    found = find_version(version)
+    found = registry.find_version(version)
     if found.status == PENDING and approve is not None:
         found = record_decision(found, approve, reason)
     elif approve is not None:
@@ -37,7 +39,7 @@ def decide_model(version: int, approve: bool | None = None, reason: str = "") ->
     logger.info("%s is %s: %s", found.name, found.status, found.reason)
     if found.status != PENDING:
         _resume_waiting(found.name)
-    show_registry(installation())
+    registry.publish(endpoint.served_versions(installation().endpoint))
     return found.status
 
 

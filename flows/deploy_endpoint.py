@@ -8,17 +8,16 @@ from prefect.logging.loggers import flow_run_logger
 from flows.ending import endings
 from flows.identity import first_run, run_name, this_run
 from settings import run_id
-from tasks.endpoint import ServingEndpoint
+from tasks.aws.stacks import installation
 from tasks.exclusive import exclusive
-from tasks.infrastructure import installation
-from tasks.registry import approved_model, show_registry
-from tasks.rollout import prune, roll_out, undo_interrupted
-from tasks.threshold import apply_threshold
+from tasks.installation import ServingEndpoint
+from tasks.model import registry
+from tasks.serving import endpoint, models, rollout, threshold
 
 
 def undo(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook: goes back to what served before where the flow run was killed in the middle of a rollout."""
-    undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning, run_id(flow_run.id))
+    rollout.undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning, run_id(flow_run.id))
 
 
 @flow(
@@ -35,13 +34,13 @@ def deploy_endpoint(version: int | None = None) -> ServingEndpoint:
     """
     installed = installation()
     with exclusive(installed.endpoint):
-        chosen = approved_model(version)
+        chosen = registry.approved_model(version)
         try:
-            served = roll_out(installed, chosen, (this_run().id, first_run()))
-            apply_threshold(installed, chosen, this_run().id)
-            prune(installed)
+            served = rollout.roll_out(installed, chosen, (this_run().id, first_run()))
+            threshold.apply_threshold(installed, chosen, this_run().id)
+            models.prune(installed)
         finally:
-            show_registry(installed)
+            registry.publish(endpoint.served_versions(installed.endpoint))
     return served
 
 

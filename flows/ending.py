@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.states import Completed, Failed
 
-from tasks.outcome import INCOMPLETE, MISSED, PASSED, GateMissed, verdict
+from tasks.evaluation.outcome import INCOMPLETE, MISSED, PASSED, GateMissed, verdict
 
 # Called with a flow, its run and the state that it ended in.
 Hook = Callable[[Any, Any, Any], None]

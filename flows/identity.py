@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 from settings import run_id
-from tasks.results import Run
+from tasks.run import Run
 
 MOST_CRASHES = 5
 

@@ -13,21 +13,20 @@ from prefect.runtime import flow_run
 from flows.ending import endings, evaluated
 from flows.identity import close_interrupted, run_name, run_of, this_run
 from settings import EVALUATION_EVENT, settings
-from tasks.endpoint import serving
-from tasks.evaluation import execute, judged, newest_summary, plan
+from tasks.aws.stacks import installation
+from tasks.data.images import dataset_note
+from tasks.evaluation import evaluation, executions
+from tasks.evaluation.outcome import verdict
 from tasks.exclusive import exclusive
-from tasks.executions import stop_named
-from tasks.images import dataset_note
-from tasks.infrastructure import installation
-from tasks.outcome import verdict
+from tasks.serving import endpoint
 
 
 def stop_executions(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook: stops what a cancelled run left running because its process could not, and says how far it came."""
     installed, run = installation(), run_of(flow_run)
-    stopped = stop_named(installed.state_machine_arn, run.id, "the evaluation was cancelled")
+    stopped = executions.stop_named(installed.state_machine_arn, run.id, "the evaluation was cancelled")
     flow_run_logger(flow_run, flow).info("%d executions were still running and are stopped", stopped)
-    summary = newest_summary(installed.bucket, run)
+    summary = evaluation.newest_summary(installed.bucket, run)
     message = verdict(summary) if summary else "Cancelled before anything was judged; Retry goes on where it was"
     state.message = message  # for the hook that follows; Prefect then writes its own into the state
 
@@ -41,11 +40,12 @@ def nightly_evaluation() -> dict[str, Any]:
     """
     close_interrupted()
     run, installed, logger = this_run(), installation(), get_run_logger()
-    summary = judged(installed.bucket, run)
+    summary = evaluation.judged(installed.bucket, run)
     if summary is None:
         with exclusive(installed.endpoint):  # no deployment changes the model meanwhile
-            endpoint = serving(installed)
-            summary = execute(installed, endpoint, run, plan(installed, endpoint, run), dataset_note(installed.bucket))
+            serving = endpoint.serving(installed)
+            planned = evaluation.plan(installed, serving, run)
+            summary = evaluation.execute(installed, serving, run, planned, dataset_note(installed.bucket))
     else:
         logger.info("this run was judged before (%s), which stands", summary.get("judged", "by an earlier version"))
     announce(summary)

@@ -12,8 +12,8 @@ from flows.nightly_evaluation import nightly_evaluation
 from flows.prepare_data import prepare_data
 from flows.train_model import train_model
 from settings import settings
-from tasks.outcome import GateMissed
-from tasks.registry import APPROVED
+from tasks.evaluation.outcome import GateMissed
+from tasks.model.registry import APPROVED
 
 
 @flow(name="pipeline", flow_run_name=run_name, log_prints=True, **endings(on_crashed=[undo], on_cancellation=[undo]))

@@ -4,8 +4,8 @@ from prefect import flow
 
 from flows.ending import endings
 from flows.identity import run_name
-from tasks.images import dataset_note, load_dataset, upload_dataset
-from tasks.infrastructure import deploy_infrastructure
+from tasks.aws import stacks
+from tasks.data import images
 
 
 @flow(name="prepare-data", flow_run_name=run_name, log_prints=True, **endings())
@@ -15,9 +15,9 @@ def prepare_data(dataset: str | None = None, fall_back_to_generated: bool = Fals
     Where nothing was prepared yet, that is the setting's. fall_back_to_generated: draw images then where the archive
     can't be had at once. Returns the note that describes the images in the bucket.
     """
-    installation = deploy_infrastructure()
-    images = load_dataset(installation.bucket, dataset, fall_back_to_generated)
-    return dataset_note(installation.bucket) if images is None else upload_dataset(installation.bucket, images)
+    bucket = stacks.deploy_infrastructure().bucket
+    chosen = images.load_dataset(bucket, dataset, fall_back_to_generated)
+    return images.dataset_note(bucket) if chosen is None else images.upload_dataset(bucket, chosen)
 
 
 if __name__ == "__main__":

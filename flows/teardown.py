@@ -6,8 +6,8 @@ from prefect.logging import get_run_logger
 from flows.ending import endings
 from flows.identity import run_name
 from settings import settings
+from tasks import teardown as removal
 from tasks.exclusive import exclusive
-from tasks.teardown import confirm_everything, costs, remove_endpoint, remove_models, remove_stacks
 
 
 @flow(name="teardown", flow_run_name=run_name, log_prints=True, **endings())
@@ -16,14 +16,14 @@ def teardown(everything: bool = False, confirm: str | None = None) -> None:
 
     everything: also models, the bucket with all in it, and both stacks; confirm then has to be the installation's name.
     """
-    get_run_logger().info(costs())
+    get_run_logger().info(removal.costs())
     if everything:
-        confirm_everything(confirm)
+        removal.confirm_everything(confirm)
     with exclusive(settings().endpoint):
-        remove_endpoint()
+        removal.remove_endpoint()
         if everything:
-            remove_models()
-            remove_stacks()
+            removal.remove_models()
+            removal.remove_stacks()
 
 
 if __name__ == "__main__":

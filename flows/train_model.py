@@ -5,10 +5,10 @@ from prefect import flow
 from flows.approval import ask_a_person
 from flows.ending import endings
 from flows.identity import close_interrupted, run_name, this_run
-from tasks.gate import pass_gate
-from tasks.infrastructure import installation
-from tasks.registry import PENDING, ModelVersion, find_trained, register, show_registry
-from tasks.training import plan_training, train
+from tasks.aws.stacks import installation
+from tasks.model import gate, registry, training
+from tasks.model.registry import PENDING, ModelVersion
+from tasks.serving import endpoint
 
 
 @flow(name="train-model", flow_run_name=run_name, log_prints=True, **endings())
@@ -20,12 +20,14 @@ def train_model(reuse: bool = False, hyperparameters: dict[str, int | float] | N
     """
     close_interrupted()
     run, installed = this_run().id, installation()
-    plan = plan_training(installed, hyperparameters)
-    trained = find_trained(plan) if reuse else None
-    version = pass_gate(installed, trained or register(train(installed, plan, run), plan), run)
+    plan = training.plan_training(installed, hyperparameters)
+    version = registry.find_trained(plan) if reuse else None
+    if version is None:
+        version = registry.register(training.train(installed, plan, run), plan)
+    version = gate.pass_gate(installed, version, run)
     if version.status == PENDING:
         version = ask_a_person(version)
-    show_registry(installed)
+    registry.publish(endpoint.served_versions(installed.endpoint))
     return version
 
 

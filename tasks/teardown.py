@@ -6,14 +6,14 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import settings
-from tasks import storage
-from tasks.aws import client, explained, if_there
-from tasks.endpoint import LOG_GROUP as ENDPOINT_LOGS
-from tasks.endpoint import delete_endpoint
-from tasks.infrastructure import delete_stack, find_outputs
-from tasks.registry import versions
-from tasks.rollout import delete_model_and_config, owned_names
-from tasks.training import LOG_GROUP as TRAINING_LOGS
+from tasks.aws import storage
+from tasks.aws.clients import client, none_if_missing, translate_aws_errors
+from tasks.aws.stacks import delete_stack, find_outputs
+from tasks.model.registry import versions
+from tasks.model.training import LOG_GROUP as TRAINING_LOGS
+from tasks.serving.endpoint import LOG_GROUP as ENDPOINT_LOGS
+from tasks.serving.endpoint import delete_endpoint
+from tasks.serving.models import delete_model_and_config, owned_names
 
 FUNCTION_NAMES = ("serializeImageData", "classifyImage", "filterLowConfidence")
 
@@ -64,11 +64,13 @@ def remove_models() -> None:
     for name in names:
         delete_model_and_config(name)
     registered = list(versions())
-    with explained("delete the model package group"):
+    with translate_aws_errors("delete the model package group"):
         sagemaker = client("sagemaker")
         for version in registered:
             sagemaker.delete_model_package(ModelPackageName=version.arn)
-        if_there(lambda: sagemaker.delete_model_package_group(ModelPackageGroupName=settings().model_package_group))
+        none_if_missing(
+            lambda: sagemaker.delete_model_package_group(ModelPackageGroupName=settings().model_package_group)
+        )
     logger.info("deleted %d models or endpoint configs and %d model versions", len(names), len(registered))
 
 
@@ -101,7 +103,7 @@ def find_bucket() -> str | None:
     name = (find_outputs(settings().storage_stack) or {}).get("Bucket")
     if name is None:
         # Its creation failed, or its deletion came half way; the template's name for it is always the same.
-        with explained("look for the bucket"):
+        with translate_aws_errors("look for the bucket"):
             account = client("sts").get_caller_identity()["Account"]
         name = f"{settings().stack}-{account}-{client('s3').meta.region_name}"
     return name if storage.bucket_exists(name) else None
@@ -110,7 +112,7 @@ def find_bucket() -> str | None:
 def delete_log_group(name: str) -> bool:
     """Deletes a log group; False where there is none."""
     logs = client("logs")
-    with explained(f"delete the log group {name}"):
+    with translate_aws_errors(f"delete the log group {name}"):
         try:
             logs.delete_log_group(logGroupName=name)
         except logs.exceptions.ResourceNotFoundException:
@@ -124,7 +126,7 @@ def delete_log_streams(group: str) -> int:
     # Another installation's name may begin with this one's.
     ours = re.compile(rf"{re.escape(stack)}-(gate-)?[0-9a-f]{{12}}(-[0-9]+)?/.*")
     pages = logs.get_paginator("describe_log_streams").paginate(logGroupName=group, logStreamNamePrefix=f"{stack}-")
-    with explained(f"delete streams of the log group {group}"):
+    with translate_aws_errors(f"delete streams of the log group {group}"):
         try:
             names = [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
         except logs.exceptions.ResourceNotFoundException:

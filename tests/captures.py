@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tasks.capture_archive import CaptureArchive, Objects
-from tasks.capture_records import MOST_BYTES
-from tasks.capture_window import Captured, Window, read
+from tasks.capture.archive import CaptureArchive, Objects
+from tasks.capture.records import MOST_BYTES
+from tasks.capture.window import Captured, Window, read
 
 CLASSES = ("bicycle", "motorcycle")
 HOUR = "2026/11/22/17"

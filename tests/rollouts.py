@@ -5,12 +5,12 @@ import tarfile
 import uuid
 
 from settings import settings
-from tasks import storage
-from tasks.aws import client
-from tasks.endpoint import find
-from tasks.infrastructure import Installation
-from tasks.registry import APPROVED, ModelVersion, versions
-from tasks.rollout import owned_names
+from tasks.aws import storage
+from tasks.aws.clients import client
+from tasks.installation import Installation
+from tasks.model.registry import APPROVED, ModelVersion, versions
+from tasks.serving.endpoint import find
+from tasks.serving.models import owned_names
 from tests.load import Load
 
 

@@ -25,11 +25,11 @@ from prefect.states import Crashed
 from flows.nightly_evaluation import nightly_evaluation
 from local_aws.config import LocalConfig
 from settings import run_id
-from tasks import aws
-from tasks.dataset import png
-from tasks.generated import draw
-from tasks.infrastructure import Installation
-from tasks.outcome import GateMissed
+from tasks.aws import clients as aws
+from tasks.data.dataset import png
+from tasks.data.generated import draw
+from tasks.evaluation.outcome import GateMissed
+from tasks.installation import Installation
 from tests.faults.checker import Verdict, World, check
 from tests.faults.proxy import Call, FaultProxy
 from tests.runs import ended, ministack, model_servers, processes_of, started, worker_processes

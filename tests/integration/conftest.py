@@ -48,7 +48,7 @@ def run_demo(*arguments: str, **settings: str) -> subprocess.CompletedProcess[st
 @pytest.fixture(scope="session")
 def installed(demo: subprocess.CompletedProcess[str]) -> Any:
     """The installation that the demo left."""
-    from tasks.infrastructure import installation
+    from tasks.aws.stacks import installation
 
     assert demo.returncode == 0, demo.stdout + demo.stderr
     return installation()
@@ -57,7 +57,7 @@ def installed(demo: subprocess.CompletedProcess[str]) -> Any:
 @pytest.fixture(scope="session")
 def evaluation(installed: Any) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """Summary, results and manifest of the demo's evaluation, as they are in the bucket."""
-    from tasks import storage
+    from tasks.aws import storage
 
     keys = storage.list_etags(installed.bucket, "evaluations/")
     prefix = min(key for key in keys if key.endswith("summary.json")).removesuffix("summary.json")

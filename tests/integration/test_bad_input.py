@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tasks import storage
-from tasks.aws import client
+from tasks.aws import storage
+from tasks.aws.clients import client
 from tests.integration.conftest import run_flow
 
 # Runs flows one after the other in a process of their own and prints their final states as JSON.
@@ -101,7 +101,7 @@ def test_a_threshold_outside_0_to_1(installed: Any) -> None:
 def test_aws_out_of_reach(installed: Any) -> None:
     kind, message = final_state("nightly_evaluation", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     assert kind == "FAILED"
-    assert "AWS is out of reach" in message
+    assert "Cannot reach AWS" in message
 
 
 def test_a_model_error_carries_the_models_own_status(installed: Any) -> None:

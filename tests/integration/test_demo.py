@@ -13,8 +13,8 @@ from prefect.client.orchestration import get_client
 
 from deploy import bring_up
 from local_aws.config import ROOT, LocalConfig
-from tasks import storage
-from tasks.charts import CHARTS
+from tasks.aws import storage
+from tasks.report.charts import CHARTS
 from tests.integration.conftest import read_json, reports_folder, run_demo, run_flow
 
 Evaluation = tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]

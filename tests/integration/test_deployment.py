@@ -3,8 +3,8 @@
 import time
 from typing import Any
 
-from tasks.endpoint import find, serving
-from tasks.registry import REJECTED, decide
+from tasks.model.registry import REJECTED, decide
+from tasks.serving.endpoint import find, serving
 from tests.rollouts import changed_artifact, clients_of, leftovers, version_named
 from tests.runs import ended, processes_of, started
 

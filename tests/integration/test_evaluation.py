@@ -5,7 +5,6 @@ import http.server
 import json
 import re
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -26,12 +25,12 @@ from prefect.events.filters import EventFilter, EventResourceFilter
 from prefect.states import Cancelling, Scheduled
 
 import deploy
-from flows.nightly_evaluation import nightly_evaluation
 from local_aws.config import ROOT, LocalConfig
 from settings import run_id
-from tasks.endpoint import ServingEndpoint
-from tasks.executions import Executions, execution_arn, start
-from tasks.results import Result
+from tasks.evaluation import evaluation
+from tasks.evaluation.executions import Executions, execution_arn, start
+from tasks.evaluation.results import Result
+from tasks.installation import ServingEndpoint
 from tests.faults.checker import World, check
 from tests.faults.nights import Lab, Night
 from tests.runs import ended, processes_of, started
@@ -180,11 +179,9 @@ def test_a_run_that_is_retried_by_hand_goes_on_and_one_that_is_done_does_nothing
 
 def test_a_run_does_not_go_on_with_another_model(lab: Lab, installed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.plan(lab.schedule("other model"), 4)
-    module = sys.modules[nightly_evaluation.fn.__module__]
-    plan = module.plan
-    monkeypatch.setattr(
-        module, "plan", lambda installation, _, run: plan(installation, ServingEndpoint("e", "v999"), run)
-    )
+    plan = evaluation.plan
+    other = ServingEndpoint("e", "v999")
+    monkeypatch.setattr(evaluation, "plan", lambda installation, _, run: plan(installation, other, run))
     summary = lab.world(lab.evaluate()).summary()
     assert (summary["outcome"], summary["not_submitted"], summary["model_version"]) == ("incomplete", 4, "v999")
 

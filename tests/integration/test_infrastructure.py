@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from local_aws.config import ROOT
-from tasks.aws import client
-from tasks.infrastructure import InfrastructureError, deploy_stack, stack_outputs
+from tasks.aws.clients import client
+from tasks.aws.stacks import InfrastructureError, deploy_stack, stack_outputs
 
 BROKEN = """
 AWSTemplateFormatVersion: "2010-09-09"

@@ -12,8 +12,8 @@ from collections import defaultdict
 import pytest
 
 from local_aws.config import LocalConfig
-from tasks.aws import client
-from tasks.infrastructure import stack_outputs
+from tasks.aws.clients import client
+from tasks.aws.stacks import stack_outputs
 from tests.integration.conftest import run_flow
 
 STACK = "permissions"
@@ -28,14 +28,15 @@ SMALL = {
 PIPELINE = """
 from flows.pipeline import pipeline
 from flows.teardown import teardown
-from tasks import executions, training
-from tasks.infrastructure import installation
+from tasks.aws.stacks import installation
+from tasks.evaluation import executions
+from tasks.model import training
 summary = pipeline("generated")
 pipeline("generated", retrain=True)
 # What only a cancelled or failed run calls.
 training.stop("permissions-none")
 import time
-from tasks import storage
+from tasks.aws import storage
 machine = installation().state_machine_arn
 arn = executions.start(machine, "fails", {"bucket": installation().bucket, "key": "test/none.png"})
 while executions.describe(arn).status == "RUNNING":

@@ -22,14 +22,16 @@ from flows.teardown import teardown
 from flows.train_model import train_model
 from local_aws.config import LocalConfig
 from settings import ROOT, settings
-from tasks.aws import client
-from tasks.endpoint import find, serving
+from tasks.aws.clients import client
+from tasks.aws.stacks import InfrastructureError, deploy_stack, installation
 from tasks.exclusive import exclusive
-from tasks.gate import judge
-from tasks.infrastructure import InfrastructureError, Installation, deploy_stack, installation
-from tasks.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
-from tasks.rollout import RolloutFailed, owned_names
-from tasks.threshold import threshold_changes
+from tasks.installation import Installation
+from tasks.model.gate import judge
+from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
+from tasks.serving.endpoint import find, serving
+from tasks.serving.models import owned_names
+from tasks.serving.rollout import RolloutFailed
+from tasks.serving.threshold import threshold_changes
 from tests.rollouts import changed_artifact, clients_of, leftovers, version_named
 from tests.runs import ended, model_servers, started
 

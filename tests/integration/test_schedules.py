@@ -15,8 +15,8 @@ from prefect.client.schemas.schedules import CronSchedule
 
 from local_aws.config import ROOT, LocalConfig
 from settings import run_id
-from tasks import storage
-from tasks.results import Run
+from tasks.aws import storage
+from tasks.run import Run
 
 DEPLOYMENT = "nightly-evaluation/local"
 WAIT_SECONDS = 180

@@ -13,10 +13,10 @@ import pytest
 from sagemaker.core.resources import TrainingJob
 
 from local_aws.config import ROOT
-from tasks import storage
-from tasks.aws import client, sdk
-from tasks.infrastructure import Installation
-from tasks.training import JobPlan, TrainingError, start_or_attach, stop, training_channels, wait
+from tasks.aws import storage
+from tasks.aws.clients import client, sdk
+from tasks.installation import Installation
+from tasks.model.training import JobPlan, TrainingError, start_or_attach, stop, training_channels, wait
 
 
 def archive(**files: str) -> bytes:

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from local_aws.config import ROOT
-from tasks import storage
-from tasks.aws import client
-from tasks.dataset import png
-from tasks.executions import Execution, ExecutionConflict, describe, start
-from tasks.generated import draw
+from tasks.aws import storage
+from tasks.aws.clients import client
+from tasks.data.dataset import png
+from tasks.data.generated import draw
+from tasks.evaluation.executions import Execution, ExecutionConflict, describe, start
 
 PAYLOAD_LIMIT = 262_144
 EVENTS = ROOT / "tests" / "events"

@@ -5,8 +5,8 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoRegionError
 
 from settings import settings
-from tasks import executions
-from tasks.aws import AwsError, explained, patiently, unless_there
+from tasks.aws.clients import AwsError, ignore_existing, retry_transient, translate_aws_errors
+from tasks.evaluation import executions
 
 
 def refusal(code: str, message: str) -> ClientError:
@@ -21,12 +21,12 @@ def refusal(code: str, message: str) -> ClientError:
             "ml.m5.xlarge .* higher quota",
         ),
         (refusal("AccessDeniedException", "not authorized"), "flow runner's role"),
-        (EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), "AWS is out of reach"),
+        (EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), "Cannot reach AWS"),
         (NoRegionError(), "Set AWS credentials and a region"),
     ],
 )
 def test_errors_of_aws_say_what_to_do(error: Exception, text: str) -> None:
-    with pytest.raises(AwsError, match=f"train: .*{text}"), explained("train"):
+    with pytest.raises(AwsError, match=f"train: .*{text}"), translate_aws_errors("train"):
         raise error
 
 
@@ -46,20 +46,20 @@ def failing(code: str, times: int, status: int = 400) -> Any:
 
 @pytest.mark.parametrize(("code", "status"), [("ThrottlingException", 400), ("SlowDown", 503), ("Anything", 500)])
 def test_what_passes_is_waited_out(code: str, status: int) -> None:
-    assert patiently("try", failing(code, 2, status)) == 3
+    assert retry_transient("try", failing(code, 2, status)) == 3
 
 
 def test_a_missing_permission_fails_at_once() -> None:
     call = failing("AccessDeniedException", 1)
     with pytest.raises(AwsError, match="try: AccessDeniedException"):
-        patiently("try", call)
+        retry_transient("try", call)
     assert call() == 2  # it had been called once
 
 
 def test_an_outage_that_lasts_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings(), "outage_max_seconds", 0)
     with pytest.raises(AwsError, match="try: ThrottlingException"):
-        patiently("try", failing("ThrottlingException", 99))
+        retry_transient("try", failing("ThrottlingException", 99))
 
 
 def test_a_broken_connection_is_waited_out() -> None:
@@ -71,7 +71,7 @@ def test_a_broken_connection_is_waited_out() -> None:
             raise EndpointConnectionError(endpoint_url="https://nowhere")
         return len(calls)
 
-    assert patiently("try", call) == 2
+    assert retry_transient("try", call) == 2
 
 
 @pytest.mark.parametrize("code", ["ResourceInUse", "ValidationException"])
@@ -80,12 +80,12 @@ def test_what_is_there_already_was_created_by_an_earlier_try(code: str) -> None:
         response: Any = {"Error": {"Code": code, "Message": "Cannot create already existing endpoint"}}
         raise ClientError(response, "CreateEndpoint")
 
-    unless_there(create)
+    ignore_existing(create)
 
 
 def test_what_can_not_be_created_is_an_error() -> None:
     with pytest.raises(ClientError):
-        unless_there(failing("ValidationException", 1))
+        ignore_existing(failing("ValidationException", 1))
 
 
 def test_a_pace_lets_a_burst_through_and_then_keeps_to_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tasks import capture_archive, capture_window
-from tasks.capture_archive import MOST_PARTS, _folders
-from tasks.capture_records import MOST_BYTES, decode
+from tasks.capture import archive as capture_archive
+from tasks.capture import window as capture_window
+from tasks.capture.archive import MOST_PARTS, _folders
+from tasks.capture.records import MOST_BYTES, decode
 from tests.captures import DAY, POISON, CaptureFolder, record, records
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from local_aws.config import ROOT
-from tasks.dataset import generated, manifest, png
+from tasks.data.dataset import generated, manifest, png
 
 CLASSES = ("bicycle", "motorcycle")
 

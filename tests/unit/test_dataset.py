@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.dataset import DatasetError, download, from_archive, generated, manifest, png
+from tasks.data.dataset import DatasetError, download, from_archive, generated, manifest, png
 
 CLASSES = ("bicycle", "motorcycle")
 FINE = [b"apple", b"bicycle", b"motorcycle"]

@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from settings import ROOT, run_id, settings
-from tasks.cost import FUNCTION_GB, FUNCTIONS, TRANSITIONS, cost
-from tasks.endpoint import ServingEndpoint
-from tasks.evaluation import EvaluationError, planned_images
-from tasks.executions import Execution
-from tasks.infrastructure import Installation
-from tasks.outcome import GateMissed, markdown, summarize, verdict
-from tasks.results import Planned, Result, Run, newest_summaries, not_submitted, result
+from tasks.evaluation.cost import FUNCTION_GB, FUNCTIONS, TRANSITIONS, cost
+from tasks.evaluation.evaluation import EvaluationError, planned_images
+from tasks.evaluation.executions import Execution
+from tasks.evaluation.outcome import GateMissed, markdown, summarize, verdict
+from tasks.evaluation.results import Planned, Result, newest_summaries, not_submitted, result
+from tasks.installation import Installation, ServingEndpoint
+from tasks.run import Run
 
 INSTALLATION = Installation("bucket", "arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "role", "role")
 ENDPOINT = ServingEndpoint("endpoint", "v7")

@@ -6,10 +6,10 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from settings import settings
-from tasks import registry
-from tasks.gate import Comparison, not_worse_p, verdict
-from tasks.registry import APPROVED, REJECTED, ModelVersion, find_trained
-from tasks.training import JobPlan, TrainingPlan
+from tasks.model import registry
+from tasks.model.gate import Comparison, not_worse_p, verdict
+from tasks.model.registry import APPROVED, REJECTED, ModelVersion, find_trained
+from tasks.model.training import JobPlan, TrainingPlan
 
 GOOD = Comparison(images=1000, accuracy=0.92, ece=0.02, ece_limit=0.03)
 

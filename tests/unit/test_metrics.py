@@ -7,8 +7,8 @@ from scipy.stats import binomtest, ks_2samp
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix
 
-from tasks.drift import FINE, LEAST, drift, histogram
-from tasks.metrics import (
+from tasks.report.drift import FINE, LEAST, drift, histogram
+from tasks.report.metrics import (
     calibration_error,
     calibration_error_by_chance,
     confusion,

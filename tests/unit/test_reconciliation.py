@@ -2,8 +2,8 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.capture_window import COLUMNS, Captured
-from tasks.reconciliation import KINDS, counts, reconcile
+from tasks.capture.window import COLUMNS, Captured
+from tasks.report.reconciliation import KINDS, counts, reconcile
 
 START, STOP = "2026-11-22T03:30:00.000+00:00", "2026-11-22T03:40:00.000+00:00"
 

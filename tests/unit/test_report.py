@@ -8,16 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.capture_window import COLUMNS, Captured, Quarantined, Window
-from tasks.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
-from tasks.drift import coverage_change, drift, histogram
-from tasks.history import History, Step
-from tasks.metrics import figures, wilson_interval
-from tasks.page import ROWS, interesting, render, render_executions, render_index, rows_to_look_at
-from tasks.reconciliation import KINDS
-from tasks.report import changes_between, join, markdown, once_per_image, summarize
-from tasks.results import Run, inference_id
-from tasks.subject import Subject
+from tasks.capture.window import COLUMNS, Captured, Quarantined, Window
+from tasks.evaluation.results import inference_id
+from tasks.report.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
+from tasks.report.drift import coverage_change, drift, histogram
+from tasks.report.history import History, Step
+from tasks.report.metrics import figures, wilson_interval
+from tasks.report.page import ROWS, interesting, render, render_executions, render_index, rows_to_look_at
+from tasks.report.reconciliation import KINDS
+from tasks.report.report import changes_between, join, markdown, once_per_image, summarize
+from tasks.report.subject import Subject
+from tasks.run import Run
 
 CLASSES = ("bicycle", "motorcycle")
 CAPTION = Caption("5b52074c57ed", "2026-11-22", "generated", True, 0.93, "v1", False)

@@ -2,8 +2,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tasks.infrastructure import Installation
-from tasks.subject import ReportError, read_window
+from tasks.installation import Installation
+from tasks.report.subject import ReportError, read_window
 
 INSTALLED = Installation("bucket", "arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "arn", "arn")
 MONDAY, TUESDAY = datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)

@@ -1,0 +1,169 @@
+"""Clients of AWS, and what its errors mean to a person."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    NoRegionError,
+)
+from prefect_aws import AwsCredentials
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception,
+    stop_after_delay,
+    wait_fixed,
+    wait_random_exponential,
+)
+
+from settings import settings
+
+Answer = TypeVar("Answer")
+
+CONFIG = Config(
+    connect_timeout=5, read_timeout=60, max_pool_connections=64, retries={"mode": "standard", "total_max_attempts": 6}
+)
+QUOTA_CODES = {"ResourceLimitExceeded", "LimitExceededException", "ServiceQuotaExceededException"}
+ROLE_SECONDS = 90
+ACCESS_CODES = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnrecognizedClientException"}
+THROTTLING_CODES = {
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+    "RequestLimitExceeded",
+    "SlowDown",
+}
+# Botocore's own errors of a connection have no base class that leaves out a wrong certificate.
+UNREACHED = (HTTPClientError, EndpointConnectionError, ConnectTimeoutError, IncompleteReadError)
+MAX_BACKOFF_SECONDS = 20
+
+logger = logging.getLogger(__name__)
+
+
+class AwsError(Exception):
+    """AWS refused or could not be reached; the message says what to do."""
+
+
+@cache
+def session() -> boto3.Session:
+    """The session of the AwsCredentials block that the settings name, else of the environment."""
+    name = settings().aws_credentials_block
+    credentials = AwsCredentials.load(name) if name else AwsCredentials(region_name=_region())
+    assert isinstance(credentials, AwsCredentials)
+    return credentials.get_boto3_session()
+
+
+@cache
+def client(service: str) -> Any:
+    """A client with explicit timeouts and retries, shared by the threads of this process."""
+    return session().client(service, config=CONFIG)
+
+
+def sdk() -> dict[str, Any]:
+    """Arguments that make a call of sagemaker.core.resources use the same session."""
+    return {"session": session(), "region": session().region_name}
+
+
+@contextmanager
+def translate_aws_errors(action: str) -> Iterator[None]:
+    """Turns errors of the AWS SDK into AwsError with what was being done, AWS's own words and a next step."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        message = error.response["Error"].get("Message", "")
+        advice = ""
+        if code in QUOTA_CODES:
+            advice = "; ask for a higher quota in the Service Quotas console, or free what uses it"
+        elif code in ACCESS_CODES:
+            advice = "; run it with the flow runner's role, or one that may do this"
+        raise AwsError(f"{action}: {code}: {message}{advice}") from error
+    except (NoCredentialsError, NoRegionError) as error:
+        raise AwsError(
+            f"{action}: {error} Set AWS credentials and a region, or run `make up` for a local AWS"
+        ) from error
+    except (EndpointConnectionError, ConnectTimeoutError) as error:
+        raise AwsError(f"{action}: Cannot reach AWS: {error} Check your network, or run `make up`.") from error
+    except BotoCoreError as error:
+        raise AwsError(f"{action}: {error}") from error
+
+
+def retry_transient(action: str, call: Callable[[], Answer]) -> Answer:
+    """What the call returns, once throttling or an outage that outlasts botocore's own retries is over.
+
+    For calls that may be repeated. Raises AwsError at once for what waiting does not mend, such as a permission, and
+    for the rest after the time that the settings give an outage.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception(_passing),
+        wait=wait_random_exponential(multiplier=0.5, max=MAX_BACKOFF_SECONDS),
+        stop=stop_after_delay(settings().outage_max_seconds),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )
+    with translate_aws_errors(action):
+        return retrying(call)
+
+
+def none_if_missing(call: Callable[[], Answer]) -> Answer | None:
+    """What the call returns; None where there is no such resource, which SageMaker answers with ValidationException."""
+    try:
+        return call()
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ValidationException":
+            return None
+        raise
+
+
+def ignore_existing(create: Callable[[], object]) -> None:
+    """Creates what has a name of our own, unless it is there: the response of an earlier try may have been lost."""
+    try:
+        create()
+    except ClientError as error:
+        problem = error.response["Error"]
+        if problem["Code"] != "ResourceInUse" and "already exist" not in problem.get("Message", ""):
+            raise
+
+
+def retry_until_role_is_assumable(create: Callable[[], object]) -> None:
+    """Calls `create` until SageMaker can assume the role, which is not everywhere at once where it was just made."""
+    retrying = Retrying(
+        retry=retry_if_exception(_can_not_assume),
+        wait=wait_fixed(5),
+        stop=stop_after_delay(ROLE_SECONDS),
+        reraise=True,
+    )
+    retrying(create)
+
+
+def _can_not_assume(error: BaseException) -> bool:
+    if not isinstance(error, ClientError):
+        return False
+    problem = error.response["Error"]
+    return problem["Code"] == "ValidationException" and "assume" in problem.get("Message", "").lower()
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether an error may be gone a little later."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return error.response["Error"]["Code"] in THROTTLING_CODES or status == 429 or status >= 500
+    return isinstance(error, UNREACHED)
+
+
+def _region() -> str | None:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")

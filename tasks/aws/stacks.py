@@ -1,0 +1,253 @@
+"""The two CloudFormation stacks and the code that they read from the bucket."""
+
+import hashlib
+import io
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
+from prefect import task
+from prefect.logging import get_run_logger
+
+from settings import CODE_PREFIX, ROOT, settings
+from tasks.aws import storage
+from tasks.aws.clients import client, translate_aws_errors
+from tasks.installation import Installation
+
+FUNCTIONS = ("serialize_image_data", "classify_image", "filter_low_confidence")
+POLL_SECONDS = 1.0
+STACK_SECONDS = 1800
+NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
+
+
+class InfrastructureError(Exception):
+    """A stack is missing, or could not be created or updated; the message has the failing resource's reason."""
+
+
+@task(task_run_name="deploy infrastructure")
+def deploy_infrastructure() -> Installation:
+    """Creates or updates both stacks; unchanged ones are left alone."""
+    logger = get_run_logger()
+    bucket = deploy_storage_stack(logger.info)
+    deploy_workflow_stack(bucket, logger.info)
+    return installation()
+
+
+def deploy_storage_stack(progress: Any) -> str:
+    """Creates or updates the storage stack and returns the bucket's name."""
+    name = settings().storage_stack
+    outcome = deploy_stack(name, ROOT / "infrastructure" / "storage.yaml", {"Stack": settings().stack})
+    progress(f"stack {name}: {outcome}")
+    return stack_outputs(name)["Bucket"]
+
+
+def deploy_workflow_stack(bucket: str, progress: Any) -> None:
+    """Uploads the functions and the state machine's definition and creates or updates the workflow stack."""
+    keys = _upload_code(bucket)
+    parameters: dict[str, str | None] = {
+        "Stack": settings().stack,
+        "Bucket": bucket,
+        "EndpointName": settings().endpoint,
+        "Classes": ",".join(settings().classes),
+        "Threshold": None,  # deploy-endpoint changes it, with the model
+        "Runtime": settings().lambda_runtime,
+        "ReservedConcurrency": str(settings().lambda_concurrency),
+        "KmsKey": settings().kms_key or "",
+        "Vpc": "true" if settings().vpc_subnets else "false",
+        "SerializeImageDataKey": keys["serialize_image_data"],
+        "ClassifyImageKey": keys["classify_image"],
+        "FilterLowConfidenceKey": keys["filter_low_confidence"],
+        "DefinitionKey": keys["definition"],
+    }
+    outcome = deploy_stack(settings().stack, ROOT / "infrastructure" / "workflow.yaml", parameters)
+    progress(f"stack {settings().stack}: {outcome}")
+
+
+def change_threshold(threshold: float, progress: Any) -> None:
+    """Gives the workflow stack another threshold and leaves the rest of it as it is."""
+    name = settings().stack
+    stack = _settled(name)
+    if stack is None:
+        raise InfrastructureError(f"there is no stack {name!r}; run the prepare-data deployment first")
+    parameters: dict[str, str | None] = {parameter["ParameterKey"]: None for parameter in stack["Parameters"]}
+    outcome = deploy_stack(name, None, {**parameters, "Threshold": repr(threshold)})
+    progress(f"stack {name}: {outcome}, the threshold is {threshold:.4f}")
+
+
+def installation() -> Installation:
+    """Reads the stacks' outputs; raises InfrastructureError where a stack is missing."""
+    outputs = stack_outputs(settings().stack)
+    return Installation(
+        bucket=stack_outputs(settings().storage_stack)["Bucket"],
+        state_machine_arn=outputs["StateMachineArn"],
+        endpoint=outputs["EndpointName"],
+        classes=tuple(outputs["Classes"].split(",")),
+        threshold=float(outputs["Threshold"]),
+        training_role_arn=outputs["TrainingRoleArn"],
+        hosting_role_arn=outputs["HostingRoleArn"],
+    )
+
+
+def stack_outputs(name: str) -> dict[str, str]:
+    """Raises InfrastructureError where there is no such stack, or its creation failed."""
+    outputs = find_outputs(name)
+    if outputs is None:
+        raise InfrastructureError(f"there is no stack {name!r}; run the prepare-data deployment first")
+    if not outputs:
+        raise InfrastructureError(f"stack {name!r} was not created; run the prepare-data deployment again")
+    return outputs
+
+
+def find_outputs(name: str) -> dict[str, str] | None:
+    """A stack's outputs, of which one that failed may have none; None where there is no such stack."""
+    stack = _describe(name)
+    if stack is None or stack["StackStatus"] == "DELETE_COMPLETE":
+        return None
+    return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
+
+
+def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | None]) -> str:
+    """Brings a stack to its template by a change set: 'created', 'updated' or 'unchanged'.
+
+    A template or parameter that is None keeps the stack's, or the template's default. Raises InfrastructureError.
+    """
+    cloudformation = client("cloudformation")
+    stack = _settled(name)
+    if stack and stack["StackStatus"] in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "DELETE_FAILED"):
+        # What is left of a creation that failed can't be updated.
+        with translate_aws_errors(f"delete the failed stack {name}"):
+            cloudformation.delete_stack(StackName=name)
+        stack = _settled(name)
+    exists = stack is not None and stack["StackStatus"] != "REVIEW_IN_PROGRESS"
+    change_set = f"deploy-{time.time_ns()}"
+    with translate_aws_errors(f"create a change set for the stack {name}"):
+        cloudformation.create_change_set(
+            StackName=name,
+            ChangeSetName=change_set,
+            ChangeSetType="UPDATE" if exists else "CREATE",
+            **({"TemplateBody": template.read_text()} if template else {"UsePreviousTemplate": True}),
+            Capabilities=["CAPABILITY_IAM"],
+            Parameters=_parameters(parameters, {p["ParameterKey"] for p in (stack or {}).get("Parameters", [])}),
+        )
+        reason = _wait_for_change_set(name, change_set)
+        if reason is not None:
+            cloudformation.delete_change_set(StackName=name, ChangeSetName=change_set)
+            if any(text in reason for text in NO_CHANGES):
+                return "unchanged"
+            raise InfrastructureError(f"stack {name}: {reason}")
+        cloudformation.execute_change_set(StackName=name, ChangeSetName=change_set)
+    done = _settled(name)
+    if done is None or done["StackStatus"] not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
+        raise InfrastructureError(f"stack {name}: {done and done['StackStatus']}: {_failure(name)}")
+    return "updated" if exists else "created"
+
+
+def delete_stack(name: str) -> bool:
+    """Deletes a stack and waits until it is gone; False where there was none. Raises InfrastructureError."""
+    if _settled(name) is None:
+        return False
+    with translate_aws_errors(f"delete the stack {name}"):
+        client("cloudformation").delete_stack(StackName=name)
+    left = _settled(name)
+    if left is not None:
+        raise InfrastructureError(f"stack {name}: {left['StackStatus']}: {_failure(name)}")
+    return True
+
+
+def _parameters(values: dict[str, str | None], previous: set[str]) -> list[dict[str, Any]]:
+    given = [{"ParameterKey": key, "ParameterValue": value} for key, value in values.items() if value is not None]
+    kept = [
+        {"ParameterKey": key, "UsePreviousValue": True}
+        for key, value in values.items()
+        if value is None and key in previous
+    ]
+    return [*given, *kept]
+
+
+def _describe(name: str) -> dict[str, Any] | None:
+    with translate_aws_errors(f"look at the stack {name}"):
+        try:
+            stack: dict[str, Any] = client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
+            return stack
+        except ClientError as error:
+            if "does not exist" in error.response["Error"].get("Message", ""):
+                return None
+            raise
+
+
+def _settled(name: str) -> dict[str, Any] | None:
+    """The stack once nothing is in progress; None where there is none."""
+    deadline = time.monotonic() + STACK_SECONDS
+    while True:
+        stack = _describe(name)
+        if stack is None or stack["StackStatus"] == "DELETE_COMPLETE":
+            return None
+        status = stack["StackStatus"]
+        if not status.endswith("_IN_PROGRESS") or status == "REVIEW_IN_PROGRESS":
+            return stack
+        if time.monotonic() > deadline:
+            raise InfrastructureError(f"stack {name} is {status} for {STACK_SECONDS} s")
+        time.sleep(POLL_SECONDS)
+
+
+def _wait_for_change_set(stack: str, name: str) -> str | None:
+    """None once the change set can be executed, else why it can't."""
+    while True:
+        answer = client("cloudformation").describe_change_set(StackName=stack, ChangeSetName=name)
+        if answer["Status"] == "CREATE_COMPLETE":
+            return None
+        if answer["Status"] == "FAILED":
+            return str(answer.get("StatusReason", "the change set failed without a reason"))
+        time.sleep(POLL_SECONDS / 4)
+
+
+def _failure(name: str) -> str:
+    """The first resource that failed in the stack's newest operation, with its own reason."""
+    with translate_aws_errors(f"read the events of the stack {name}"):
+        events = client("cloudformation").describe_stack_events(StackName=name)["StackEvents"]
+    failed = [
+        event
+        for event in events
+        if event["ResourceStatus"].endswith("_FAILED") and "cancelled" not in event.get("ResourceStatusReason", "")
+    ]
+    if not failed:
+        return "no event names a failed resource"
+    event = min(failed, key=lambda event: event["Timestamp"])
+    reason = event.get("ResourceStatusReason")
+    if event["ResourceType"] == "AWS::CloudFormation::Stack":  # refused before any resource was tried
+        event, reason = _failed_validation(name) or (event, reason)
+    return f"{event['LogicalResourceId']} ({event['ResourceType']}): {reason}"
+
+
+def _failed_validation(name: str) -> tuple[dict[str, Any], str] | None:
+    """The first resource that CloudFormation's validation refused, with the reason."""
+    with translate_aws_errors(f"read the validations of the stack {name}"):
+        events = client("cloudformation").describe_events(StackName=name)["OperationEvents"]
+    failed = [event for event in events if event.get("ValidationStatus") == "FAILED"]
+    return (failed[0], failed[0]["ValidationStatusReason"]) if failed else None
+
+
+def _upload_code(bucket: str) -> dict[str, str]:
+    """Uploads function packages and definition under keys that carry their content's hash; returns the keys."""
+    contents = {f"{name}.zip": function_package(name) for name in FUNCTIONS}
+    contents["definition.asl.json"] = (ROOT / "statemachine" / "classify_image.asl.json").read_bytes()
+    keys = {}
+    for name, content in contents.items():
+        stem, suffix = name.split(".", 1)
+        keys[stem] = f"{CODE_PREFIX}{stem}-{hashlib.sha256(content).hexdigest()[:16]}.{suffix}"
+    objects = {keys[name.split(".", 1)[0]]: content for name, content in contents.items()}
+    storage.upload_changed(bucket, CODE_PREFIX, objects)
+    return keys
+
+
+def function_package(name: str) -> bytes:
+    """A function's zip, the same bytes for the same source."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as package:
+        for source, mode in ((f"{name}.py", 0o644), ("bootstrap", 0o755)):
+            info = zipfile.ZipInfo(source, date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = mode << 16
+            package.writestr(info, (ROOT / "lambdas" / source).read_bytes())
+    return buffer.getvalue()

@@ -1,0 +1,199 @@
+"""Objects in the bucket: many at once, and none that is already there with the same content."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+from obstore.store import S3Store
+
+from settings import settings
+from tasks.aws.clients import AwsError, client, retry_transient, session, translate_aws_errors
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
+PARALLEL_REQUESTS = 16
+
+
+def list_objects(bucket: str, prefix: str) -> dict[str, tuple[str, int]]:
+    """ETag and size in bytes by key of every object below a prefix."""
+    paginator = client("s3").get_paginator("list_objects_v2")
+
+    def read() -> dict[str, tuple[str, int]]:
+        pages = paginator.paginate(Bucket=bucket, Prefix=prefix)
+        found = [item for page in pages for item in page.get("Contents", [])]
+        return {item["Key"]: (item["ETag"].strip('"'), item["Size"]) for item in found}
+
+    return retry_transient(f"list s3://{bucket}/{prefix}", read)
+
+
+def list_etags(bucket: str, prefix: str) -> dict[str, str]:
+    """ETag by key of every object below a prefix."""
+    return {key: etag for key, (etag, _) in list_objects(bucket, prefix).items()}
+
+
+def list_folders(bucket: str, prefix: str) -> list[str]:
+    """Names of the folders directly below a prefix."""
+    paginator = client("s3").get_paginator("list_objects_v2")
+
+    def read() -> list[str]:
+        pages = paginator.paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+        found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", [])]
+        return [folder.removeprefix(prefix).rstrip("/") for folder in found]
+
+    return retry_transient(f"list s3://{bucket}/{prefix}", read)
+
+
+def object_store(bucket: str) -> S3Store:
+    """The bucket for obstore, which reads many objects side by side; with the credentials of this moment."""
+    s3 = client("s3")
+    credentials = session().get_credentials()
+    if credentials is None:
+        raise AwsError(f"read s3://{bucket}: there are no AWS credentials; set them, or run `make up` for a local AWS")
+    frozen = credentials.get_frozen_credentials()
+    options: ClientConfig = {"allow_http": s3.meta.endpoint_url.startswith("http://")}
+    if bundle := os.environ.get("AWS_CA_BUNDLE"):
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return S3Store(
+        bucket,
+        endpoint=s3.meta.endpoint_url,
+        region=s3.meta.region_name,
+        access_key_id=frozen.access_key,
+        secret_access_key=frozen.secret_key,
+        **({"session_token": frozen.token} if frozen.token else {}),
+        virtual_hosted_style_request=False,
+        client_options=options,
+        retry_config={"max_retries": 20, "retry_timeout": timedelta(seconds=settings().outage_max_seconds)},
+    )
+
+
+def upload_changed(bucket: str, prefix: str, contents: dict[str, bytes]) -> int:
+    """Uploads objects below `prefix` (full keys) whose content differs from what is there; returns how many."""
+    there = list_etags(bucket, prefix)
+    # The ETag of an object that was put in one piece and is not encrypted with KMS is its MD5.
+    changed = [
+        key
+        for key, content in contents.items()
+        if there.get(key) != hashlib.md5(content, usedforsecurity=False).hexdigest()
+    ]
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
+        list(threads.map(lambda key: put(bucket, key, contents[key]), changed))
+    return len(changed)
+
+
+def delete_others(bucket: str, prefix: str, keep: Iterable[str]) -> int:
+    """Deletes objects below `prefix` whose keys are not in `keep`; the bucket's versioning still has them."""
+    others = sorted(set(list_etags(bucket, prefix)) - set(keep))
+    with translate_aws_errors(f"delete below s3://{bucket}/{prefix}"):
+        for start in range(0, len(others), 1000):
+            keys = [{"Key": key} for key in others[start : start + 1000]]
+            client("s3").delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    return len(others)
+
+
+def empty(bucket: str) -> int:
+    """Deletes every object of a bucket with all its versions, for good; returns how many there were."""
+    deleted = 0
+    with translate_aws_errors(f"empty the bucket {bucket}"):
+        for page in client("s3").get_paginator("list_object_versions").paginate(Bucket=bucket):
+            there = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            objects = [{"Key": item["Key"], "VersionId": item["VersionId"]} for item in there]
+            if objects:
+                answer = client("s3").delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+                if answer.get("Errors"):
+                    raise AwsError(f"empty the bucket {bucket}: {answer['Errors'][0]}")
+            deleted += len(objects)
+    return deleted
+
+
+def bucket_exists(bucket: str) -> bool:
+    """Whether there is such a bucket of this account."""
+    s3 = client("s3")
+
+    def look() -> bool:
+        try:
+            s3.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchBucket"):
+                return False
+            raise
+        return True
+
+    return retry_transient(f"look for the bucket {bucket}", look)
+
+
+def delete_bucket(bucket: str) -> bool:
+    """Deletes an empty bucket; False where there is none."""
+    if not bucket_exists(bucket):
+        return False
+    with translate_aws_errors(f"delete the bucket {bucket}"):
+        client("s3").delete_bucket(Bucket=bucket)
+    return True
+
+
+def delete(bucket: str, key: str) -> None:
+    """Deletes an object; one that is not there is no error."""
+    retry_transient(f"delete s3://{bucket}/{key}", lambda: client("s3").delete_object(Bucket=bucket, Key=key))
+
+
+def put(bucket: str, key: str, content: bytes) -> None:
+    retry_transient(f"write s3://{bucket}/{key}", lambda: client("s3").put_object(Bucket=bucket, Key=key, Body=content))
+
+
+def create_json(bucket: str, key: str, value: Any) -> bool:
+    """Writes an object unless there is one of that key, which stays as it is; returns whether it was written.
+
+    One of the same content counts as written: the response of an earlier try may have been lost.
+    """
+    content = (json.dumps(value, indent=2) + "\n").encode()
+
+    def create() -> bool:
+        try:
+            client("s3").put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "PreconditionFailed":
+                return False
+            raise
+        return True
+
+    return retry_transient(f"write s3://{bucket}/{key}", create) or get(bucket, key) == content
+
+
+def get(bucket: str, key: str) -> bytes | None:
+    """An object's content; None where there is none."""
+    s3 = client("s3")
+
+    def read() -> bytes | None:
+        try:
+            content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+            return content
+        except s3.exceptions.NoSuchKey:
+            return None
+
+    return retry_transient(f"read s3://{bucket}/{key}", read)
+
+
+def put_json(bucket: str, key: str, value: Any) -> None:
+    put(bucket, key, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def put_json_lines(bucket: str, key: str, rows: Iterable[Any]) -> None:
+    put(bucket, key, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def get_json(bucket: str, key: str) -> Any:
+    """The JSON value of an object; None where there is none."""
+    content = get(bucket, key)
+    return None if content is None else json.loads(content)
+
+
+def get_json_lines(bucket: str, key: str) -> list[Any] | None:
+    """A value per line of an object; None where there is none."""
+    content = get(bucket, key)
+    return None if content is None else [json.loads(line) for line in content.splitlines()]

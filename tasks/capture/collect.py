@@ -1,0 +1,83 @@
+"""Collects the endpoint's data-capture records, and waits for those that must come."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from obstore.exceptions import BaseError
+from prefect import task
+from prefect.logging import get_run_logger
+
+from settings import settings
+from tasks.aws import storage
+from tasks.aws.clients import AwsError
+from tasks.capture.archive import CaptureArchive, Progress, StoreReader
+from tasks.capture.window import Captured, Window, read
+
+POLL_SECONDS = 1.0
+MAX_POLL_SECONDS = 30.0
+PROGRESS_SECONDS = 3.0
+
+
+@task(task_run_name="collect captures from {window.first:%Y-%m-%d %H:%M}")
+def collect(bucket: str, prefix: str, window: Window, classes: tuple[str, ...], wanted: Sequence[str] = ()) -> Captured:
+    """Waits until every wanted inference id is captured, or until the deadline setting is over.
+
+    prefix: the endpoint's, below which each variant has a folder.
+    """
+    logger = get_run_logger()
+    deadline = time.monotonic() + settings().capture_max_seconds
+    there = archives(bucket, prefix, window, _logged())
+    pause = POLL_SECONDS
+    while True:
+        with _translate_store_errors(bucket, prefix):
+            try:
+                captured = read(there, window, classes, wanted)
+            except FileNotFoundError:  # another report has just made one file of several
+                captured = read(there, window, classes, wanted)
+        if not captured.missing:
+            logger.info("%d inferences are captured, %d of them waited for", len(captured.records), len(wanted))
+            return captured
+        if time.monotonic() > deadline:
+            logger.warning("%d of %d inferences are not captured yet", len(captured.missing), len(wanted))
+            return captured
+        logger.info("waiting for %d of %d capture records", len(captured.missing), len(wanted))
+        time.sleep(pause)
+        pause = min(pause * 1.5, MAX_POLL_SECONDS)
+
+
+def archives(bucket: str, prefix: str, window: Window, progress: Progress) -> dict[str, CaptureArchive]:
+    """An archive for each variant of the window. prefix: the endpoint's."""
+    return {
+        variant: CaptureArchive(
+            listing=partial(storage.list_objects, bucket),
+            reader=lambda: StoreReader(storage.object_store(bucket)),
+            prefix=f"{prefix}{variant}/",
+            folder=settings().cache / "capture" / bucket / window.endpoint / variant,
+            progress=progress,
+        )
+        for variant in window.variants or storage.list_folders(bucket, prefix)
+    }
+
+
+def _logged() -> Progress:
+    """A line in the log every few seconds."""
+    logger = get_run_logger()
+    reported = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal reported
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
+            logger.info("%d of %d capture files decoded", done, total)
+
+    return progress
+
+
+@contextmanager
+def _translate_store_errors(bucket: str, prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        raise AwsError(f"read the captures in s3://{bucket}/{prefix}: {str(error).splitlines()[0]}") from error

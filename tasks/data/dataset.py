@@ -1,0 +1,228 @@
+"""Labelled images from CIFAR-100's archive or drawn by the project; nothing here knows AWS."""
+
+import hashlib
+import io
+import pickle
+import re
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from tasks.data.generated import draw
+
+ARCHIVE_FOLDER = "cifar-100-python"
+MAX_MEMBER_BYTES = 512 * 1024 * 1024
+OFFICIAL_PER_CLASS = {"train": 500, "test": 100}
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+
+Progress = Callable[[str], None]
+
+
+class DatasetError(Exception):
+    """The data can't be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split: pixels (n, 32, 32, 3) uint8, labels (n,) indices into the classes, and file names."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both splits, the class names in label order, and where they come from.
+
+    source: for people. given: what to ask for to get them again: a name, or the path of an archive.
+    """
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    source: str
+    synthetic: bool
+    given: str
+
+
+def generated(classes: Sequence[str], train_per_class: int, test_per_class: int) -> Dataset:
+    """Draws a data set. Raises DatasetError where a class can't be drawn."""
+
+    def split(first: int, per_class: int) -> Split:
+        seeds = range(first, first + per_class)
+        images = [
+            (draw(name, seed), label, f"{name}_{seed:05d}.png") for label, name in enumerate(classes) for seed in seeds
+        ]
+        pixels, labels, names = zip(*images, strict=True)
+        return Split(np.stack(pixels), np.array(labels), names)
+
+    try:
+        # Far apart, so that more training images never run into the test images.
+        dataset = Dataset(
+            split(0, train_per_class), split(50_000, test_per_class), tuple(classes), "generated", True, "generated"
+        )
+    except ValueError as error:
+        raise DatasetError(f"generated data: {error}") from error
+    check(dataset)
+    return dataset
+
+
+def from_archive(path: Path, classes: Sequence[str], official: bool = False, given: str | None = None) -> Dataset:
+    """Reads an archive in CIFAR-100's layout and keeps the fine labels `classes`.
+
+    `official` also asks for the published number of images. given: what it was asked for by, if not by its path.
+    Raises DatasetError for a missing, truncated or other file.
+    """
+    if not path.is_file():
+        raise DatasetError(f"no archive at {path}; give the path of a .tar.gz in CIFAR-100's layout, or 'generated'")
+    try:
+        with tarfile.open(path) as archive:
+            names = _member(archive, "meta").get(b"fine_label_names")
+            if not isinstance(names, list):
+                raise DatasetError(f"{path}: meta has no fine_label_names")
+            fine_labels = [name.decode() for name in names]
+            unknown = [name for name in classes if name not in fine_labels]
+            if unknown:
+                raise DatasetError(f"{path} has no class {', '.join(unknown)}; it has {', '.join(fine_labels)}")
+            wanted = [fine_labels.index(name) for name in classes]
+            splits = {split: _split(_member(archive, split), wanted, split) for split in ("train", "test")}
+    except DatasetError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DatasetError(f"{path} is not a readable archive in CIFAR-100's layout (truncated?): {error}") from error
+    dataset = Dataset(splits["train"], splits["test"], tuple(classes), path.name, False, given or str(path))
+    check(dataset)
+    if official:
+        for name, split in splits.items():
+            counts = np.bincount(split.labels, minlength=len(classes))
+            if (counts != OFFICIAL_PER_CLASS[name]).any():
+                raise DatasetError(f"{path}: expected {OFFICIAL_PER_CLASS[name]} {name} images a class, found {counts}")
+    return dataset
+
+
+def check(dataset: Dataset) -> None:
+    """Raises DatasetError where a class is missing, a name is unsafe or twice, or an image is in both splits."""
+    digests = {}
+    for name, split in (("training", dataset.train), ("test", dataset.test)):
+        counts = np.bincount(split.labels, minlength=len(dataset.classes))
+        missing = [dataset.classes[label] for label in np.flatnonzero(counts == 0)]
+        if missing:
+            raise DatasetError(f"the {name} set of {dataset.source} has no image of {', '.join(missing)}")
+        if len(set(split.names)) != len(split.names):
+            raise DatasetError(f"the {name} set of {dataset.source} uses a file name twice")
+        unsafe = [file for file in split.names if not SAFE_NAME.fullmatch(file)]
+        if unsafe:
+            raise DatasetError(f"the {name} set of {dataset.source} has an unusable file name: {unsafe[0]!r}")
+        digests[name] = {hashlib.sha256(image.tobytes()).digest() for image in split.pixels}
+    shared = len(digests["training"] & digests["test"])
+    if shared:
+        raise DatasetError(f"{shared} images of {dataset.source} are in both splits")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG of (h, w, 3) uint8, the same bytes for the same pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def manifest(split: Split) -> str:
+    """The .lst of a split: index, label and path relative to the channel, separated by tabs."""
+    rows = zip(split.labels, split.names, strict=True)
+    return "".join(f"{index}\t{label}\t{name}\n" for index, (label, name) in enumerate(rows))
+
+
+def download(url: str, md5: str, folder: Path, progress: Progress, patience: float | None = None) -> Path:
+    """Fetches an archive, resuming an earlier attempt, and checks its MD5.
+
+    patience: seconds after which to give up, keeping what came so far; None waits. Raises DatasetError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / url.rsplit("/", 1)[-1]
+    if target.exists():
+        return target
+    partial = target.with_name(target.name + ".part")
+    started = reported = time.monotonic()
+    try:
+        have = partial.stat().st_size if partial.exists() else 0
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=patience or 30) as response:
+            if response.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:  # else it is all there
+                response.raise_for_status()
+                resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
+                have = have if resumed else 0
+                total = have + int(response.headers.get("content-length", 0))
+                with partial.open("ab" if resumed else "wb") as file:
+                    for chunk in response.iter_bytes():
+                        file.write(chunk)
+                        have += len(chunk)
+                        now = time.monotonic()
+                        if now - reported > 5:
+                            reported = now
+                            progress(f"downloaded {have / 1e6:.0f} of {total / 1e6:.0f} MB")
+                        if patience is not None and now - started > patience:
+                            raise DatasetError(
+                                f"{url} is too slow to wait for ({have / 1e6:.0f} MB in {patience:.0f} s); what came "
+                                "is kept and the next attempt goes on from there"
+                            )
+    except httpx.HTTPError as error:
+        raise DatasetError(
+            f"can't download {url}: {error or type(error).__name__}; set SCONES_CIFAR_URL to a mirror, or give the "
+            "path of the archive as the data set"
+        ) from error
+    digest = hashlib.md5(usedforsecurity=False)
+    with partial.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != md5:
+        partial.unlink()
+        raise DatasetError(f"{url} has MD5 {digest.hexdigest()}, expected {md5}; the download was discarded")
+    partial.rename(target)
+    return target
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Loads numpy arrays and built-in containers, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        ):
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR archive needs")
+
+
+def _member(archive: tarfile.TarFile, name: str) -> dict[bytes, Any]:
+    info = archive.getmember(f"{ARCHIVE_FOLDER}/{name}")
+    file = archive.extractfile(info)
+    if file is None or info.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{name} is not a file of at most {MAX_MEMBER_BYTES} bytes")
+    content = _CifarUnpickler(io.BytesIO(file.read()), encoding="bytes").load()
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is not a dictionary")
+    return content
+
+
+def _split(content: dict[bytes, Any], wanted: list[int], name: str) -> Split:
+    labels = np.array(content[b"fine_labels"])
+    data = content[b"data"]
+    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (len(labels), 3072)):
+        raise ValueError(f"{name} does not hold 32x32 RGB images")
+    rows = np.flatnonzero(np.isin(labels, wanted))
+    pixels = data[rows].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    renumbered = np.array([wanted.index(label) for label in labels[rows]], dtype=int)
+    names = tuple(content[b"filenames"][row].decode() for row in rows)
+    return Split(np.ascontiguousarray(pixels), renumbered, names)

@@ -1,0 +1,55 @@
+"""What an evaluation costs on AWS, by list price: an estimate from above, without any free tier.
+
+Prices are those of us-east-1 in US dollars (aws.amazon.com: /step-functions/pricing, /lambda/pricing,
+/sagemaker/pricing), looked up in November 2026 where that was possible; they differ between regions and change.
+"""
+
+from datetime import datetime
+
+from settings import settings
+from tasks.evaluation.results import Result
+
+STATE_TRANSITION = 0.025 / 1000
+LAMBDA_REQUEST = 0.20 / 1_000_000
+LAMBDA_GB_SECOND = 0.0000166667
+# Hosting, an instance-hour.
+INSTANCE_HOUR = {"ml.t2.medium": 0.056, "ml.m5.large": 0.115, "ml.m5.xlarge": 0.23, "ml.c5.large": 0.102}
+# Of the largest function; infrastructure/workflow.yaml sets it.
+FUNCTION_GB = 0.25
+FUNCTIONS = 3
+# Five states on the way to a decision; AWS's example of the price counts start and end as well.
+TRANSITIONS = 7
+
+
+def cost(results: list[Result]) -> dict[str, float | None]:
+    """US dollars of all executions of these results: state_transitions, functions, endpoint, total.
+
+    Taken from above: each execution is counted with the whole way, and with a function that runs as long as it did. The
+    endpoint is counted from the first start to the last end, although it is paid for as long as it stands; None where
+    its instance type has no price here. Retries within an execution are not counted.
+    """
+    spans = [span for row in results for span in _spans(row)]
+    seconds = sum((end - start).total_seconds() for start, end in spans)
+    transitions = len(spans) * TRANSITIONS * STATE_TRANSITION
+    functions = len(spans) * FUNCTIONS * LAMBDA_REQUEST + seconds * FUNCTION_GB * LAMBDA_GB_SECOND
+    hour = INSTANCE_HOUR.get(settings().endpoint_instance_type)
+    endpoint: float | None = 0.0 if spans else None
+    if spans:
+        hours = (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds() / 3600
+        endpoint = None if hour is None else hours * hour * settings().endpoint_instance_count
+    return {
+        "state_transitions": round(transitions, 6),
+        "functions": round(functions, 6),
+        "endpoint": None if endpoint is None else round(endpoint, 6),
+        "total": None if endpoint is None else round(transitions + functions + endpoint, 6),
+    }
+
+
+def _spans(row: Result) -> list[tuple[datetime, datetime]]:
+    """Start and end of each of an image's executions."""
+    attempts = [(row.started, row.stopped), *((each["started"], each["stopped"]) for each in row.previous_attempts)]
+    return [
+        (datetime.fromisoformat(started), datetime.fromisoformat(stopped))
+        for started, stopped in attempts
+        if started and stopped
+    ]

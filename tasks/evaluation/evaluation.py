@@ -1,0 +1,256 @@
+"""One evaluation: every test image gets its execution, and is accounted for.
+
+All of it is in the bucket below evaluations/DATE/RUN/: the manifest before anything runs, the results of each chunk
+when it is done, and at the end results.jsonl and summary.json. So a run can go on wherever it was interrupted.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_run_logger
+
+from settings import MANIFESTS_PREFIX, TEST_PREFIX, settings
+from tasks.aws import storage
+from tasks.evaluation.executions import Executions
+from tasks.evaluation.outcome import INCOMPLETE, markdown, summarize
+from tasks.evaluation.results import Planned, Result, inference_id, not_submitted, result
+from tasks.installation import Installation, ServingEndpoint
+from tasks.run import Run, iso, utc_now
+
+# Images to a task run, and to a file of results: what a killed run has to ask for again at most.
+CHUNK = 100
+
+
+class EvaluationError(Exception):
+    """The evaluation can't be run; the message says what to do."""
+
+
+@task(task_run_name="plan {run.id}")
+def plan(installation: Installation, endpoint: ServingEndpoint, run: Run) -> list[Planned]:
+    """The run's own manifest, which is made of the test manifest where the run has none yet.
+
+    Raises EvaluationError for an empty test set, and where the manifest can't be read.
+    """
+    name = f"{run.prefix}manifest.jsonl"
+    written = storage.get_json_lines(installation.bucket, name)
+    if written:
+        get_run_logger().info("going on with the manifest of %s", written[0]["planned"])
+        return [Planned.from_json(line) for line in written]
+    content = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}test.lst")
+    if not content or not content.strip():
+        raise EvaluationError("there is no test image to evaluate; run the prepare-data deployment first")
+    planned = planned_images(content.decode(), installation, endpoint.model_version, run)
+    storage.put_json_lines(installation.bucket, name, (image.to_json() for image in planned))
+    return planned
+
+
+def planned_images(manifest: str, installation: Installation, model_version: str, run: Run) -> list[Planned]:
+    """The images of a .lst manifest, each once.
+
+    Raises EvaluationError for a line that is no NUMBER, LABEL and NAME, and for an image with two labels.
+    """
+    classes, source, now = dict(enumerate(installation.classes)), f"{MANIFESTS_PREFIX}test.lst", iso(utc_now())
+    labels: dict[str, str] = {}
+    for number, line in enumerate(manifest.splitlines(), 1):
+        try:
+            _, index, name = line.split("\t")
+            label = classes[int(index)]
+        except (ValueError, KeyError) as error:
+            raise EvaluationError(
+                f"line {number} of {source} is not NUMBER, LABEL (0 to {len(classes) - 1}) and NAME with tabs between: "
+                f"{line[:100]!r}; run the prepare-data deployment again"
+            ) from error
+        if labels.setdefault(TEST_PREFIX + name, label) != label:
+            raise EvaluationError(f"{source} has {name} as {labels[TEST_PREFIX + name]} and as {label}")
+    return [
+        Planned(inference_id(run.id, key, 1), key, label, 1, model_version, installation.threshold, now)
+        for key, label in labels.items()
+    ]
+
+
+def execute(
+    installation: Installation, endpoint: ServingEndpoint, run: Run, planned: list[Planned], note: dict[str, Any]
+) -> dict[str, Any]:
+    """Sees that every image has its execution, writes results.jsonl and summary.json, and returns the summary.
+
+    Whatever this ends by, both are written: what was not submitted is in the results as not_submitted. To be called in
+    the flow's main thread, which a cancellation interrupts.
+    """
+    evaluation = Evaluation(installation, run, planned, revision=newest_revision(installation.bucket, run) + 1)
+    try:
+        evaluation.recall()
+        if endpoint.model_version == planned[0].model_version:
+            evaluation.run_all()
+        else:
+            get_run_logger().error(
+                "the endpoint serves %s by now, and this run is of %s: what is left is not submitted; start a new run",
+                endpoint.model_version,
+                planned[0].model_version,
+            )
+    finally:
+        summary = evaluation.finish(endpoint, note)
+    create_markdown_artifact(
+        markdown(summary, evaluation.results(), installation.bucket, run.prefix),
+        key="nightly-evaluation",
+        description=f"Evaluation {run.date} {run.id}",
+    )
+    return summary
+
+
+def judged(bucket: str, run: Run) -> dict[str, Any] | None:
+    """The summary of a run that is over and judged, which stays as it is; None where the run has something left to do.
+
+    An incomplete one, which was cancelled, may be gone on with; that gives it another summary.
+    """
+    summary = newest_summary(bucket, run)
+    return summary if summary is not None and summary["outcome"] != INCOMPLETE else None
+
+
+def newest_summary(bucket: str, run: Run) -> dict[str, Any] | None:
+    """The last judgement of a run; None where there is none yet."""
+    revision = newest_revision(bucket, run)
+    summary: dict[str, Any] | None = storage.get_json(bucket, run.summary_key(revision)) if revision else None
+    return summary
+
+
+def newest_revision(bucket: str, run: Run) -> int:
+    """How often the run was judged; 0 for never."""
+    keys = set(storage.list_etags(bucket, run.prefix))
+    return next(number for number in count() if run.summary_key(number + 1) not in keys)
+
+
+class Evaluation:
+    """The images of a run, and what is known of each. revision: of the results and the summary that it will write."""
+
+    def __init__(self, installation: Installation, run: Run, planned: list[Planned], revision: int) -> None:
+        self._installation = installation
+        self._run = run
+        self._planned = planned
+        self._revision = revision
+        self._attempts: dict[str, list[Result]] = defaultdict(list)  # by key, in their order
+        self._logger = get_run_logger()
+
+    def recall(self) -> None:
+        """Reads what an earlier process of this run, if any, has written."""
+        bucket = self._installation.bucket
+        chunks = storage.list_etags(bucket, self._chunks)
+        lines = [line for chunk in chunks for line in storage.get_json_lines(bucket, chunk) or []]
+        for line in storage.get_json_lines(bucket, self._run.results_key(max(self._revision - 1, 1))) or []:
+            lines += [*line.pop("previous_attempts"), line]
+        known = {line["inference_id"]: line for line in lines if line["status"] != "not_submitted"}
+        for line in sorted(known.values(), key=lambda line: line["attempt"]):
+            self._attempts[line["key"]].append(Result.from_json(line))
+        if known:
+            self._logger.info("%d of %d images have a result from before", len(self._attempts), len(self._planned))
+
+    def run_all(self) -> None:
+        """Runs every image that has no result, and then those that failed, as often as the setting says."""
+        for attempt in range(1, settings().evaluation_attempts + 1):
+            images = [image.as_attempt(attempt) for image in self._planned if self._needs(image.key, attempt)]
+            if images:
+                self._run_round(attempt, images)
+
+    def results(self) -> list[Result]:
+        """The one that counts for each planned image, in their order: the last attempt's."""
+        return [self._result(image) for image in self._planned]
+
+    def finish(self, endpoint: ServingEndpoint, note: dict[str, Any]) -> dict[str, Any]:
+        """Writes results and summary, and removes the chunks, which the results contain.
+
+        The summary is written once and never again: where another process of this run was quicker, its summary is
+        returned.
+        """
+        bucket, run, results = self._installation.bucket, self._run, self.results()
+        summary = summarize(results, run, endpoint, self._installation.classes, note)
+        summary |= {
+            "revision": self._revision,
+            "supersedes": run.summary_key(self._revision - 1) if self._revision > 1 else None,
+            "judged": iso(utc_now()),
+        }
+        lines = [row.to_json() for row in results]
+        before = storage.get_json_lines(bucket, run.results_key(self._revision - 1)) if self._revision > 1 else None
+        if lines == before:  # nothing came of going on, so there is nothing to judge again
+            return dict(storage.get_json(bucket, run.summary_key(self._revision - 1)))
+        key = run.summary_key(self._revision)
+        if (written := storage.get_json(bucket, key)) is None:
+            storage.put_json_lines(bucket, run.results_key(self._revision), lines)
+            if not storage.create_json(bucket, key, summary):
+                written = storage.get_json(bucket, key)
+        storage.delete_others(bucket, self._chunks, [])
+        return summary if written is None else dict(written)
+
+    def record(self, executions: Executions, chunk: list[Planned]) -> None:
+        """Writes a chunk's results, so that nobody has to ask for them again."""
+        rows = [result(image, executions.closed[image.inference_id]).to_json() for image in chunk]
+        storage.put_json_lines(self._installation.bucket, f"{self._chunks}{chunk[0].inference_id}.jsonl", rows)
+
+    @property
+    def _chunks(self) -> str:
+        return f"{self._run.prefix}chunks/"
+
+    def _needs(self, key: str, attempt: int) -> bool:
+        known = self._attempts[key]
+        if not known:
+            return attempt == 1
+        return known[-1].status == "failed" and known[-1].attempt < attempt
+
+    def _run_round(self, attempt: int, images: list[Planned]) -> None:
+        bucket = self._installation.bucket
+        payloads = {image.inference_id: {"bucket": bucket, "key": image.key} for image in images}
+        progress = _Progress(f"evaluation {self._run.id}, attempt {attempt}", len(images), self._logger.info)
+        executions = Executions(self._installation.state_machine_arn, payloads, progress)
+        try:
+            found = executions.attach(datetime.fromisoformat(self._planned[0].planned))
+            if found:
+                self._logger.info("%d executions were started before: re-attached", found)
+            for first in range(0, len(images), CHUNK):
+                chunk = images[first : first + CHUNK]
+                title = f"attempt {attempt}: images {first + 1} to {first + len(chunk)} of {len(images)}"
+                run_chunk(title, self, executions, chunk)
+            progress(len(executions.closed), 0)
+        except BaseException as error:
+            self._logger.warning("stopping the executions: %s", error or type(error).__name__)
+            executions.stop()
+            raise
+        finally:
+            for image in images:
+                if image.inference_id in executions.closed:
+                    self._attempts[image.key].append(result(image, executions.closed[image.inference_id]))
+
+    def _result(self, image: Planned) -> Result:
+        *earlier, last = self._attempts[image.key] or [not_submitted(image)]
+        return replace(last, previous_attempts=[attempt.to_json() for attempt in earlier])
+
+
+@task(task_run_name="{title}", cache_policy=NO_CACHE)
+def run_chunk(title: str, evaluation: Evaluation, executions: Executions, chunk: list[Planned]) -> None:
+    """Waits until the chunk's executions are closed and writes down what came of them."""
+    executions.run([image.inference_id for image in chunk])
+    evaluation.record(executions, chunk)
+
+
+class _Progress:
+    """A line in the log and a bar among the run's artifacts, which nothing stops for."""
+
+    def __init__(self, what: str, total: int, log: Callable[..., None]) -> None:
+        self._total = total
+        self._log = log
+        artifact = create_progress_artifact(progress=0.0, description=what)
+        assert isinstance(artifact, UUID)
+        self._artifact = artifact
+
+    def __call__(self, closed: int, running: int) -> None:
+        self._log("%d of %d executions closed, %d running", closed, self._total, running)
+        with suppress(httpx.HTTPError, PrefectHTTPStatusError):
+            update_progress_artifact(self._artifact, progress=100 * closed / self._total)

@@ -1,0 +1,235 @@
+"""The model package group: every trained model is a version in it, with its figures and what was decided about it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.logging import get_run_logger
+from sagemaker.core import image_uris
+from sagemaker.core.resources import ModelPackage, ModelPackageGroup
+
+from settings import settings
+from tasks.aws.clients import client, none_if_missing, sdk, translate_aws_errors
+from tasks.model.training import CompletedJob, TrainingPlan
+
+APPROVED, REJECTED, PENDING = "Approved", "Rejected", "PendingManualApproval"
+MAX_DESCRIPTION = 1024
+NO_REASON = "no reason given"
+
+
+class NoModel(Exception):
+    """There is no version that could be deployed; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of the model package group. status: Approved, Rejected or PendingManualApproval, for this `reason`."""
+
+    number: int
+    arn: str
+    artifact_uri: str
+    image: str
+    status: str
+    reason: str
+    metadata: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The variant's name on the endpoint, such as v7."""
+        return f"v{self.number}"
+
+    @property
+    def threshold(self) -> float | None:
+        """The confidence threshold that the model recommends; None where no threshold reached the target."""
+        value = self.metadata.get("threshold")
+        return float(value) if value else None
+
+
+@task(task_run_name="find a model of the same training")
+def find_trained(plan: TrainingPlan) -> ModelVersion | None:
+    """The newest version that was trained with the same data, code and hyperparameters, and was not rejected.
+
+    Where the plan is the settings' own, a version counts too for which other hyperparameters were asked for while the
+    settings were these: it is the model that stands.
+    """
+    usable = [version for version in versions() if version.status != REJECTED]
+    for version in usable:
+        if version.metadata.get("fingerprint") == plan.fingerprint:
+            return version
+    if plan.fingerprint != plan.settings_fingerprint:
+        return None
+    for version in usable:
+        if version.metadata.get("settings_fingerprint") == plan.settings_fingerprint:
+            get_run_logger().info(
+                "%s stands, for which other hyperparameters were asked; retrain=true trains with the settings' own",
+                version.name,
+            )
+            return version
+    return None
+
+
+@task(task_run_name="register {job.name}")
+def register(job: CompletedJob, plan: TrainingPlan) -> ModelVersion:
+    """Makes a trained model a version that awaits a decision; one that is registered already is found again."""
+    logger = get_run_logger()
+    for version in versions():
+        if version.metadata.get("training_job") == job.name:
+            return version
+    _ensure_group()
+    with translate_aws_errors("register the model"):
+        # Not ModelPackage.create: for a version of a group it looks for a ModelPackageName that AWS does not answer.
+        arn = client("sagemaker").create_model_package(
+            ModelPackageGroupName=settings().model_package_group,
+            ModelPackageDescription=f"Trained by {job.name}",
+            InferenceSpecification={
+                "Containers": [{"Image": inference_image(), "ModelDataUrl": job.artifact_uri}],
+                "SupportedContentTypes": ["application/x-image"],
+                "SupportedResponseMIMETypes": ["application/json"],
+            },
+            ModelApprovalStatus=PENDING,
+            CustomerMetadataProperties={
+                "fingerprint": plan.fingerprint,
+                "settings_fingerprint": plan.settings_fingerprint,
+                "data_fingerprint": plan.data_fingerprint,
+                "training_job": job.name,
+                **{name.replace(":", "_"): f"{value:.6g}" for name, value in job.metrics.items()},
+            },
+        )["ModelPackageArn"]
+    version = _version(arn)
+    logger.info("registered %s as %s of %s", job.name, version.name, settings().model_package_group)
+    return version
+
+
+def look_again(version: ModelVersion) -> ModelVersion:
+    """The version as the registry has it now."""
+    return _version(version.arn)
+
+
+def decide(version: ModelVersion, status: str, reason: str) -> ModelVersion:
+    """Writes a decision and its reason into the registry and returns the version with them."""
+    description = " ".join(reason.split())[:MAX_DESCRIPTION]  # AWS takes no line breaks
+    with translate_aws_errors(f"decide on {version.name}"):
+        client("sagemaker").update_model_package(
+            ModelPackageArn=version.arn, ModelApprovalStatus=status, ApprovalDescription=description
+        )
+    return _version(version.arn)
+
+
+@task(task_run_name="choose the model")
+def approved_model(number: int | None = None) -> ModelVersion:
+    """The approved version of that number, or the newest one. Raises NoModel where there is none."""
+    for version in versions(APPROVED):
+        if number in (None, version.number):
+            return version
+    group = settings().model_package_group
+    if number is not None:
+        found = find_version(number)
+        raise NoModel(f"{found.name} of {group} is {found.status}, not Approved: {found.reason or NO_REASON}")
+    newest = next(versions(), None)
+    if newest is None:
+        raise NoModel(f"the model package group {group} has no version; run the train-model deployment first")
+    raise NoModel(
+        f"the model package group {group} has no approved version; the newest, {newest.name}, is {newest.status}: "
+        f"{newest.reason or NO_REASON}"
+    )
+
+
+def find_version(number: int) -> ModelVersion:
+    """The version of that number. Raises NoModel where there is none."""
+    for version in versions():
+        if version.number == number:
+            return version
+    raise NoModel(f"the model package group {settings().model_package_group} has no version {number}")
+
+
+def versions(status: str | None = None) -> Iterator[ModelVersion]:
+    """Versions of the group, newest first, each looked up when its turn comes; none where there is no group."""
+    request: dict[str, Any] = {"ModelPackageGroupName": settings().model_package_group, "SortOrder": "Descending"}
+    if status:
+        request["ModelApprovalStatus"] = status
+    pages = client("sagemaker").get_paginator("list_model_packages").paginate(**request)
+    with translate_aws_errors("list the model packages"):
+        try:
+            for page in pages:
+                for summary in page["ModelPackageSummaryList"]:
+                    yield _version(summary["ModelPackageArn"])
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException":
+                raise
+
+
+@task(task_run_name="publish the registry")
+def publish(serving: list[str]) -> None:
+    """Leaves the versions, their figures and decisions as a table in the Prefect UI.
+
+    serving: names of the versions on the endpoint.
+    """
+    champion = next(versions(APPROVED), None)
+    rows = []
+    for version in versions():
+        roles = [
+            *(["champion"] if champion and version.number == champion.number else []),
+            *(["serving"] if version.name in serving else []),
+        ]
+        figures = version.metadata
+        accuracy, error, threshold, coverage = (
+            f"{float(figures[name]):.3f}" if name in figures else "none"
+            for name in ("validation_accuracy", "validation_ece", "threshold", "threshold_coverage")
+        )
+        rows.append(
+            {
+                "version": version.name,
+                "role": ", ".join(roles),
+                "status": version.status,
+                "accuracy": accuracy,
+                "calibration error": error,
+                "recommended threshold": threshold,
+                "coverage": coverage,
+                "data": figures.get("data_fingerprint", "")[:12],
+                "training job": figures.get("training_job", ""),
+                "decision": version.reason,  # last, as it may be long
+            }
+        )
+    create_table_artifact(rows, key="model-registry", description=f"Versions of {settings().model_package_group}")
+
+
+def inference_image() -> str:
+    """The image that serves: the setting's, else AWS's PyTorch inference image."""
+    chosen = settings()
+    if chosen.inference_image:
+        return chosen.inference_image
+    return image_uris.retrieve(
+        "pytorch",
+        region=sdk()["region"],
+        version=chosen.inference_pytorch,
+        py_version=chosen.inference_python,
+        instance_type=chosen.endpoint_instance_type,
+        image_scope="inference",
+    )
+
+
+def _version(arn: str) -> ModelVersion:
+    with translate_aws_errors(f"look at {arn}"):
+        package = ModelPackage.get(arn, **sdk())
+    container = package.inference_specification.containers[0]
+    # What AWS leaves out of its answer is Unassigned, not None.
+    metadata, reason = package.customer_metadata_properties, package.approval_description
+    return ModelVersion(
+        number=int(package.model_package_version),
+        arn=arn,
+        artifact_uri=str(container.model_data_url),
+        image=str(container.image),
+        status=str(package.model_approval_status),
+        reason=reason if isinstance(reason, str) else "",
+        metadata=metadata if isinstance(metadata, dict) else {},
+    )
+
+
+def _ensure_group() -> None:
+    name = settings().model_package_group
+    with translate_aws_errors(f"create the model package group {name}"):
+        if none_if_missing(lambda: ModelPackageGroup.get(name, **sdk())) is None:
+            ModelPackageGroup.create(model_package_group_name=name, **sdk())

@@ -1,0 +1,307 @@
+"""SageMaker training jobs: started or re-attached to, watched with their log, and stopped on cancel."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import time
+from dataclasses import dataclass
+
+from botocore.exceptions import ClientError
+from prefect import task
+from prefect.logging import get_run_logger
+from sagemaker.core import image_uris
+from sagemaker.core.resources import TrainingJob
+from sagemaker.core.shapes import (
+    AlgorithmSpecification,
+    Channel,
+    DataSource,
+    MetricDefinition,
+    OutputDataConfig,
+    ResourceConfig,
+    S3DataSource,
+    StoppingCondition,
+)
+
+from settings import CODE_PREFIX, MANIFESTS_PREFIX, MODELS_PREFIX, ROOT, TRAIN_PREFIX, settings
+from tasks.aws import storage
+from tasks.aws.clients import (
+    client,
+    ignore_existing,
+    none_if_missing,
+    retry_transient,
+    retry_until_role_is_assumable,
+    sdk,
+    translate_aws_errors,
+)
+from tasks.aws.logs import LogTail, Progress
+from tasks.installation import Installation
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+POLL_SECONDS = 2.0
+SOURCES = (
+    "train.py",
+    "evaluate.py",
+    "out_of_fold.py",
+    "calibration.py",
+    "network.py",
+    "inference.py",
+    "requirements.txt",
+)
+# What data and classes do not decide.
+TUNABLE = {
+    "epochs",
+    "learning_rate",
+    "mini_batch_size",
+    "seed",
+    "folds",
+    "repeats",
+    "threshold_target",
+    "threshold_level",
+}
+# validation: is of predictions by networks that were not fitted on the image. Scripts print a ":" as "_".
+METRICS = (
+    "train:loss",
+    "train:accuracy",
+    "validation:accuracy",
+    "validation:ece_before",
+    "validation:ece",
+    "validation:brier_before",
+    "validation:brier",
+    "temperature",
+    "threshold",
+    "threshold:coverage",
+    "threshold:accuracy",
+    "threshold:lower_bound",
+)
+
+
+class TrainingError(Exception):
+    """The job did not complete; the message has AWS's reason."""
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A script of classifier/ and what it is to be run with. channels: S3 URI by name; metrics: those it prints."""
+
+    program: str
+    source_uri: str
+    hyperparameters: dict[str, str]
+    channels: dict[str, str]
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training and its identity: the same data, code and hyperparameters have the same fingerprint.
+
+    settings_fingerprint: the same with the settings' hyperparameters, whatever was asked for instead of some of them.
+    data_fingerprint: SHA-256 of the training manifest.
+    """
+
+    job: JobPlan
+    fingerprint: str
+    settings_fingerprint: str
+    data_fingerprint: str
+
+
+@dataclass(frozen=True)
+class CompletedJob:
+    """A completed job's artifact and the last value of each metric."""
+
+    name: str
+    artifact_uri: str
+    metrics: dict[str, float]
+
+
+@task(task_run_name="plan training")
+def plan_training(installation: Installation, changed: dict[str, int | float] | None = None) -> TrainingPlan:
+    """Uploads the training code and derives the hyperparameters from data and settings.
+
+    changed: hyperparameters that are to differ from the settings'. Raises TrainingError for an unknown one.
+    """
+    bucket, chosen = installation.bucket, settings()
+    manifest = storage.get(bucket, f"{MANIFESTS_PREFIX}train.lst")
+    if not manifest:
+        raise TrainingError("there is no training data; run the prepare-data deployment first")
+    hyperparameters = {
+        "image_shape": "3,32,32",
+        "num_classes": str(len(installation.classes)),
+        "num_training_samples": str(len(manifest.splitlines())),
+        "epochs": str(chosen.epochs),
+        "learning_rate": str(chosen.learning_rate),
+        "mini_batch_size": str(chosen.mini_batch_size),
+        "seed": str(chosen.seed),
+        "folds": str(chosen.folds),
+        "repeats": str(chosen.repeats),
+        "threshold_target": str(chosen.threshold_target),
+        "threshold_level": str(chosen.threshold_level),
+    }
+    unknown = sorted(set(changed or {}) - TUNABLE)
+    if unknown:
+        raise TrainingError(f"unknown hyperparameter {', '.join(unknown)}; there are {', '.join(sorted(TUNABLE))}")
+    asked_for = hyperparameters | {name: str(value) for name, value in (changed or {}).items()}
+    job = JobPlan("train.py", upload_source(bucket), asked_for, training_channels(bucket), METRICS)
+    data = sorted(storage.list_etags(bucket, TRAIN_PREFIX).items())
+
+    def fingerprint(chosen: dict[str, str]) -> str:
+        identity = json.dumps([data, manifest.decode(), job.source_uri, chosen], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    data_fingerprint = hashlib.sha256(manifest).hexdigest()
+    return TrainingPlan(job, fingerprint(asked_for), fingerprint(hyperparameters), data_fingerprint)
+
+
+def training_channels(bucket: str) -> dict[str, str]:
+    """S3 URIs of the training images and their manifest, by channel."""
+    return {"train": f"s3://{bucket}/{TRAIN_PREFIX}", "train_lst": f"s3://{bucket}/{MANIFESTS_PREFIX}train.lst"}
+
+
+def upload_source(bucket: str) -> str:
+    """Uploads classifier/ under a key that carries its hash and returns its S3 URI."""
+    source = source_archive()
+    key = f"{CODE_PREFIX}classifier-{hashlib.sha256(source).hexdigest()[:16]}.tar.gz"
+    storage.upload_changed(bucket, CODE_PREFIX, {key: source})
+    return f"s3://{bucket}/{key}"
+
+
+@task(task_run_name="train {run}")
+def train(installation: Installation, plan: TrainingPlan, run: str) -> CompletedJob:
+    """Trains, or re-attaches to the job of this run, and waits for it with its log in the flow run's log."""
+    return run_job(installation, plan.job, f"{settings().stack}-{run}", get_run_logger().info)
+
+
+def run_job(installation: Installation, plan: JobPlan, name: str, progress: Progress) -> CompletedJob:
+    """Starts the job of that name, or re-attaches to it, and waits for it. Raises TrainingError."""
+    return wait(start_or_attach(installation, plan, name, progress), progress)
+
+
+def start_or_attach(installation: Installation, plan: JobPlan, name: str, progress: Progress) -> str:
+    """The name of the job that is running or complete; starts one where there is none.
+
+    A job of that name that failed or was stopped is left alone and the next attempt gets a number.
+    """
+    for attempt in range(1, 100):
+        numbered = name + (f"-{attempt}" if attempt > 1 else "")
+        job = _find(numbered)
+        if job is None:
+            _start(numbered, installation, plan)
+            progress(f"started training job {numbered}")
+            return numbered
+        if job.training_job_status in ("InProgress", "Completed"):
+            progress(f"training job {numbered} is {job.training_job_status}: re-attached")
+            return numbered
+    raise TrainingError(f"{name} has 99 training jobs that did not complete")
+
+
+def wait(name: str, progress: Progress) -> CompletedJob:
+    """Waits for the job to complete. Raises TrainingError for every other end.
+
+    A cancelled flow stops the job, and so does the end of the time that the settings give it.
+    """
+    log = LogTail(LOG_GROUP, f"{name}/", progress)
+    status, seconds = "", settings().training_max_seconds + settings().training_pending_seconds
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            job = _find(name)
+            if job is None:
+                raise TrainingError(f"training job {name} is gone")
+            log.read()
+            if job.secondary_status != status:
+                status = str(job.secondary_status)
+                progress(f"training job {name}: {status}")
+            if job.training_job_status in ("Completed", "Failed", "Stopped"):
+                break
+            if time.monotonic() > deadline:
+                stop(name)
+                raise TrainingError(f"training job {name} is {status} after {seconds} s and was told to stop")
+            time.sleep(POLL_SECONDS)
+    except Exception:
+        raise  # the job goes on, and a retry of the flow run re-attaches to it
+    except BaseException:
+        progress(f"cancelled: stopping training job {name}")
+        stop(name)
+        raise
+    log.read()
+    if job.training_job_status != "Completed":
+        reason = getattr(job, "failure_reason", None)
+        raise TrainingError(f"training job {name} is {job.training_job_status}: {reason or job.secondary_status}")
+    metrics = job.final_metric_data_list if isinstance(job.final_metric_data_list, list) else []
+    return CompletedJob(
+        name,
+        str(job.model_artifacts.s3_model_artifacts),
+        {str(metric.metric_name): float(metric.value) for metric in metrics},
+    )
+
+
+def stop(name: str) -> None:
+    """Stops a job that runs; one that has ended, or is gone, is left alone."""
+    with contextlib.suppress(ClientError):
+        client("sagemaker").stop_training_job(TrainingJobName=name)
+
+
+def source_archive() -> bytes:
+    """classifier/ as sourcedir.tar.gz, the same bytes for the same source."""
+    buffer = io.BytesIO()
+    # gzip keeps a time in its header, so the archive is compressed apart from tarfile.
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
+        for name in SOURCES:
+            content = (ROOT / "classifier" / name).read_bytes()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _find(name: str) -> TrainingJob | None:
+    return retry_transient(
+        f"look for training job {name}", lambda: none_if_missing(lambda: TrainingJob.get(name, **sdk()))
+    )
+
+
+def _start(name: str, installation: Installation, plan: JobPlan) -> None:
+    chosen = settings()
+    image = image_uris.retrieve(
+        "pytorch",
+        region=sdk()["region"],
+        version=chosen.training_pytorch,
+        py_version=chosen.training_python,
+        instance_type=chosen.training_instance_type,
+        image_scope="training",
+    )
+    metrics = [
+        MetricDefinition(name=metric, regex=rf"\b{metric.replace(':', '_')}=([0-9.e+-]+)") for metric in plan.metrics
+    ]
+    with translate_aws_errors(f"create training job {name}"):
+        retry_until_role_is_assumable(
+            lambda: ignore_existing(
+                lambda: TrainingJob.create(
+                    training_job_name=name,
+                    role_arn=installation.training_role_arn,
+                    algorithm_specification=AlgorithmSpecification(
+                        training_image=image, training_input_mode="File", metric_definitions=metrics
+                    ),
+                    hyper_parameters={
+                        **plan.hyperparameters,
+                        "sagemaker_program": plan.program,
+                        "sagemaker_container_log_level": "30",  # the toolkit would print its whole environment
+                        "sagemaker_submit_directory": plan.source_uri,
+                    },
+                    input_data_config=[_channel(channel, uri) for channel, uri in plan.channels.items()],
+                    output_data_config=OutputDataConfig(s3_output_path=f"s3://{installation.bucket}/{MODELS_PREFIX}"),
+                    resource_config=ResourceConfig(
+                        instance_type=chosen.training_instance_type, instance_count=1, volume_size_in_gb=10
+                    ),
+                    stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
+                    **sdk(),
+                )
+            )
+        )
+
+
+def _channel(name: str, uri: str) -> Channel:
+    source = S3DataSource(s3_data_type="S3Prefix", s3_uri=uri, s3_data_distribution_type="FullyReplicated")
+    return Channel(channel_name=name, data_source=DataSource(s3_data_source=source))

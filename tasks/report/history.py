@@ -1,0 +1,101 @@
+"""What happened in executions, state by state, for a page that opens without the AWS console."""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.aws.clients import client, retry_transient
+from tasks.report.subject import Subject
+from tasks.run import iso
+
+# Executions of which the page shows the history, and characters of one input, output or cause.
+SHOWN = 100
+CHARACTERS = 400
+# Members of events that tell something, by what they are called on the page.
+DETAILS = ("input", "output", "error", "cause")
+
+
+@dataclass(frozen=True)
+class Step:
+    """An event of an execution. time: ISO 8601 in UTC. state: the one that it belongs to, if any."""
+
+    time: str
+    event: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class History:
+    """An execution with its events; none where AWS has no history any more (90 days)."""
+
+    inference_id: str
+    key: str
+    arn: str
+    attempt: int
+    steps: tuple[Step, ...]
+
+
+def executions_of(subject: Subject, shown: Iterable[dict[str, Any]]) -> list[History]:
+    """Histories of the executions of the shown images, with earlier attempts, in their order; at most SHOWN."""
+    by_id = {row["inference_id"]: row for row in subject.results}
+    wanted: dict[str, dict[str, Any]] = {}
+    for row in shown:
+        result = by_id.get(row["inference_id"])
+        if result is None:
+            continue
+        for attempt in [result, *reversed(result.get("previous_attempts", []))]:
+            if attempt.get("execution_arn") and len(wanted) < SHOWN:
+                wanted.setdefault(attempt["inference_id"], {**attempt, "key": result["key"]})
+    return [
+        History(name, row["key"], row["execution_arn"], row.get("attempt", 1), _steps(row["execution_arn"]))
+        for name, row in wanted.items()
+    ]
+
+
+def _steps(arn: str) -> tuple[Step, ...]:
+    states = client("stepfunctions")
+
+    def read() -> list[dict[str, Any]]:
+        try:
+            pages = states.get_paginator("get_execution_history").paginate(executionArn=arn)
+            return [event for page in pages for event in page["events"]]
+        except states.exceptions.ExecutionDoesNotExist:
+            return []
+
+    steps, state = [], ""
+    for event in retry_transient(f"read the history of {arn}", read):
+        details: dict[str, Any] = next((v for k, v in event.items() if k.endswith("EventDetails") and v), {})
+        state = details.get("name", state) if event["type"].endswith("StateEntered") else state
+        steps.append(Step(iso(event["timestamp"]), event["type"], state, _detail(details)))
+        if event["type"].endswith("StateExited"):
+            state = ""
+    return tuple(steps)
+
+
+def _detail(details: dict[str, Any]) -> str:
+    """What tells something of an event, an image's base64 text aside."""
+    found = []
+    for name in DETAILS:
+        if value := details.get(name):
+            found.append(f"{name}: {_shortened(str(value))}")
+    return "; ".join(found)
+
+
+def _shortened(text: str) -> str:
+    with suppress(ValueError):
+        text = json.dumps(_cut(json.loads(text)), ensure_ascii=False)
+    return text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]}…"
+
+
+def _cut(value: Any) -> Any:
+    """A JSON value with its long strings cut, such as an image's."""
+    if isinstance(value, dict):
+        return {name: _cut(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_cut(each) for each in value]
+    if isinstance(value, str) and len(value) > CHARACTERS // 2:
+        return f"{value[:40]}… ({len(value)} characters)"
+    return value

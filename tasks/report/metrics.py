@@ -1,0 +1,189 @@
+"""Figures of an evaluation's table: pure functions of columns, no AWS and no Prefect.
+
+confidence is the probability of the predicted class, (n,) in [0, 1]; correct is (n,) bool; a threshold accepts
+confidence >= itself. Shares are None, and arrays empty, where there is nothing to divide by.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tasks.run import share
+
+BINS = 15
+# 97.5 % quantile of the normal distribution, for intervals of 95 %.
+Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Counts and shares of captured images; accuracies of the labelled ones among them.
+
+    accepted_labelled: those at or above the threshold whose label is known, of which accepted_accuracy is.
+    """
+
+    captured: int
+    labelled: int
+    above_threshold: int
+    below_threshold: int
+    accepted_labelled: int
+    coverage: float | None
+    accuracy: float | None
+    accepted_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def figures(table: pd.DataFrame, threshold: float) -> Figures:
+    """table: columns confidence in [0, 1], label (null where unknown) and correct (bool). threshold in [0, 1].
+
+    Confidence >= threshold is accepted. Raises ValueError for a confidence or threshold outside [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold {threshold} is outside [0, 1]")
+    if len(table) and not table["confidence"].between(0, 1).all():
+        raise ValueError("a confidence is outside [0, 1]")
+    above, known, correct = table["confidence"] >= threshold, table["label"].notna(), table["correct"]
+    accepted = int(above.sum())
+    return Figures(
+        captured=len(table),
+        labelled=int(known.sum()),
+        above_threshold=accepted,
+        below_threshold=len(table) - accepted,
+        accepted_labelled=int((known & above).sum()),
+        coverage=share(accepted, len(table)),
+        accuracy=share(int((known & correct).sum()), int(known.sum())),
+        accepted_accuracy=share(int((known & correct & above).sum()), int((known & above).sum())),
+    )
+
+
+def wilson_interval(successes: int, n: int, z: float = Z) -> tuple[float, float]:
+    """Score interval of a share (Wilson 1927); (0, 1) for n = 0. z is the normal quantile, by default for 95 %."""
+    if n == 0:
+        return 0.0, 1.0
+    observed = successes / n
+    centre = (observed + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(observed * (1 - observed) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> pd.DataFrame:
+    """A row per equal-width bin of confidence that has any: low, high, n, confidence (mean), accuracy, its interval.
+
+    accuracy_low and accuracy_high are Wilson's at 95 %.
+    """
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    n = np.bincount(index, minlength=bins)
+    right = np.bincount(index, weights=correct, minlength=bins)
+    total = np.bincount(index, weights=confidence, minlength=bins)
+    rows = []
+    for number in np.flatnonzero(n):
+        low, high = wilson_interval(int(right[number]), int(n[number]))
+        rows.append(
+            {
+                "low": number / bins,
+                "high": (number + 1) / bins,
+                "n": int(n[number]),
+                "confidence": float(total[number] / n[number]),
+                "accuracy": float(right[number] / n[number]),
+                "accuracy_low": low,
+                "accuracy_high": high,
+            }
+        )
+    columns = ["low", "high", "n", "confidence", "accuracy", "accuracy_low", "accuracy_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float | None:
+    """Gap between confidence and accuracy, averaged over equal-width bins of confidence (Guo et al. 2017, eq. 5)."""
+    if not len(confidence):
+        return None
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(index, weights=confidence - correct, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def calibration_error_by_chance(
+    confidence: np.ndarray, level: float = 0.95, seed: int = 0, resamples: int = 1000, bins: int = BINS
+) -> float | None:
+    """The calibration error that a perfectly calibrated model stays under with probability `level`, at this n.
+
+    By simulation: the number of right answers in a bin is drawn as a sum of its confidences' Bernoulli trials, which is
+    taken as normal with that mean and variance; so the time does not depend on n.
+    """
+    if not len(confidence):
+        return None
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    deviation = np.sqrt(np.bincount(index, weights=confidence * (1 - confidence), minlength=bins))
+    drawn = np.random.default_rng(seed).normal(0, deviation, (resamples, bins))
+    return float(np.quantile(np.abs(drawn).sum(axis=1) / len(confidence), level))
+
+
+def coverage_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
+    """threshold, coverage and accuracy of what is accepted: a row per confidence that occurs, the highest first."""
+    order = np.argsort(-confidence, kind="stable")
+    ranked, right = confidence[order], correct[order].cumsum()
+    accepted = np.arange(1, len(ranked) + 1)
+    # Equal confidences are accepted together.
+    last = np.append(ranked[1:] != ranked[:-1], True) if len(ranked) else np.zeros(0, dtype=bool)
+    return pd.DataFrame(
+        {
+            "threshold": ranked[last],
+            "coverage": accepted[last] / max(len(ranked), 1),
+            "accuracy": right[last] / accepted[last],
+        }
+    )
+
+
+def threshold_sweep(confidence: np.ndarray, correct: np.ndarray, thresholds: np.ndarray) -> pd.DataFrame:
+    """A row per threshold: accepted (n), coverage, accuracy of what is accepted, and errors per 1,000 inferences.
+
+    errors_per_1000 counts wrong ones that are accepted, of all inferences. nan where nothing is accepted.
+    """
+    order = np.argsort(confidence, kind="stable")
+    ranked, n = confidence[order], len(confidence)
+    right_from = np.append(correct[order][::-1].cumsum()[::-1], 0)
+    first = np.searchsorted(ranked, thresholds, side="left")
+    accepted, right = n - first, right_from[first]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return pd.DataFrame(
+            {
+                "threshold": thresholds,
+                "accepted": accepted,
+                "coverage": accepted / n if n else np.full(len(thresholds), np.nan),
+                "accuracy": right / accepted,
+                "errors_per_1000": 1000 * (accepted - right) / n if n else np.full(len(thresholds), np.nan),
+            }
+        )
+
+
+def confusion(label: pd.Series, predicted: pd.Series, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Counts, a row per label and a column per predicted class, in the order of the classes; others are left out."""
+    rows, columns = (
+        pd.Categorical(series, categories=list(classes)).codes.astype(int) for series in (label, predicted)
+    )
+    known = (rows >= 0) & (columns >= 0)
+    counts = np.bincount(rows[known] * len(classes) + columns[known], minlength=len(classes) ** 2)
+    return pd.DataFrame(counts.reshape(len(classes), -1), index=list(classes), columns=list(classes))
+
+
+def estimated_accuracy(confidence: np.ndarray) -> Estimate | None:
+    """Accuracy as confidence alone expects it, if it is calibrated; the interval is what chance does at this n.
+
+    The mean confidence of the predicted class: what NannyML calls confidence-based performance estimation. No label is
+    looked at, so a gap to the true accuracy says that the calibration no longer holds.
+    """
+    if not len(confidence):
+        return None
+    value = float(confidence.mean())
+    half = Z * math.sqrt(float((confidence * (1 - confidence)).sum())) / len(confidence)
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half))

@@ -1,0 +1,43 @@
+"""The smallest shared types: which run a piece of work belongs to, times as text, shares."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from settings import EVALUATIONS_PREFIX
+
+
+@dataclass(frozen=True)
+class Run:
+    """The identity of an evaluation: a flow run's, so that a retry of it resumes."""
+
+    id: str
+    date: str
+
+    @property
+    def prefix(self) -> str:
+        return f"{EVALUATIONS_PREFIX}{self.date}/{self.id}/"
+
+    def summary_key(self, revision: int = 1) -> str:
+        """Of the summary; each later judgement of the same run has a file of its own."""
+        return f"{self.prefix}summary{_revised(revision)}.json"
+
+    def results_key(self, revision: int = 1) -> str:
+        """Of the results that the summary of the same revision is about."""
+        return f"{self.prefix}results{_revised(revision)}.jsonl"
+
+
+def _revised(revision: int) -> str:
+    return f"-{revision}" if revision > 1 else ""
+
+
+def iso(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def share(part: int, whole: int) -> float | None:
+    """The quotient; None where there is nothing to divide by."""
+    return part / whole if whole else None

@@ -1,0 +1,99 @@
+"""The SageMaker endpoint as it stands: found, waited for, asked known images, deleted. rollout.py changes it."""
+
+import time
+
+from sagemaker.core.resources import Endpoint
+
+from settings import settings
+from tasks.aws.clients import client, none_if_missing, retry_transient, sdk, translate_aws_errors
+from tasks.aws.logs import LogTail, Progress
+from tasks.installation import Installation, ServingEndpoint
+from tasks.run import utc_now
+
+LOG_GROUP = "/aws/sagemaker/Endpoints"
+POLL_SECONDS = 1.0
+# Nothing is in progress any more.
+ENDED = ("InService", "Failed", "OutOfService", "UpdateRollbackFailed")
+
+
+class EndpointError(Exception):
+    """The endpoint does not serve; the message has AWS's reason."""
+
+
+class EndpointNotFound(Exception):
+    """There is no such endpoint; the message says what to do."""
+
+
+def serving(installation: Installation) -> ServingEndpoint:
+    """The endpoint's model version. Raises EndpointNotFound or EndpointError where it does not serve."""
+    endpoint = find(installation.endpoint)
+    if endpoint is None:
+        raise EndpointNotFound(
+            f"no endpoint {installation.endpoint!r} in {sdk()['region']}; run the deploy-endpoint deployment first"
+        )
+    if str(endpoint.endpoint_status) not in ("InService", "Updating"):
+        raise EndpointError(f"endpoint {installation.endpoint} is {endpoint.endpoint_status}: {reason(endpoint)}")
+    return ServingEndpoint(installation.endpoint, str(endpoint.production_variants[0].variant_name))
+
+
+def served_versions(name: str) -> list[str]:
+    """Names of the model versions on an endpoint, in whatever state it is; none where there is no endpoint."""
+    endpoint = find(name)
+    return [str(variant.variant_name) for variant in endpoint.production_variants] if endpoint else []
+
+
+def delete_endpoint(name: str) -> bool:
+    """Deletes an endpoint and waits until it is gone; False where there was none."""
+    if settled(name, lambda line: None) is None:
+        return False
+    with translate_aws_errors(f"delete endpoint {name}"):
+        client("sagemaker").delete_endpoint(EndpointName=name)
+    while find(name) is not None:
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def wait_in_service(name: str, progress: Progress) -> Endpoint:
+    """Waits until nothing is in progress and returns the endpoint in service. Raises EndpointError otherwise."""
+    endpoint = settled(name, progress)
+    if endpoint is None:
+        raise EndpointError(f"endpoint {name} is gone")
+    if str(endpoint.endpoint_status) != "InService":
+        raise EndpointError(f"endpoint {name} is {endpoint.endpoint_status}: {reason(endpoint)}")
+    return endpoint
+
+
+def settled(name: str, progress: Progress, with_log: bool = False) -> Endpoint | None:
+    """The endpoint once nothing is in progress; None where there is none. Raises EndpointError after a long wait.
+
+    with_log: hands on what the containers log meanwhile, such as why a model can't be loaded.
+    """
+    deadline = time.monotonic() + settings().endpoint_max_seconds
+    log = LogTail(f"{LOG_GROUP}/{name}", "", progress, since=utc_now()) if with_log else None
+    reported = ""
+    while True:
+        endpoint = find(name)
+        if endpoint is None:
+            return None
+        status = str(endpoint.endpoint_status)
+        if log:
+            log.read()
+        if status != reported:
+            reported = status
+            progress(f"endpoint {name}: {status}")
+        if status in ENDED:
+            return endpoint
+        if time.monotonic() > deadline:
+            raise EndpointError(f"endpoint {name} is {status} for {settings().endpoint_max_seconds} s")
+        time.sleep(POLL_SECONDS)
+
+
+def find(name: str) -> Endpoint | None:
+    """The endpoint as AWS describes it; None where there is none."""
+    return retry_transient(f"look at endpoint {name}", lambda: none_if_missing(lambda: Endpoint.get(name, **sdk())))
+
+
+def reason(endpoint: Endpoint) -> str:
+    """Why AWS says that an endpoint failed."""
+    given = endpoint.failure_reason
+    return given if isinstance(given, str) else "AWS gives no reason"

@@ -1,0 +1,130 @@
+"""Asks an endpoint about images whose class is known, and checks that the answers are captured."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from settings import MANIFESTS_PREFIX, TRAIN_PREFIX, settings
+from tasks.aws import storage
+from tasks.aws.clients import client, translate_aws_errors
+from tasks.aws.logs import Progress
+from tasks.installation import Installation, capture_prefix
+from tasks.model.registry import ModelVersion
+from tasks.run import utc_now
+from tasks.serving.endpoint import EndpointError
+
+CAPTURE_POLL_SECONDS = 1.0
+
+
+class SmokeTestFailed(EndpointError):
+    """The model is at fault: it can't be loaded, or does not answer as one worth serving does."""
+
+
+@dataclass(frozen=True)
+class KnownImage:
+    """A training image whose class is known."""
+
+    key: str
+    label: str
+    content: bytes
+
+
+def known_images(installation: Installation) -> list[KnownImage]:
+    """The same few training images of every class each time. Raises EndpointError where a class has none."""
+    manifest = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}train.lst")
+    if not manifest:
+        raise EndpointError("there is no training image to try an endpoint with; run the prepare-data deployment first")
+    rows = [line.split("\t") for line in manifest.decode().splitlines()]
+    # In the order of a hash: neighbours in the manifest may be alike.
+    rows.sort(key=lambda row: hashlib.sha256(row[2].encode()).digest())
+    images = []
+    for label, name in enumerate(installation.classes):
+        chosen = [row[2] for row in rows if int(row[1]) == label][: settings().smoke_images_per_class]
+        if not chosen:
+            raise EndpointError(f"the training images have none of {name} to try an endpoint with")
+        for file in chosen:
+            content = storage.get(installation.bucket, TRAIN_PREFIX + file)
+            if content is None:
+                raise EndpointError(f"s3://{installation.bucket}/{TRAIN_PREFIX}{file} is missing; run prepare-data")
+            images.append(KnownImage(TRAIN_PREFIX + file, name, content))
+    return images
+
+
+def smoke_test(name: str, variant: str, images: list[KnownImage], classes: tuple[str, ...], run: str) -> list[str]:
+    """Asks an endpoint about known images and returns the inference ids.
+
+    Raises SmokeTestFailed unless every answer is one probability per class, given by that variant, every class is
+    recognized at least once, and the share of right answers reaches the setting.
+    """
+    right: Counter[str] = Counter()
+    ids = [f"smoke-{run}-{number}" for number in range(len(images))]
+    for image, inference_id in zip(images, ids, strict=True):
+        probabilities = _ask(name, variant, image, len(classes), inference_id)
+        right[image.label] += classes[probabilities.index(max(probabilities))] == image.label
+    accuracy = right.total() / len(images)
+    unseen = [label for label in classes if not right[label]]
+    if unseen or accuracy < settings().smoke_min_accuracy:
+        detail = f"never recognizes {', '.join(unseen)}" if unseen else f"needs {settings().smoke_min_accuracy:g}"
+        raise SmokeTestFailed(
+            f"endpoint {name} gets {right.total()} of {len(images)} known training images right and {detail}"
+        )
+    return ids
+
+
+def _ask(name: str, variant: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
+    runtime = client("sagemaker-runtime")
+    try:
+        with translate_aws_errors(f"invoke endpoint {name}"):
+            try:
+                answer = runtime.invoke_endpoint(
+                    EndpointName=name,
+                    ContentType="application/x-image",
+                    Accept="application/json",
+                    InferenceId=inference_id,
+                    Body=image.content,
+                )
+            except runtime.exceptions.ModelError as error:
+                status, lines = error.response["OriginalStatusCode"], error.response["OriginalMessage"].splitlines()
+                message = (
+                    f"endpoint {name} fails on {image.key}: the model answered {status}: {lines[0] if lines else ''}"
+                )
+                raise SmokeTestFailed(message) from error
+        body = answer["Body"].read()
+        probabilities = [float(value) for value in json.loads(body)]
+    except (ValueError, TypeError) as error:
+        raise SmokeTestFailed(f"endpoint {name} answers nonsense to {image.key}: {body[:200]!r}") from error
+    if answer["InvokedProductionVariant"] != variant:
+        raise SmokeTestFailed(f"endpoint {name} answers with {answer['InvokedProductionVariant']}, not {variant}")
+    if len(probabilities) != classes or not abs(sum(probabilities) - 1) < 0.01 or min(probabilities) < 0:
+        raise SmokeTestFailed(f"endpoint {name} answers nonsense to {image.key}: {body[:200]!r}")
+    return probabilities
+
+
+def check_capture(
+    installation: Installation, version: ModelVersion, inference_id: str, progress: Progress, warn: Progress
+) -> None:
+    """Looks for the capture record of a smoke test. One that comes late is a warning: on AWS it takes minutes."""
+    prefix = f"{capture_prefix(installation.endpoint)}{version.name}/"
+    since = utc_now() - timedelta(seconds=settings().endpoint_max_seconds)
+    deadline = time.monotonic() + settings().smoke_capture_seconds
+    while not find_record(installation.bucket, prefix, inference_id, since):
+        if time.monotonic() > deadline:
+            warn(f"no capture record of {inference_id} yet; look below s3://{installation.bucket}/{prefix}")
+            return
+        time.sleep(CAPTURE_POLL_SECONDS)
+    progress(f"the inferences of {version.name} are captured")
+
+
+def find_record(bucket: str, prefix: str, inference_id: str, since: datetime) -> bool:
+    """Whether a variant's capture files of the hours since then mention an inference id. prefix: the variant's."""
+    needle = json.dumps(inference_id).encode()
+    hour = datetime.now(UTC)
+    while hour >= since.replace(minute=0, second=0, microsecond=0):
+        for key in storage.list_etags(bucket, f"{prefix}{hour:%Y/%m/%d/%H}/"):
+            if needle in (storage.get(bucket, key) or b""):
+                return True
+        hour -= timedelta(hours=1)
+    return False

@@ -1,0 +1,58 @@
+"""The confidence threshold of the workflow stack. deploy-endpoint is the one place that changes it, with the model."""
+
+from typing import Any
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from settings import SCHEMA_VERSION, THRESHOLDS_PREFIX, settings
+from tasks.aws import storage
+from tasks.aws.stacks import change_threshold
+from tasks.installation import Installation
+from tasks.model.registry import ModelVersion
+from tasks.run import iso, utc_now
+
+
+@task(task_run_name="apply the threshold with {version.name}")
+def apply_threshold(installation: Installation, version: ModelVersion, run: str) -> float:
+    """Gives the stack the threshold that the setting asks for, and records the change; returns the stack's.
+
+    The setting is a number, or "recommended" for the version's own; without it the stack keeps what it has.
+    """
+    logger = get_run_logger()
+    wanted, reason = _wanted(version)
+    if wanted is None:
+        if reason:
+            logger.warning("%s: the threshold stays at %g", reason, installation.threshold)
+        return installation.threshold
+    if wanted != installation.threshold:
+        change_threshold(wanted, logger.info)
+        now = iso(utc_now())
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "time": now,
+            "threshold": wanted,
+            "before": installation.threshold,
+            "reason": reason,
+            "run": run,
+        }
+        storage.create_json(installation.bucket, f"{THRESHOLDS_PREFIX}{now}.json", record)
+    return wanted
+
+
+def threshold_changes(bucket: str) -> list[dict[str, Any]]:
+    """Every recorded change, the first one first: time, threshold, before, reason, run."""
+    found = [storage.get_json(bucket, key) for key in sorted(storage.list_etags(bucket, THRESHOLDS_PREFIX))]
+    return [record for record in found if record is not None]
+
+
+def _wanted(version: ModelVersion) -> tuple[float | None, str]:
+    """The threshold, or None to keep the stack's, and why."""
+    chosen = settings().threshold
+    if chosen is None:
+        return None, ""
+    if chosen != "recommended":
+        return chosen, "SCONES_THRESHOLD"
+    if version.threshold is None:
+        return None, f"{version.name} recommends no threshold"
+    return version.threshold, f"recommended by {version.name}"
