@@ -22,10 +22,11 @@ help: ## explain the targets
 	@echo "  make test TESTS=tests/unit       a part of the tests"
 	@echo "  make setup PIP_ARGS='...'        arguments for pip, such as PyTorch's CPU index (see README)"
 
-$(VENV)/.installed: requirements.lock
+$(VENV)/.installed: requirements.lock local_sagemaker/pyproject.toml
 	@test -e $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e ./local_sagemaker
 	@touch $@
 
 setup: $(VENV)/.installed ## virtual environment with the locked requirements
@@ -83,7 +84,7 @@ check: lint test ## all that CI runs
 
 lock: setup ## renew requirements.lock from pyproject.toml
 	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
-	  --no-annotate --extra local --extra dev --output-file requirements.lock pyproject.toml
+	  --no-annotate --extra local --extra dev --output-file requirements.lock pyproject.toml local_sagemaker/pyproject.toml
 	@sed -i.bak -E -e "s/^(torch==[0-9.]+)\+cpu/\1/" -e "/^pip==/d" requirements.lock && rm requirements.lock.bak
 
 clean: ## stop everything and remove what setup, services and reports left

@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 from botocore.exceptions import BotoCoreError, ClientError
+from local_sagemaker.model_server import Model
 
 from benchmarks.figure import HEADING, Figure
-from local_aws.sagemaker.model_server import Model
 from local_aws.standalone import StandaloneAws
 from settings import ROOT, settings
 from tasks.data.dataset import Dataset, generated, manifest, png
@@ -40,7 +40,7 @@ BARE_LOOP = """
 import sys, threading, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1] + "/code")
-from local_aws.sagemaker.model_server import Model
+from local_sagemaker.model_server import Model
 model, image, seconds = Model(sys.argv[1]), Path(sys.argv[2]).read_bytes(), float(sys.argv[3])
 headers = {"Content-Type": "application/x-image", "Accept": "application/json"}
 for _ in range(20):

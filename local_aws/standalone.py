@@ -26,11 +26,7 @@ from local_aws.services import answers
 START_SECONDS = 60
 # ministack would wait for clients that keep a connection.
 STOP_SECONDS = {"sagemaker": 20, "ministack": 2}
-# Tied to this process: however it ends, they end.
-LAUNCH = (
-    "import runpy; from local_aws.sagemaker.container import end_with_server; end_with_server(); "
-    "runpy.run_module('local_aws.{name}', run_name='__main__', alter_sys=True)"
-)
+MODULES = {"ministack": "local_aws.ministack", "sagemaker": "local_sagemaker"}
 
 
 class StandaloneAws:
@@ -65,7 +61,7 @@ class StandaloneAws:
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """Starts ministack or sagemaker and waits until it answers."""
-        command = [sys.executable, "-c", LAUNCH.format(name=name)]
+        command = [sys.executable, "-m", "local_aws.parent_watchdog", MODULES[name]]
         if name == "sagemaker":
             state = self.config.state / "sagemaker"
             command += ["--port", str(self.config.sagemaker_port), "--state", str(state), *self._options]
@@ -113,13 +109,16 @@ class StandaloneAws:
         """The id of its process."""
         return self._processes[name].pid
 
-    def client(self, service: str, **config: Any) -> Any:
-        """A boto3 client of these servers, whatever this process's environment says; `config` is botocore's."""
+    def client(self, service: str, sagemaker_url: str | None = None, **config: Any) -> Any:
+        """A boto3 client of these servers, whatever this process's environment says; `config` is botocore's.
+
+        sagemaker_url: of another SageMaker server beside the same ministack.
+        """
         sagemaker = service.startswith("sagemaker")
         return boto3.Session().client(
             service,
             region_name=REGION,
-            endpoint_url=self.config.sagemaker_url if sagemaker else self.config.aws_url,
+            endpoint_url=(sagemaker_url or self.config.sagemaker_url) if sagemaker else self.config.aws_url,
             aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
             verify=str(self.config.certificate),

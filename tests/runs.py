@@ -62,7 +62,7 @@ def worker_processes(config: LocalConfig) -> list[psutil.Process]:
 
 def model_servers(config: LocalConfig) -> list[psutil.Process]:
     """Those in which models run, a process per instance of an endpoint."""
-    return _with_argument(config, r"local_aws\.sagemaker\.model_server")
+    return _with_argument(config, r"local_sagemaker\.model_server")
 
 
 def ministack(config: LocalConfig) -> list[psutil.Process]:

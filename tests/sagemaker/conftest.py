@@ -1,5 +1,6 @@
 """The SageMaker server with ministack beside it and nothing else, started once for these tests."""
 
+import copy
 import io
 import json
 import tarfile
@@ -52,15 +53,26 @@ class Server:
 
     def __init__(self, aws: StandaloneAws) -> None:
         self.aws = aws
-        self.sagemaker = aws.client("sagemaker")
-        self.unchecked = aws.client("sagemaker", parameter_validation=False, retries={"total_max_attempts": 1})
-        self.runtime = aws.client(
-            "sagemaker-runtime", max_pool_connections=32, retries={"mode": "standard", "total_max_attempts": 1}
-        )
+        self._use(aws.config.sagemaker_url)
         self.s3 = aws.client("s3")
         self.logs = aws.client("logs")
         self.s3.create_bucket(Bucket=BUCKET)
         self.role = aws.create_role("sagemaker")
+
+    def _use(self, url: str) -> None:
+        self.sagemaker = self.aws.client("sagemaker", url)
+        self.unchecked = self.aws.client(
+            "sagemaker", url, parameter_validation=False, retries={"total_max_attempts": 1}
+        )
+        self.runtime = self.aws.client(
+            "sagemaker-runtime", url, max_pool_connections=32, retries={"mode": "standard", "total_max_attempts": 1}
+        )
+
+    def at(self, url: str) -> "Server":
+        """The same with another SageMaker server in place of the own one."""
+        other = copy.copy(self)
+        other._use(url)
+        return other
 
     def put(self, key: str, body: bytes) -> str:
         """The object's URI."""

@@ -252,7 +252,7 @@ def test_scaling_down_takes_the_dead_instance_away(server: Server) -> None:
 
 def test_a_model_that_answers_no_http_harms_nobody_else(server: Server) -> None:
     code = (
-        ACTOR + "\nfrom local_aws.sagemaker import model_server\n"
+        ACTOR + "\nfrom local_sagemaker import model_server\n"
         "model_server.Handler.do_GET = lambda self: self.wfile.write(b'garbage\\r\\n\\r\\n') or self.wfile.flush()\n"
     )
     name = server.endpoint(server.config({"ModelName": server.model(code)}), wait=False)

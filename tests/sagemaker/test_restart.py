@@ -105,7 +105,7 @@ def answering(server: Server, endpoint: str) -> set[str]:
 
 def test_two_servers_do_not_share_a_state(own: Server) -> None:
     state = own.aws.config.state / "sagemaker"
-    command = [sys.executable, "-m", "local_aws.sagemaker", "--port", "1", "--state", str(state)]
+    command = [sys.executable, "-m", "local_sagemaker", "--port", "1", "--state", str(state)]
     done = subprocess.run(command, cwd=ROOT, env=own.aws.environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "another server runs" in done.stderr

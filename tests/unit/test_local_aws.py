@@ -7,14 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-
-from local_aws import services
-from local_aws.config import ROOT, LocalConfig
-from local_aws.environment import prepare, process_environment, shell_script
-from local_aws.sagemaker.account import split_uri
-from local_aws.sagemaker.capture import CaptureSpool, Exchange
-from local_aws.sagemaker.hosting import Endpoints
-from local_aws.sagemaker.protocol import (
+from local_sagemaker.account import split_uri
+from local_sagemaker.capture import CaptureSpool, Exchange
+from local_sagemaker.hosting import Endpoints
+from local_sagemaker.protocol import (
     ApiError,
     SerializationException,
     ValidationException,
@@ -23,8 +19,12 @@ from local_aws.sagemaker.protocol import (
     shaped,
     validate,
 )
-from local_aws.sagemaker.resources import Resources
-from local_aws.sagemaker.store import Store
+from local_sagemaker.resources import Resources
+from local_sagemaker.store import Store
+
+from local_aws import services
+from local_aws.config import ROOT, LocalConfig
+from local_aws.environment import prepare, process_environment, shell_script
 from tests.conftest import POISON
 
 

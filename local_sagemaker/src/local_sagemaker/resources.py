@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from local_aws.sagemaker import account
-from local_aws.sagemaker.protocol import ApiError, ResourceInUse, ValidationException
-from local_aws.sagemaker.store import Record, Store
+from local_sagemaker import account
+from local_sagemaker.protocol import ApiError, ResourceInUse, ValidationException
+from local_sagemaker.store import Record, Store
 
 TAGS = "tags"
 MAX_TAGS = 50

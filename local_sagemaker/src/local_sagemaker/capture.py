@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from local_aws.sagemaker import account
+from local_sagemaker import account
 
 logger = logging.getLogger(__name__)
 

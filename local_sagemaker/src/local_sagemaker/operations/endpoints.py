@@ -6,10 +6,10 @@ from dataclasses import asdict
 from itertools import count, takewhile
 from typing import Any
 
-from local_aws.sagemaker.hosting import STARTUP_SECONDS, Endpoints, Shift
-from local_aws.sagemaker.protocol import ResourceLimitExceeded, ValidationException
-from local_aws.sagemaker.resources import ENDPOINT, ENDPOINT_CONFIG, MODEL, MODEL_PACKAGE, Resources
-from local_aws.sagemaker.store import Record
+from local_sagemaker.hosting import STARTUP_SECONDS, Endpoints, Shift
+from local_sagemaker.protocol import ResourceLimitExceeded, ValidationException
+from local_sagemaker.resources import ENDPOINT, ENDPOINT_CONFIG, MODEL, MODEL_PACKAGE, Resources
+from local_sagemaker.store import Record
 
 PROPERTIES = {"DesiredInstanceCount": "InstanceCount", "DesiredWeight": "Weight"}
 

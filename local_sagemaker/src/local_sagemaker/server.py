@@ -14,18 +14,18 @@ from typing import Any
 from aiohttp import web
 from botocore.exceptions import BotoCoreError, ClientError
 
-from local_aws.sagemaker.capture import CaptureSpool
-from local_aws.sagemaker.control_plane import ControlPlane
-from local_aws.sagemaker.hosting import Endpoints
-from local_aws.sagemaker.operations.endpoints import EndpointOperations
-from local_aws.sagemaker.operations.model_packages import ModelPackageOperations
-from local_aws.sagemaker.operations.models import EndpointConfigOperations, ModelOperations
-from local_aws.sagemaker.operations.training_jobs import TrainingJobOperations
-from local_aws.sagemaker.protocol import ApiError, parse, service_model
-from local_aws.sagemaker.resources import Resources
-from local_aws.sagemaker.runtime import MAX_BODY_BYTES, MODEL_SECONDS, Runtime
-from local_aws.sagemaker.store import Store
-from local_aws.sagemaker.training import STOP_GRACE_SECONDS, TrainingJobs
+from local_sagemaker.capture import CaptureSpool
+from local_sagemaker.control_plane import ControlPlane
+from local_sagemaker.hosting import Endpoints
+from local_sagemaker.operations.endpoints import EndpointOperations
+from local_sagemaker.operations.model_packages import ModelPackageOperations
+from local_sagemaker.operations.models import EndpointConfigOperations, ModelOperations
+from local_sagemaker.operations.training_jobs import TrainingJobOperations
+from local_sagemaker.protocol import ApiError, parse, service_model
+from local_sagemaker.resources import Resources
+from local_sagemaker.runtime import MAX_BODY_BYTES, MODEL_SECONDS, Runtime
+from local_sagemaker.store import Store
+from local_sagemaker.training import STOP_GRACE_SECONDS, TrainingJobs
 
 logger = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from types import FrameType
 
 import psutil
 
-from local_aws.sagemaker.container import end_with_server
-from local_aws.sagemaker.requirements import report_unmet
+from local_sagemaker.container import start_parent_watchdog
+from local_sagemaker.requirements import report_unmet
 
 
 def main() -> None:
-    end_with_server()
+    start_parent_watchdog()
     signal.signal(signal.SIGTERM, leave_it_to_the_script)
     from sagemaker_pytorch_container import training
     from sagemaker_training import modules

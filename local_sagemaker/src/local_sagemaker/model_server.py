@@ -17,8 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
 
-from local_aws.sagemaker.container import end_with_server
-from local_aws.sagemaker.requirements import report_unmet
+from local_sagemaker.container import start_parent_watchdog
+from local_sagemaker.requirements import report_unmet
 
 
 class Context(threading.local):
@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    end_with_server()
+    start_parent_watchdog()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="file descriptor of a listening socket")
     parser.add_argument("--model-dir", required=True, help="folder of the unpacked model.tar.gz")

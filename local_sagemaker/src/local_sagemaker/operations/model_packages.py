@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from local_aws.sagemaker.protocol import ConflictException, ValidationException
-from local_aws.sagemaker.resources import MODEL_PACKAGE, MODEL_PACKAGE_GROUP, Resources, refuse
-from local_aws.sagemaker.store import Record
+from local_sagemaker.protocol import ConflictException, ValidationException
+from local_sagemaker.resources import MODEL_PACKAGE, MODEL_PACKAGE_GROUP, Resources, refuse
+from local_sagemaker.store import Record
 
 MAX_METADATA = 50
 

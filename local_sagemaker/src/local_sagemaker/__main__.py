@@ -1,14 +1,18 @@
-"""Runs the SageMaker server: python -m local_aws.sagemaker --port 4568 --state FOLDER."""
+"""Serves Amazon SageMaker's API on 127.0.0.1: trains in processes, serves models from processes, captures to S3.
+
+S3, STS and CloudWatch Logs are found by the AWS SDK's environment variables, such as AWS_ENDPOINT_URL.
+"""
 
 import argparse
 import fcntl
 import logging
+from importlib import metadata
 from pathlib import Path
 
 import uvloop
 from aiohttp import web
 
-from local_aws.sagemaker.server import ServerConfig, create_app
+from local_sagemaker.server import ServerConfig, create_app
 
 OPTIONS = {
     "training_jobs": "training jobs that run at once; others wait as Starting",
@@ -22,9 +26,15 @@ OPTIONS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m local_aws.sagemaker", description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
-    parser.add_argument("--state", type=Path, required=True, help="folder for resources, models and spooled capture")
+    parser = argparse.ArgumentParser(prog="local-sagemaker", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('local-sagemaker')}")
+    parser.add_argument("--port", type=int, default=4568, help="port on 127.0.0.1 (default: 4568)")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path("local-sagemaker-state"),
+        help="folder for resources, models and spooled capture (default: local-sagemaker-state)",
+    )
     for name, meaning in OPTIONS.items():
         default = getattr(ServerConfig, name)
         option = f"--{name.replace('_', '-')}"

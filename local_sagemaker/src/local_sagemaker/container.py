@@ -10,19 +10,18 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from local_aws.sagemaker.account import LogStream
+from local_sagemaker.account import LogStream
 
 MAX_LINE_BYTES = 64 * 1024
 LAST_WORDS = 10
-SOURCES = str(Path(__file__).resolve().parents[2])
 
 
 class Container:
-    """Runs the `main` of a module; that ties itself to the server with `end_with_server`."""
+    """Runs a module's `main` in a process of its own, which has to begin with `start_parent_watchdog`."""
 
     def __init__(
         self,
-        module: str,
+        main: Callable[[], None],
         arguments: list[str],
         environment: Mapping[str, str],
         folder: Path,
@@ -34,14 +33,7 @@ class Container:
         self._on_line = on_line
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._process = subprocess.Popen(
-            # A script or model must not find this server's source tree on its path; on AWS there is none.
-            [
-                sys.executable,
-                "-c",
-                f"import sys; sys.path.insert(0, {SOURCES!r}); from {module} import main; "
-                f"sys.path.remove({SOURCES!r}); main()",
-                *arguments,
-            ],
+            [sys.executable, "-c", f"from {main.__module__} import main; main()", *arguments],
             cwd=folder,
             env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.PIPE,
@@ -103,17 +95,17 @@ class Container:
                 self._on_line(line)
 
 
-def end_with_server() -> None:
-    """Called within a container: kills its process group when the server is gone, however it went.
+def start_parent_watchdog() -> None:
+    """Called within a container: kills its process group if the server is gone, however it ended.
 
     The server holds the other end of standard input, which the system closes with it.
     """
-    leash = os.dup(0)
+    parent = os.dup(0)
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
 
     def watch() -> None:
-        os.read(leash, 1)
+        os.read(parent, 1)
         os.killpg(0, signal.SIGKILL)
 
-    threading.Thread(target=watch, name="leash", daemon=True).start()
+    threading.Thread(target=watch, name="parent-watchdog", daemon=True).start()

@@ -2,13 +2,13 @@
 
 from botocore import xform_name
 
-from local_aws.sagemaker.operations.endpoints import EndpointOperations
-from local_aws.sagemaker.operations.model_packages import ModelPackageOperations
-from local_aws.sagemaker.operations.models import EndpointConfigOperations, ModelOperations
-from local_aws.sagemaker.operations.training_jobs import TrainingJobOperations
-from local_aws.sagemaker.protocol import ApiError, operation, shaped, validate
-from local_aws.sagemaker.resources import Resources
-from local_aws.sagemaker.store import Record
+from local_sagemaker.operations.endpoints import EndpointOperations
+from local_sagemaker.operations.model_packages import ModelPackageOperations
+from local_sagemaker.operations.models import EndpointConfigOperations, ModelOperations
+from local_sagemaker.operations.training_jobs import TrainingJobOperations
+from local_sagemaker.protocol import ApiError, operation, shaped, validate
+from local_sagemaker.resources import Resources
+from local_sagemaker.store import Record
 
 Operations = (
     TrainingJobOperations | ModelOperations | EndpointConfigOperations | EndpointOperations | ModelPackageOperations

@@ -1,7 +1,7 @@
 """Models and endpoint configs: Create, Describe, List and Delete of each."""
 
-from local_aws.sagemaker.protocol import ValidationException
-from local_aws.sagemaker.resources import (
+from local_sagemaker.protocol import ValidationException
+from local_sagemaker.resources import (
     ENDPOINT_CONFIG,
     MODEL,
     MODEL_PACKAGE,
@@ -10,7 +10,7 @@ from local_aws.sagemaker.resources import (
     refuse,
     require,
 )
-from local_aws.sagemaker.store import Record
+from local_sagemaker.store import Record
 
 
 class ModelOperations:

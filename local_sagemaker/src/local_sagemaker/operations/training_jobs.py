@@ -4,10 +4,10 @@ import time
 
 import regex
 
-from local_aws.sagemaker.protocol import ResourceLimitExceeded, ValidationException
-from local_aws.sagemaker.resources import TRAINING_JOB, Resources, check_s3_uri, refuse, require
-from local_aws.sagemaker.store import Record
-from local_aws.sagemaker.training import TrainingJobs, artifacts_uri
+from local_sagemaker.protocol import ResourceLimitExceeded, ValidationException
+from local_sagemaker.resources import TRAINING_JOB, Resources, check_s3_uri, refuse, require
+from local_sagemaker.store import Record
+from local_sagemaker.training import TrainingJobs, artifacts_uri
 
 DAY = 86400
 

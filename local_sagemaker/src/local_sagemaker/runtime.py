@@ -8,12 +8,12 @@ import aiohttp
 from aiohttp import web
 from botocore.model import Shape
 
-from local_aws.sagemaker import account
-from local_aws.sagemaker.capture import CaptureSpool, Exchange
-from local_aws.sagemaker.fleet import Lease
-from local_aws.sagemaker.hosting import Endpoints, Unavailable
-from local_aws.sagemaker.instances import LOG_GROUP
-from local_aws.sagemaker.protocol import ApiError, ValidationException, service_model, validate
+from local_sagemaker import account
+from local_sagemaker.capture import CaptureSpool, Exchange
+from local_sagemaker.fleet import Lease
+from local_sagemaker.hosting import Endpoints, Unavailable
+from local_sagemaker.instances import LOG_GROUP
+from local_sagemaker.protocol import ApiError, ValidationException, service_model, validate
 
 MAX_BODY_BYTES = 6 * 1024 * 1024
 MODEL_SECONDS = 60.0

@@ -11,11 +11,11 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from local_aws.sagemaker import account
-from local_aws.sagemaker.fleet import Fleet, Lease, Traffic, Variant
-from local_aws.sagemaker.instances import HostingFailed, Instance, Instances
-from local_aws.sagemaker.resources import ENDPOINT, Resources
-from local_aws.sagemaker.store import Record
+from local_sagemaker import account
+from local_sagemaker.fleet import Fleet, Lease, Traffic, Variant
+from local_sagemaker.instances import HostingFailed, Instance, Instances
+from local_sagemaker.resources import ENDPOINT, Resources
+from local_sagemaker.store import Record
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from local_aws.sagemaker.instances import Instance
-from local_aws.sagemaker.store import Record
+from local_sagemaker.instances import Instance
+from local_sagemaker.store import Record
 
 
 @dataclass(eq=False)

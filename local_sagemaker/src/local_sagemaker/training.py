@@ -14,10 +14,10 @@ from typing import Any
 
 import regex
 
-from local_aws.sagemaker import account
-from local_aws.sagemaker.container import Container
-from local_aws.sagemaker.resources import TRAINING_JOB, Resources
-from local_aws.sagemaker.store import Record
+from local_sagemaker import account, training_container
+from local_sagemaker.container import Container
+from local_sagemaker.resources import TRAINING_JOB, Resources
+from local_sagemaker.store import Record
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +141,7 @@ class TrainingJobs:
             "TRAINING_JOB_ARN": job["TrainingJobArn"],
         }
         logs = account.LogStream(job["RoleArn"], LOG_GROUP, f"{name}/algo-1-{int(time.time())}")
-        module = "local_aws.sagemaker.training_container"
-        container = Container(module, [], environment, folder, logs, read_metrics)
+        container = Container(training_container.main, [], environment, folder, logs, read_metrics)
         self._containers[name] = container
         if self._shutdown:
             container.signal(signal.SIGKILL)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from local_aws.sagemaker import account
-from local_aws.sagemaker.container import Container
-from local_aws.sagemaker.store import Record
+from local_sagemaker import account, model_server
+from local_sagemaker.container import Container
+from local_sagemaker.store import Record
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 STOP_GRACE_SECONDS = 3.0
@@ -113,7 +113,7 @@ class Instances:
             listener.bind(("127.0.0.1", 0))
             listener.listen(128)
             container = Container(
-                "local_aws.sagemaker.model_server",
+                model_server.main,
                 ["--fd", f"{listener.fileno()}", "--model-dir", f"{folder}", "--seconds", f"{self._model_seconds}"],
                 environment,
                 folder,
