@@ -2,7 +2,8 @@
 
 SageMaker's script mode runs this for the gate. Channels: `train` and `train_lst` as for train.py, `challenger` and,
 where there is one, `champion`, each a model.tar.gz. Every model brings the code that answers for it (out_of_fold.py).
-Prints the figures of both and writes each image's answers to SM_MODEL_DIR.
+Prints the figures of both. SM_MODEL_DIR gets comparison.json, which the gate reads, and each image's answers. A model
+that can't be asked is a result of the comparison, not a failure of the job.
 """
 
 import argparse
@@ -30,20 +31,24 @@ def main() -> None:
     options = _options()
     pixels, labels, names = load(options.train, options.train_lst, IMAGE_SHAPE, options.num_classes)
     images = pixels.numpy()
-    try:
-        challenger = answers(options.challenger, images, options.num_classes)
-    except ModelFailed as error:
-        # One of Python's own, or the container's toolkit leaves it out of the job's failure reason.
-        raise RuntimeError(f"ChallengerFailed: {error}") from error
-    champion = None
-    if options.champion:
+    comparison: dict[str, object] = {"schema_version": 1}
+    answered: dict[str, np.ndarray | None] = {"challenger": None, "champion": None}
+    for role, channel in (("challenger", options.challenger), ("champion", options.champion)):
+        if channel is None:
+            continue
         try:
-            champion = answers(options.champion, images, options.num_classes)
+            answered[role] = answers(channel, images, options.num_classes)
         except ModelFailed as error:
-            print(f"the champion can't be compared with: {error}", flush=True)
-    for name, value in figures(challenger, champion, labels.numpy()).items():
-        print(f"{name}={value:.6g}", flush=True)
-    _write(options.model_dir / "answers.csv", names, labels.numpy(), challenger, champion)
+            comparison[f"{role}_failure"] = str(error)
+            print(f"the {role} can't be compared: {error}", flush=True)
+    challenger, champion = answered["challenger"], answered["champion"]
+    if challenger is not None:
+        found = figures(challenger, champion, labels.numpy())
+        comparison["figures"] = found
+        for name, value in found.items():
+            print(f"{name}={value:.6g}", flush=True)
+        _write(options.model_dir / "answers.csv", names, labels.numpy(), challenger, champion)
+    (options.model_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
 
 
 def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
@@ -80,14 +85,14 @@ def figures(challenger: np.ndarray, champion: np.ndarray | None, labels: np.ndar
     confidence, correct = challenger.max(axis=1), challenger.argmax(axis=1) == labels
     values = {
         "challenger_images": len(labels),
-        "challenger_accuracy": correct.mean(),
+        "challenger_accuracy": float(correct.mean()),
         "challenger_ece": expected_calibration_error(confidence, correct),
         "challenger_ece_limit": float(np.percentile(calibrated_errors(confidence), 99)),
     }
     if champion is not None:
         champion_correct = champion.argmax(axis=1) == labels
         values |= {
-            "champion_accuracy": champion_correct.mean(),
+            "champion_accuracy": float(champion_correct.mean()),
             "paired_only_challenger": int((correct & ~champion_correct).sum()),
             "paired_only_champion": int((~correct & champion_correct).sum()),
         }

@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.states import Completed, Failed
 
-from tasks.evaluation.outcome import INCOMPLETE, MISSED, PASSED, GateMissed, verdict
+from tasks.evaluation.outcome import INCOMPLETE, MISSED, PASSED, GateMissed, heading, verdict
 
 # Called with a flow, its run and the state that it ended in.
 Hook = Callable[[Any, Any, Any], None]
@@ -38,7 +38,8 @@ def evaluated(summary: dict[str, Any], report: str) -> Any:
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None, "only within a flow"
     # Not by a hook: a process that dies after the run has ended runs none.
-    rename(context.flow, context.flow_run, state)
+    passed = summary["outcome"] == PASSED
+    _add_to_name(context.flow_run, _uncapitalized(verdict(summary) if passed else heading(summary)))
     return state
 
 
@@ -64,7 +65,11 @@ def endings(on_crashed: Sequence[Hook] = (), on_cancellation: Sequence[Hook] = (
 
 def rename(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook for ends of a flow run other than Completed: adds to its name how it ended."""
-    text = _ending(state)
+    if state.name not in NAMES.values():  # their verdict stands in the name already
+        _add_to_name(flow_run, _ending(state))
+
+
+def _add_to_name(flow_run: Any, text: str) -> None:
     plain = flow_run.name.split(SEPARATOR)[0]
     # A name is a convenience: nothing fails because the server does not answer.
     with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as prefect:
@@ -72,9 +77,6 @@ def rename(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 def _ending(state: Any) -> str:
-    if state.name in NAMES.values():
-        # The message is the verdict.
-        return _uncapitalized(str(state.message or state.name).split(". ")[0])
     # The worker's hook for a cancelled run gets the state before the last.
     name = "Cancelled" if state.is_cancelling() else state.name
     reason = str(state.message or "").removeprefix(RAISED).split("\n")[0]

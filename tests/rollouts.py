@@ -21,17 +21,19 @@ def clients_of(installed: Installation) -> Load:
     return Load(runtime, clients=2, pause=0.01, EndpointName=installed.endpoint, ContentType=kind, Body=image)
 
 
-def changed_artifact(installed: Installation, version: ModelVersion, **replaced: bytes) -> ModelVersion:
-    """An approved version like another one with other files, such as code/inference.py as code__inference_py."""
+def changed_artifact(
+    installed: Installation, version: ModelVersion, replaced: dict[str, bytes] | None = None
+) -> ModelVersion:
+    """An approved version like another one, with other content of the files named in `replaced`."""
+    files = replaced or {}
     source = storage.get(installed.bucket, version.artifact_uri.split("/", 3)[3])
     assert source is not None
-    names = {name.replace("__", "/").replace("_py", ".py").replace("_pt", ".pt"): name for name in replaced}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(source)) as old, tarfile.open(fileobj=buffer, mode="w:gz") as new:
         for member in old.getmembers():
             name = member.name.removeprefix("./")
             file = old.extractfile(member)
-            content = replaced[names[name]] if name in names else file.read() if file else b""
+            content = files[name] if name in files else file.read() if file else b""
             member.size = len(content)
             new.addfile(member, io.BytesIO(content))
     key = f"models/changed-{uuid.uuid4().hex}/model.tar.gz"

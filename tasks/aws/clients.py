@@ -30,6 +30,7 @@ from tenacity import (
 )
 
 from settings import settings
+from tasks.aws import messages
 
 Answer = TypeVar("Answer")
 
@@ -135,7 +136,7 @@ def ignore_existing(create: Callable[[], object]) -> None:
         create()
     except ClientError as error:
         problem = error.response["Error"]
-        if problem["Code"] != "ResourceInUse" and "already exist" not in problem.get("Message", ""):
+        if not messages.is_taken_name(problem["Code"], problem.get("Message", "")):
             raise
 
 
@@ -154,7 +155,7 @@ def _can_not_assume(error: BaseException) -> bool:
     if not isinstance(error, ClientError):
         return False
     problem = error.response["Error"]
-    return problem["Code"] == "ValidationException" and "assume" in problem.get("Message", "").lower()
+    return messages.is_unassumable_role(problem["Code"], problem.get("Message", ""))
 
 
 def _passing(error: BaseException) -> bool:

@@ -12,14 +12,13 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import CODE_PREFIX, ROOT, settings
-from tasks.aws import storage
+from tasks.aws import messages, storage
 from tasks.aws.clients import client, translate_aws_errors
 from tasks.installation import Installation
 
 FUNCTIONS = ("serialize_image_data", "classify_image", "filter_low_confidence")
 POLL_SECONDS = 1.0
 STACK_SECONDS = 1800
-NO_CHANGES = ("didn't contain changes", "No updates are to be performed")
 
 
 class InfrastructureError(Exception):
@@ -134,7 +133,7 @@ def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | N
         reason = _wait_for_change_set(name, change_set)
         if reason is not None:
             cloudformation.delete_change_set(StackName=name, ChangeSetName=change_set)
-            if any(text in reason for text in NO_CHANGES):
+            if messages.is_unchanged(reason):
                 return "unchanged"
             raise InfrastructureError(f"stack {name}: {reason}")
         cloudformation.execute_change_set(StackName=name, ChangeSetName=change_set)
@@ -172,7 +171,8 @@ def _describe(name: str) -> dict[str, Any] | None:
             stack: dict[str, Any] = client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
             return stack
         except ClientError as error:
-            if "does not exist" in error.response["Error"].get("Message", ""):
+            problem = error.response["Error"]
+            if messages.is_missing_stack(problem["Code"], problem.get("Message", "")):
                 return None
             raise
 

@@ -1,5 +1,6 @@
 """The gate between training and deployment: a challenger against the champion, on images neither was fitted on."""
 
+import json
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -11,7 +12,7 @@ from settings import settings
 from tasks.aws.logs import Progress
 from tasks.installation import Installation
 from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
-from tasks.model.training import CompletedJob, JobPlan, TrainingError, run_job, training_channels, upload_source
+from tasks.model.training import JobPlan, read_artifact, run_job, training_channels, upload_source
 
 METRICS = (
     "challenger:images",
@@ -22,10 +23,10 @@ METRICS = (
     "paired:only_challenger",
     "paired:only_champion",
 )
+# What evaluate.py writes for the gate.
+COMPARISON = "comparison.json"
 # How the reason of a version begins that nobody decided about yet.
 AWAITS = "awaits a person; "
-# How the message begins with which evaluate.py ends where the challenger itself is at fault.
-CHALLENGER_FAILED = "ChallengerFailed"
 
 
 @dataclass(frozen=True)
@@ -91,29 +92,24 @@ def judge(
         channels=channels,
         metrics=METRICS,
     )
-    try:
-        job = run_job(installation, plan, f"{settings().stack}-gate-{run}", progress)
-    except TrainingError as error:
-        _, failed, why = str(error).rpartition(CHALLENGER_FAILED)
-        if not failed:
-            raise
-        # The container's toolkit adds the command that it ran.
-        return Verdict(False, why.partition('"\nCommand')[0].strip(": \n"))
-    return verdict(comparison(job, champion.name if champion else None))
+    job = run_job(installation, plan, f"{settings().stack}-gate-{run}", progress)
+    written = json.loads(read_artifact(job, COMPARISON))
+    if failure := written.get("challenger_failure"):
+        return Verdict(False, failure)
+    return verdict(comparison(written["figures"], champion.name if champion else None))
 
 
-def comparison(job: CompletedJob, champion: str | None) -> Comparison:
-    """The figures that evaluate.py printed. It prints none of a champion that can't be compared with."""
-    figures = job.metrics
+def comparison(figures: dict[str, float], champion: str | None) -> Comparison:
+    """The figures that evaluate.py wrote. It writes none of a champion that can't be compared with."""
     return Comparison(
-        images=int(figures["challenger:images"]),
-        accuracy=figures["challenger:accuracy"],
-        ece=figures["challenger:ece"],
-        ece_limit=figures["challenger:ece_limit"],
+        images=int(figures["challenger_images"]),
+        accuracy=figures["challenger_accuracy"],
+        ece=figures["challenger_ece"],
+        ece_limit=figures["challenger_ece_limit"],
         champion=champion,
-        champion_accuracy=figures.get("champion:accuracy"),
-        only_challenger=int(figures.get("paired:only_challenger", 0)),
-        only_champion=int(figures.get("paired:only_champion", 0)),
+        champion_accuracy=figures.get("champion_accuracy"),
+        only_challenger=int(figures.get("paired_only_challenger", 0)),
+        only_champion=int(figures.get("paired_only_champion", 0)),
     )
 
 

@@ -243,6 +243,22 @@ def stop(name: str) -> None:
         client("sagemaker").stop_training_job(TrainingJobName=name)
 
 
+def read_artifact(job: CompletedJob, name: str) -> bytes:
+    """A file that the job's script left in its model folder. Raises TrainingError if there is none."""
+    bucket, _, key = job.artifact_uri.removeprefix("s3://").partition("/")
+    content = storage.get(bucket, key)
+    if content is None:
+        raise TrainingError(f"training job {job.name} left no artifact at {job.artifact_uri}")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            for member in archive:
+                if member.name.removeprefix("./") == name and (file := archive.extractfile(member)):
+                    return file.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise TrainingError(f"{job.artifact_uri} can't be read: {error}") from error
+    raise TrainingError(f"{job.artifact_uri} has no {name}")
+
+
 def source_archive() -> bytes:
     """classifier/ as sourcedir.tar.gz, the same bytes for the same source."""
     buffer = io.BytesIO()

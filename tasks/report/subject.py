@@ -28,7 +28,7 @@ class ReportError(Exception):
 @dataclass(frozen=True)
 class Subject:
     """run: names the report's folder. evaluation: its summary, or those of the window's made one. results: a line per
-    planned image. window: where its captures are. verdict: a sentence.
+    planned image. window: where its captures are. verdict: a sentence. is_window: about a window of time, not one run.
     """
 
     run: Run
@@ -36,10 +36,7 @@ class Subject:
     results: list[dict[str, Any]]
     window: Window
     verdict: str
-
-    @property
-    def is_window(self) -> bool:
-        return self.run.id.startswith("window-")
+    is_window: bool = False
 
     @property
     def expected(self) -> list[str]:
@@ -93,7 +90,7 @@ def read_window(
     missed = sum(summary["outcome"] != PASSED for summary in evaluations)
     times = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
     sentence = f"{times}. Evaluations: {len(evaluations)}, not passed: {missed}"
-    return Subject(run, _together(evaluations, installed, run, window), results, window, sentence)
+    return Subject(run, _together(evaluations, installed, run, window), results, window, sentence, is_window=True)
 
 
 _ENDS = ("started", "stopped")

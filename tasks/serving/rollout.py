@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from sagemaker.core.resources import Endpoint
 
 from settings import ROLLOUTS_PREFIX, SCHEMA_VERSION, settings
-from tasks.aws import storage
+from tasks.aws import messages, storage
 from tasks.aws.clients import client, ignore_existing, sdk, translate_aws_errors
 from tasks.aws.logs import Progress
 from tasks.installation import Installation, ServingEndpoint
@@ -21,8 +21,6 @@ from tasks.serving.endpoint import EndpointError, delete_endpoint, reason, servi
 
 # After a rollback that failed, AWS serves with a mix of both configs.
 SERVING = ("InService", "UpdateRollbackFailed")
-# What AWS says where a model can not be loaded; anything else, such as a lack of instances, says nothing about it.
-MODEL_FAULTS = ("health check", "model data")
 
 
 class RolloutFailed(EndpointError):
@@ -107,7 +105,7 @@ def try_candidate(
         candidate = settled(name, progress, with_log=True)
         if candidate is None or str(candidate.endpoint_status) != "InService":
             why = "it is gone" if candidate is None else reason(candidate)
-            kind = smoke.SmokeTestFailed if any(text in why for text in MODEL_FAULTS) else EndpointError
+            kind = smoke.SmokeTestFailed if messages.is_fault_of_model(why) else EndpointError
             raise kind(f"endpoint {name} did not come up: {why}")
         smoke.smoke_test(name, version.name, images, installation.classes, rollout.runs[0])
         progress(f"{version.name} knows {len(images)} images as it should")

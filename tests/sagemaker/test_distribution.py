@@ -45,7 +45,7 @@ def elsewhere(server: Server, wheel: Path, tmp_path_factory: pytest.TempPathFact
     port = free_port()
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "local_sagemaker", "--port", str(port), "--state", str(folder / "state")],
+            [sys.executable, "-m", "local_sagemaker", "--port", str(port), "--state", "state"],
             cwd=folder,
             env=environment,
             stdout=log,

@@ -325,7 +325,7 @@ def test_what_changed_between_nights_is_said_with_its_reason() -> None:
 
 def test_a_page_says_what_it_is_about() -> None:
     def text(window: bool) -> str:
-        about = subject(run="window-20261122T033000Z-20261122T034000Z" if window else "r")
+        about = replace(subject(), is_window=window)
         summary = summarize(about, Captured(pd.DataFrame(columns=COLUMNS)), table(3), NONE_UNMATCHED)
         return render(summary, about, interesting(table(3)), {"chart": b"png"}, {}, [], [])
 

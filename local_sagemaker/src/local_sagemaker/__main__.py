@@ -46,6 +46,8 @@ def main() -> None:
             parser.error(f"--{name.replace('_', '-')} must not be {arguments[name]:g}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)
+    # Containers have a folder of their own.
+    arguments["state"] = arguments["state"].resolve()
     arguments["state"].mkdir(parents=True, exist_ok=True)
     with (arguments["state"] / "lock").open("w") as lock:
         try:
