@@ -89,7 +89,7 @@ def _own_stack(folder: Path) -> LocalConfig:
 
 def _measure(config: LocalConfig, arguments: argparse.Namespace) -> bool:
     """Prints every figure; True where one misses its goal."""
-    from tests.faults.nights import Lab
+    from testing.faults.nights import Lab
 
     installed = _prepare()
     figures: list[Figure] = []
@@ -239,7 +239,7 @@ def _recovery(lab: Any) -> Iterator[Figure]:
 
 def _faults(lab: Any, seeds: int, waits: int, only: str | None) -> list[Figure]:
     """Prints the table of faults, or the line of one, and returns its totals as figures."""
-    from tests.faults.nights import FAULTS, WAITED
+    from testing.faults.nights import FAULTS, WAITED
 
     row = "{:<36} {:>5} {:>6} {:>11} {:>6} {:>16}"
     print("\n" + row.format("fault", "runs", "lost", "duplicated", "wrong", "median recovery"), flush=True)

@@ -367,7 +367,7 @@ def _train_and_roll_out(seed: int) -> None:
 
 def _kill_worker(config: LocalConfig) -> bool:
     """SIGKILL for the worker and for the process of the next night as soon as it runs; False where none did."""
-    from tests.runs import processes_of, worker_processes
+    from testing.flow_runs import processes_of, worker_processes
 
     deadline = time.monotonic() + 90
     with _client() as prefect:

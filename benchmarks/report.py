@@ -144,7 +144,7 @@ def _write_captures(folder: Path, files: int, per_file: int = 500) -> int:
     """Writes a day's files; one in a hundred has a bad line, one in ten repeats another's records. Returns how many
     different records there are.
     """
-    from tests.captures import record
+    from testing.captures import record
 
     chance = random.Random(1)
     image = '"data": "' + "x" * (IMAGE_BYTES * 4 // 3)
@@ -180,7 +180,7 @@ def _write_captures(folder: Path, files: int, per_file: int = 500) -> int:
 
 def read_archive(folder: Path, cache: Path) -> tuple[dict[str, int], float]:
     """This project's way."""
-    from tests.captures import CaptureFolder
+    from testing.captures import CaptureFolder
 
     captures = CaptureFolder(folder, cache)
     began = time.perf_counter()
@@ -290,7 +290,7 @@ def draw(rows: int, folder: Path) -> tuple[int, float]:
 
 def _objects(objects: int) -> Iterator[Figure]:
     from local_aws.standalone import StandaloneAws
-    from tests.captures import records
+    from testing.captures import records
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name, StandaloneAws(Path(name) / "aws") as aws:
         s3 = aws.client("s3", max_pool_connections=16)
@@ -358,7 +358,7 @@ def read_bucket() -> tuple[int, float]:
     """This project's way: list, read side by side, decode and keep."""
     from tasks.capture.collect import archives
     from tasks.capture.window import read
-    from tests.captures import DAY
+    from testing.captures import DAY
 
     began = time.perf_counter()
     there = archives("captures", "data-capture/e/", DAY, lambda done, total: None)
@@ -383,7 +383,7 @@ def read_with_boto3(most: int | None = None) -> tuple[int, float]:
 
 
 def _poison() -> Iterator[Figure]:
-    from tests.captures import POISON, CaptureFolder, records
+    from testing.captures import POISON, CaptureFolder, records
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         captures = CaptureFolder(Path(name) / "captures")

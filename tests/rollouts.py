@@ -11,7 +11,7 @@ from tasks.installation import Installation
 from tasks.model.registry import APPROVED, ModelVersion, versions
 from tasks.serving.endpoint import find
 from tasks.serving.models import owned_names
-from tests.load import Load
+from testing.load import Load
 
 
 def clients_of(installed: Installation) -> Load:

@@ -5,8 +5,8 @@ from typing import Any
 
 from tasks.model.registry import REJECTED, decide
 from tasks.serving.endpoint import find, serving
+from testing.flow_runs import ended, processes_of, started
 from tests.rollouts import changed_artifact, clients_of, leftovers, version_named
-from tests.runs import ended, processes_of, started
 
 
 def test_a_deployment_whose_process_is_killed_goes_back(installed: Any) -> None:

@@ -31,9 +31,9 @@ from tasks.evaluation import evaluation
 from tasks.evaluation.executions import Executions, execution_arn, start
 from tasks.evaluation.results import Result
 from tasks.installation import ServingEndpoint
-from tests.faults.checker import World, check
-from tests.faults.nights import Lab, Night
-from tests.runs import ended, processes_of, started
+from testing.faults.checker import World, check
+from testing.faults.nights import Lab, Night
+from testing.flow_runs import ended, processes_of, started
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,8 @@ from tasks.serving.endpoint import find, serving
 from tasks.serving.models import owned_names
 from tasks.serving.rollout import RolloutFailed
 from tasks.serving.threshold import threshold_changes
+from testing.flow_runs import ended, model_servers, started
 from tests.rollouts import changed_artifact, clients_of, leftovers, version_named
-from tests.runs import ended, model_servers, started
 
 STACK = "rollouts"
 CLASSES = ("bicycle", "motorcycle", "pickup_truck")

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.load import Load
+from testing.load import Load
 from tests.sagemaker.conftest import ACTOR, Server, archive, eventually, unique
 
 

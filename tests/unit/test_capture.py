@@ -15,7 +15,7 @@ from tasks.capture import archive as capture_archive
 from tasks.capture import window as capture_window
 from tasks.capture.archive import MOST_PARTS, _folders
 from tasks.capture.records import MOST_BYTES, decode
-from tests.captures import DAY, POISON, CaptureFolder, record, records
+from testing.captures import DAY, POISON, CaptureFolder, record, records
 
 
 @pytest.fixture

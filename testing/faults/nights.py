@@ -30,9 +30,9 @@ from tasks.data.dataset import png
 from tasks.data.generated import draw
 from tasks.evaluation.outcome import GateMissed
 from tasks.installation import Installation
-from tests.faults.checker import Verdict, World, check
-from tests.faults.proxy import Call, FaultProxy
-from tests.runs import ended, ministack, model_servers, processes_of, started, worker_processes
+from testing.faults.checker import Verdict, World, check
+from testing.faults.proxy import Call, FaultProxy
+from testing.flow_runs import ended, ministack, model_servers, processes_of, started, worker_processes
 
 IMAGES = 24
 # What can't be classified: content by name, None for an image that vanished after it was planned.
