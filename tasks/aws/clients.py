@@ -19,7 +19,6 @@ from botocore.exceptions import (
     NoCredentialsError,
     NoRegionError,
 )
-from prefect_aws import AwsCredentials
 from tenacity import (
     Retrying,
     before_sleep_log,
@@ -63,7 +62,11 @@ class AwsError(Exception):
 def session() -> boto3.Session:
     """The session of the AwsCredentials block that the settings name, else of the environment."""
     name = settings().aws_credentials_block
-    credentials = AwsCredentials.load(name) if name else AwsCredentials(region_name=_region())
+    if name is None:
+        return boto3.Session(region_name=_region())
+    from prefect_aws import AwsCredentials  # takes most of a second
+
+    credentials = AwsCredentials.load(name)
     assert isinstance(credentials, AwsCredentials)
     return credentials.get_boto3_session()
 

@@ -8,8 +8,6 @@ from botocore.exceptions import ClientError
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
-from sagemaker.core import image_uris
-from sagemaker.core.resources import ModelPackage, ModelPackageGroup
 
 from settings import settings
 from tasks.aws.clients import client, none_if_missing, sdk, translate_aws_errors
@@ -201,6 +199,8 @@ def inference_image() -> str:
     chosen = settings()
     if chosen.inference_image:
         return chosen.inference_image
+    from sagemaker.core import image_uris  # takes a second
+
     return image_uris.retrieve(
         "pytorch",
         region=sdk()["region"],
@@ -212,6 +212,8 @@ def inference_image() -> str:
 
 
 def _version(arn: str) -> ModelVersion:
+    from sagemaker.core.resources import ModelPackage  # takes a second
+
     with translate_aws_errors(f"look at {arn}"):
         package = ModelPackage.get(arn, **sdk())
     container = package.inference_specification.containers[0]
@@ -229,6 +231,8 @@ def _version(arn: str) -> ModelVersion:
 
 
 def _ensure_group() -> None:
+    from sagemaker.core.resources import ModelPackageGroup  # takes a second
+
     name = settings().model_package_group
     with translate_aws_errors(f"create the model package group {name}"):
         if none_if_missing(lambda: ModelPackageGroup.get(name, **sdk())) is None:

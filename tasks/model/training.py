@@ -8,22 +8,11 @@ import json
 import tarfile
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 from prefect import task
 from prefect.logging import get_run_logger
-from sagemaker.core import image_uris
-from sagemaker.core.resources import TrainingJob
-from sagemaker.core.shapes import (
-    AlgorithmSpecification,
-    Channel,
-    DataSource,
-    MetricDefinition,
-    OutputDataConfig,
-    ResourceConfig,
-    S3DataSource,
-    StoppingCondition,
-)
 
 from settings import CODE_PREFIX, MANIFESTS_PREFIX, MODELS_PREFIX, ROOT, TRAIN_PREFIX, settings
 from tasks.aws import storage
@@ -38,6 +27,10 @@ from tasks.aws.clients import (
 )
 from tasks.aws.logs import LogTail, Progress
 from tasks.installation import Installation
+
+if TYPE_CHECKING:
+    from sagemaker.core.resources import TrainingJob
+    from sagemaker.core.shapes import Channel
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 POLL_SECONDS = 2.0
@@ -272,13 +265,25 @@ def source_archive() -> bytes:
     return buffer.getvalue()
 
 
-def _find(name: str) -> TrainingJob | None:
+def _find(name: str) -> "TrainingJob | None":
+    from sagemaker.core.resources import TrainingJob  # takes a second
+
     return retry_transient(
         f"look for training job {name}", lambda: none_if_missing(lambda: TrainingJob.get(name, **sdk()))
     )
 
 
 def _start(name: str, installation: Installation, plan: JobPlan) -> None:
+    from sagemaker.core import image_uris
+    from sagemaker.core.resources import TrainingJob
+    from sagemaker.core.shapes import (
+        AlgorithmSpecification,
+        MetricDefinition,
+        OutputDataConfig,
+        ResourceConfig,
+        StoppingCondition,
+    )
+
     chosen = settings()
     image = image_uris.retrieve(
         "pytorch",
@@ -318,6 +323,8 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
         )
 
 
-def _channel(name: str, uri: str) -> Channel:
+def _channel(name: str, uri: str) -> "Channel":
+    from sagemaker.core.shapes import Channel, DataSource, S3DataSource
+
     source = S3DataSource(s3_data_type="S3Prefix", s3_uri=uri, s3_data_distribution_type="FullyReplicated")
     return Channel(channel_name=name, data_source=DataSource(s3_data_source=source))

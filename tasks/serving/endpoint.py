@@ -1,14 +1,16 @@
 """The SageMaker endpoint as it stands: found, waited for, asked known images, deleted. rollout.py changes it."""
 
 import time
-
-from sagemaker.core.resources import Endpoint
+from typing import TYPE_CHECKING
 
 from settings import settings
-from tasks.aws.clients import client, none_if_missing, retry_transient, sdk, translate_aws_errors
+from tasks.aws.clients import client, ignore_existing, none_if_missing, retry_transient, sdk, translate_aws_errors
 from tasks.aws.logs import LogTail, Progress
 from tasks.installation import Installation, ServingEndpoint
 from tasks.run import utc_now
+
+if TYPE_CHECKING:
+    from sagemaker.core.resources import Endpoint
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 POLL_SECONDS = 1.0
@@ -42,6 +44,14 @@ def served_versions(name: str) -> list[str]:
     return [str(variant.variant_name) for variant in endpoint.production_variants] if endpoint else []
 
 
+def create_endpoint(name: str, config: str) -> None:
+    """Creates an endpoint of that config; one of that name that is there already stays as it is."""
+    from sagemaker.core.resources import Endpoint
+
+    with translate_aws_errors(f"create endpoint {name}"):
+        ignore_existing(lambda: Endpoint.create(endpoint_name=name, endpoint_config_name=config, **sdk()))
+
+
 def delete_endpoint(name: str) -> bool:
     """Deletes an endpoint and waits until it is gone; False where there was none."""
     if settled(name, lambda line: None) is None:
@@ -53,7 +63,7 @@ def delete_endpoint(name: str) -> bool:
     return True
 
 
-def wait_in_service(name: str, progress: Progress) -> Endpoint:
+def wait_in_service(name: str, progress: Progress) -> "Endpoint":
     """Waits until nothing is in progress and returns the endpoint in service. Raises EndpointError otherwise."""
     endpoint = settled(name, progress)
     if endpoint is None:
@@ -63,7 +73,7 @@ def wait_in_service(name: str, progress: Progress) -> Endpoint:
     return endpoint
 
 
-def settled(name: str, progress: Progress, with_log: bool = False) -> Endpoint | None:
+def settled(name: str, progress: Progress, with_log: bool = False) -> "Endpoint | None":
     """The endpoint once nothing is in progress; None where there is none. Raises EndpointError after a long wait.
 
     with_log: hands on what the containers log meanwhile, such as why a model can't be loaded.
@@ -88,12 +98,14 @@ def settled(name: str, progress: Progress, with_log: bool = False) -> Endpoint |
         time.sleep(POLL_SECONDS)
 
 
-def find(name: str) -> Endpoint | None:
+def find(name: str) -> "Endpoint | None":
     """The endpoint as AWS describes it; None where there is none."""
+    from sagemaker.core.resources import Endpoint  # takes a second
+
     return retry_transient(f"look at endpoint {name}", lambda: none_if_missing(lambda: Endpoint.get(name, **sdk())))
 
 
-def reason(endpoint: Endpoint) -> str:
+def reason(endpoint: "Endpoint") -> str:
     """Why AWS says that an endpoint failed."""
     given = endpoint.failure_reason
     return given if isinstance(given, str) else "AWS gives no reason"

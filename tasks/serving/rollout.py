@@ -5,19 +5,30 @@ over a rollout is on record in the bucket, so that one that was killed can be un
 """
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from prefect import task
 from prefect.logging import get_run_logger
-from sagemaker.core.resources import Endpoint
 
 from settings import ROLLOUTS_PREFIX, SCHEMA_VERSION, settings
 from tasks.aws import messages, storage
-from tasks.aws.clients import client, ignore_existing, sdk, translate_aws_errors
+from tasks.aws.clients import client, translate_aws_errors
 from tasks.aws.logs import Progress
 from tasks.installation import Installation, ServingEndpoint
 from tasks.model.registry import REJECTED, ModelVersion, decide
 from tasks.serving import models, smoke
-from tasks.serving.endpoint import EndpointError, delete_endpoint, reason, serving, settled, wait_in_service
+from tasks.serving.endpoint import (
+    EndpointError,
+    create_endpoint,
+    delete_endpoint,
+    reason,
+    serving,
+    settled,
+    wait_in_service,
+)
+
+if TYPE_CHECKING:
+    from sagemaker.core.resources import Endpoint
 
 # After a rollback that failed, AWS serves with a mix of both configs.
 SERVING = ("InService", "UpdateRollbackFailed")
@@ -100,8 +111,7 @@ def try_candidate(
     progress(f"trying {version.name} on endpoint {name}")
     try:
         models.create_config(installation, version, config, model=rollout.config, candidate=True)
-        with translate_aws_errors(f"create endpoint {name}"):
-            ignore_existing(lambda: Endpoint.create(endpoint_name=name, endpoint_config_name=config, **sdk()))
+        create_endpoint(name, config)
         candidate = settled(name, progress, with_log=True)
         if candidate is None or str(candidate.endpoint_status) != "InService":
             why = "it is gone" if candidate is None else reason(candidate)
@@ -123,9 +133,7 @@ def switch(rollout: Rollout, progress: Progress) -> None:
     """Creates the endpoint, or updates it under AWS's guardrails. Raises EndpointError where it kept its old model."""
     if rollout.previous is None:
         progress(f"creating endpoint {rollout.endpoint}")
-        with translate_aws_errors(f"create endpoint {rollout.endpoint}"):
-            names = {"endpoint_name": rollout.endpoint, "endpoint_config_name": rollout.config}
-            ignore_existing(lambda: Endpoint.create(**names, **sdk()))
+        create_endpoint(rollout.endpoint, rollout.config)
     else:
         progress(f"updating endpoint {rollout.endpoint} to {rollout.version}")
         with translate_aws_errors(f"update endpoint {rollout.endpoint}"):
@@ -163,15 +171,16 @@ def roll_back(installation: Installation, rollout: Rollout, progress: Progress) 
     return kept
 
 
-def _restore(endpoint: Endpoint | None, rollout: Rollout) -> None:
+def _restore(endpoint: "Endpoint | None", rollout: Rollout) -> None:
+    assert rollout.previous is not None
     if endpoint is not None and str(endpoint.endpoint_status) == "Failed":
         delete_endpoint(rollout.endpoint)
         endpoint = None
+    if endpoint is None:
+        create_endpoint(rollout.endpoint, rollout.previous)
+        return
     with translate_aws_errors(f"restore endpoint {rollout.endpoint}"):
-        if endpoint is None:
-            Endpoint.create(endpoint_name=rollout.endpoint, endpoint_config_name=rollout.previous, **sdk())
-        else:
-            client("sagemaker").update_endpoint(EndpointName=rollout.endpoint, EndpointConfigName=rollout.previous)
+        client("sagemaker").update_endpoint(EndpointName=rollout.endpoint, EndpointConfigName=rollout.previous)
 
 
 def undo_interrupted(installation: Installation, progress: Progress, run: str | None = None) -> None:
