@@ -10,13 +10,14 @@ import pytest
 
 from tasks.capture.window import COLUMNS, Captured, Quarantined, Window
 from tasks.evaluation.results import inference_id
+from tasks.report.analysis import Analysis, changes_between, join, once_per_image, summarize
 from tasks.report.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
 from tasks.report.drift import coverage_change, drift, histogram
 from tasks.report.history import History, Step
 from tasks.report.metrics import figures, wilson_interval
 from tasks.report.page import ROWS, interesting, render, render_executions, render_index, rows_to_look_at
 from tasks.report.reconciliation import KINDS
-from tasks.report.report import changes_between, join, markdown, once_per_image, summarize
+from tasks.report.report import markdown
 from tasks.report.subject import Subject
 from tasks.run import Run
 
@@ -266,9 +267,10 @@ def test_a_window_counts_inferences_of_others_but_no_accuracy_of_theirs() -> Non
 
 def test_the_artifact_draws_what_there_is(tmp_path: Path) -> None:
     def text(n: int, nights: int) -> str:
-        summary = summarize(subject(accepted=n), Captured(pd.DataFrame(columns=COLUMNS)), table(n), NONE_UNMATCHED)
-        night = {"accuracy": 0.9, "coverage": 0.7}
-        return markdown(summary, "Passed", table(n), [night] * nights, tmp_path, "bucket")
+        about, captured = subject(accepted=n), Captured(pd.DataFrame(columns=COLUMNS))
+        summary = summarize(about, captured, table(n), NONE_UNMATCHED) | {"bucket": "bucket"}
+        before = [{"accuracy": 0.9, "coverage": 0.7}] * nights
+        return markdown(Analysis(about, summary, table(n), table(n), before, np.array([]), None, [], []), tmp_path)
 
     assert "█" not in text(0, 0) and "mermaid" not in text(0, 1)
     assert "| 0.50 to 0.55 | 1 | " + "█" * 24 + " |" in text(1, 1)
