@@ -43,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument(
         "--dataset",
-        help="'cifar100', 'generated' or the path of an archive in CIFAR-100's layout; by default cifar100 where it "
+        help="'cifar100', 'generated' or the path of an archive in CIFAR-100's layout; by default cifar100 if it "
         "can be downloaded at once, else generated images",
     )
     dataset = parser.parse_args().dataset
@@ -83,7 +83,7 @@ def _interrupt(number: int, frame: object) -> None:
 async def _run_pipeline(parameters: dict[str, Any]) -> "tuple[State[Any], FlowRun | None]":
     """Starts the deployment, prints its log and its subflows' until it ends.
 
-    Returns the state that it ended in, and the evaluation's flow run where it came that far.
+    Returns the state that it ended in, and the evaluation's flow run if it came that far.
     """
     from prefect import get_client
 
@@ -154,7 +154,7 @@ async def _cancel(client: "PrefectClient", run_id: UUID) -> None:
 
 
 def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -> bool:
-    """Prints what the report says; False where there is no report."""
+    """Prints what the report says; False if there is no report."""
     assert evaluation.expected_start_time is not None
     date = evaluation.expected_start_time.astimezone(UTC).date().isoformat()
     folder = settings().reports / date / run_id(evaluation.id)

@@ -57,7 +57,7 @@ def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
 
 
 def _check_credentials() -> None:
-    """Raises DeploymentError where there is no source of credentials, or no region. Does not ask if they are valid."""
+    """Raises DeploymentError if there is no source of credentials, or no region. Does not ask if they are valid."""
     import boto3
     from botocore.exceptions import BotoCoreError
 
@@ -121,7 +121,7 @@ def merge_schedules(described: list[dict[str, Any]], standing: "list[DeploymentS
 
 
 async def _notification_block() -> "UUID | None":
-    """The block that automations.yaml sends through; None where nobody has made it."""
+    """The block that automations.yaml sends through; None if nobody has made it."""
     from prefect import get_client
 
     async with get_client() as client:

@@ -42,7 +42,7 @@ SCHEMA_VERSION = 1
 # The event that carries an evaluation's outcome; prefect.yaml starts the report from it.
 EVALUATION_EVENT = "scones.evaluation.completed"
 
-# The event that a report emits where somebody should look at it, with the reasons.
+# The event that a report emits if somebody should look at it, with the reasons.
 ALERT_EVENT = "scones.report.alert"
 
 
@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     dataset: str = Field(
         default="cifar100",
         min_length=1,
-        description="'cifar100', 'generated', or the path of an archive in CIFAR-100's layout. Used where nothing was "
+        description="'cifar100', 'generated', or the path of an archive in CIFAR-100's layout. Used if nothing was "
         "prepared yet; afterwards an installation keeps its data set until prepare-data is given another one.",
     )
     cifar_url: str = Field(
@@ -244,7 +244,7 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """The settings of this process. Raises SettingsError where one is unknown or wrong."""
+    """The settings of this process. Raises SettingsError if one is unknown or wrong."""
     problems = unknown_names()
     try:
         # mypy does not know that every setting has a default.
@@ -262,9 +262,9 @@ def settings_file() -> Path:
 
 
 def file_values() -> dict[str, str | None]:
-    """Names and values in the settings file, empty where there is none; a value is None where a line has no "=".
+    """Names and values in the settings file, empty if there is none; a value is None if a line has no "=".
 
-    Raises SettingsError where the file is named by SCONES_SETTINGS and is not there, or is no text.
+    Raises SettingsError if the file is named by SCONES_SETTINGS and is not there, or is no text.
     """
     path = settings_file()
     if not path.is_file():

@@ -20,7 +20,7 @@ SECRETS = {"prefect_database"}
 def differing() -> list[tuple[str, str, str]]:
     """Name, value and source of each setting that is not the default's: of the settings file, or the environment.
 
-    Raises SettingsError where one is unknown or wrong.
+    Raises SettingsError if one is unknown or wrong.
     """
     chosen, rows = settings(), []
     for name, field in [*Settings.model_fields.items(), *LocalConfig.model_fields.items()]:

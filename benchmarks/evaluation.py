@@ -2,7 +2,7 @@
 
 Starts a local stack of its own with Prefect, compares the flow with a bare loop over the same state machine, kills it
 in the middle, and runs evaluations under each fault with as many seeds as it is told. The bare loop starts, waits for
-and describes its executions as the flow does, with the same number in flight, and does nothing else. Exits with 1 where
+and describes its executions as the flow does, with the same number in flight, and does nothing else. Exits with 1 if
 a goal is missed.
 """
 
@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--part", choices=["figures", "faults"], help="only a part")
     parser.add_argument("--fault", help="only the fault of this name, with --part faults")
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where the shell had the first ignored
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also if the shell had the first ignored
         signal.signal(number, _interrupt)
     missed = False
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
@@ -88,7 +88,7 @@ def _own_stack(folder: Path) -> LocalConfig:
 
 
 def _measure(config: LocalConfig, arguments: argparse.Namespace) -> bool:
-    """Prints every figure; True where one misses its goal."""
+    """Prints every figure; True if one misses its goal."""
     from testing.faults.nights import Lab
 
     installed = _prepare()

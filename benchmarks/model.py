@@ -2,7 +2,7 @@
 
 Runs classifier/train.py as a training job would, with the settings' hyperparameters: once per seed on all training
 images, scored on the test images, and by repeated cross-validation, in which every job sees only the other folds.
-Nothing is chosen here. Exits with 1 where a floor is missed; floors of accuracy hold for CIFAR-100 only.
+Nothing is chosen here. Exits with 1 if a floor is missed; floors of accuracy hold for CIFAR-100 only.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Trained:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model", description=__doc__)
-    parser.add_argument("--dataset", help="'generated' or an archive; by default CIFAR-100 where it can be downloaded")
+    parser.add_argument("--dataset", help="'generated' or an archive; by default CIFAR-100 if it can be downloaded")
     parser.add_argument("--seeds", type=int, default=5, help="trainings on all training images (default: 5)")
     parser.add_argument("--repeats", type=int, default=2, help="repeats of the cross-validation (default: 2)")
     parser.add_argument("--calls", type=int, default=300, help="inferences that are timed (default: 300)")
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def load(name: str | None) -> Dataset:
-    """The archive or generated images; CIFAR-100 itself where it can be downloaded in a moment."""
+    """The archive or generated images; CIFAR-100 itself if it can be downloaded in a moment."""
     chosen = settings()
     if name not in (None, "generated"):
         return from_archive(Path(str(name)).expanduser(), chosen.classes)

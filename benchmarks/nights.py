@@ -5,7 +5,7 @@ the nightly deployment is given a schedule of every 40 seconds, which is resumed
 and rolled out, a worker is killed in the middle of a night, everything is stopped and started again, and `make up`
 applies a changed flow file. Then every night is held against what was promised. A second part counts the messages that
 Prefect's server loses.
-Exits with 1 where a promise is broken.
+Exits with 1 if a promise is broken.
 """
 
 import argparse
@@ -366,7 +366,7 @@ def _train_and_roll_out(seed: int) -> None:
 
 
 def _kill_worker(config: LocalConfig) -> bool:
-    """SIGKILL for the worker and for the process of the next night as soon as it runs; False where none did."""
+    """SIGKILL for the worker and for the process of the next night as soon as it runs; False if none did."""
     from testing.flow_runs import processes_of, worker_processes
 
     deadline = time.monotonic() + 90

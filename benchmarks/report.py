@@ -3,7 +3,7 @@
 Reads a million capture records from local files, beside the way that pandas alone offers; reads them again from what is
 kept; takes ten million rows through metrics and charts; reads small objects from the local S3, beside a sequential
 boto3 loop; and reads poisoned files. What is timed runs in a process of its own, so that neither pays for the other's
-imports or memory; seconds count from after the imports. Exits with 1 where a goal is missed.
+imports or memory; seconds count from after the imports. Exits with 1 if a goal is missed.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def read_archive(folder: Path, cache: Path) -> tuple[dict[str, int], float]:
 
 
 def read_with_pandas(folder: Path) -> tuple[dict[str, int], float]:
-    """What one would write with pandas alone; where read_json refuses a file, without the lines that json refuses."""
+    """What one would write with pandas alone; if read_json refuses a file, without the lines that json refuses."""
     from io import StringIO
 
     import pandas as pd

@@ -2,7 +2,7 @@
 
 Starts ministack and the server by themselves, trains this project's classifier as a training job, serves it, and
 compares with the same code called directly. Everything that is compared alternates within this one run. Exits with 1
-where a goal is missed.
+if a goal is missed.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Compares a challenger with a champion, each on training images that it was not fitted on.
 
 SageMaker's script mode runs this for the gate. Channels: `train` and `train_lst` as for train.py, `challenger` and,
-where there is one, `champion`, each a model.tar.gz. Every model brings the code that answers for it (out_of_fold.py).
+if there is one, `champion`, each a model.tar.gz. Every model brings the code that answers for it (out_of_fold.py).
 Prints the figures of both. SM_MODEL_DIR gets comparison.json, which the gate reads, and each image's answers. A model
 that can't be asked is a result of the comparison, not a failure of the job.
 """

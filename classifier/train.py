@@ -38,7 +38,7 @@ CODE = ("inference.py", "network.py", "out_of_fold.py", "requirements.txt")
 
 
 def main() -> None:
-    """Raises ValueError where images, manifest and hyperparameters do not fit: the job's failure reason, which the
+    """Raises ValueError if images, manifest and hyperparameters do not fit: the job's failure reason, which the
     container's toolkit takes from tracebacks that name one of Python's own exceptions.
     """
     options = _options()
@@ -164,7 +164,7 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: int
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this processor does, which nearly halves the time; no where PyTorch is too old to tell."""
+    """Whether this processor does, which nearly halves the time; no if PyTorch is too old to tell."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 

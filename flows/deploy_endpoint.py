@@ -16,7 +16,7 @@ from tasks.serving import endpoint, models, rollout, threshold
 
 
 def undo(flow: Any, flow_run: Any, state: Any) -> None:
-    """Hook: goes back to what served before where the flow run was killed in the middle of a rollout."""
+    """Hook: goes back to what served before if the flow run was killed in the middle of a rollout."""
     rollout.undo_interrupted(installation(), flow_run_logger(flow_run, flow).warning, run_id(flow_run.id))
 
 
@@ -29,7 +29,7 @@ def undo(flow: Any, flow_run: Any, state: Any) -> None:
 def deploy_endpoint(version: int | None = None) -> ServingEndpoint:
     """version: number of a model version; by default the newest approved one.
 
-    Leaves the endpoint alone where it serves that version already, and waits while an evaluation runs. The threshold of
+    Leaves the endpoint alone if it serves that version already, and waits while an evaluation runs. The threshold of
     the workflow is applied here too, and nowhere else: SCONES_THRESHOLD, a number or "recommended".
     """
     installed = installation()

@@ -44,7 +44,7 @@ def evaluated(summary: dict[str, Any], report: str) -> Any:
 
 
 class _WithoutMissedGates(logging.Filter):
-    """Leaves out the traceback that Prefect logs for each run that ends Failed where that is a decision, no fault."""
+    """Leaves out the traceback that Prefect logs for each run that ends Failed if that is a decision, no fault."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], GateMissed))

@@ -46,7 +46,7 @@ def first_run() -> str:
 def close_interrupted() -> None:
     """Marks as Crashed the task runs that an earlier process of this flow run left Running.
 
-    Raises CrashedTooOften where the run dies each time that it is started again.
+    Raises CrashedTooOften if the run dies each time that it is started again.
     """
     if (flow_run.run_count or 0) < 2:
         return

@@ -35,7 +35,7 @@ def stop_executions(flow: Any, flow_run: Any, state: Any) -> None:
 def nightly_evaluation() -> dict[str, Any]:
     """Returns the evaluation's summary, which is in the bucket too; the flow run's message is the verdict.
 
-    Ends in the state Passed, or Failed with GateMissed where the figures are not what the settings ask for (Missed) or
+    Ends in the state Passed, or Failed with GateMissed if the figures are not what the settings ask for (Missed) or
     images were left out (Incomplete), after everything is written. A run that is judged already only returns that.
     """
     close_interrupted()

@@ -23,7 +23,7 @@ def pipeline(
     retrain: bool = False,
     hyperparameters: dict[str, int | float] | None = None,
 ) -> dict[str, Any]:
-    """retrain: train even where a model of the same data, code and hyperparameters is registered.
+    """retrain: train even if a model of the same data, code and hyperparameters is registered.
 
     hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
     Returns the evaluation's summary, and ends as the evaluation does.

@@ -12,7 +12,7 @@ from tasks.data import images
 def prepare_data(dataset: str | None = None, fall_back_to_generated: bool = False) -> dict[str, object]:
     """dataset: 'cifar100', 'generated' or the path of an archive; by default what was prepared before.
 
-    Where nothing was prepared yet, that is the setting's. fall_back_to_generated: draw images then where the archive
+    If nothing was prepared yet, that is the setting's. fall_back_to_generated: draw images then if the archive
     can't be had at once. Returns the note that describes the images in the bucket.
     """
     bucket = stacks.deploy_infrastructure().bucket

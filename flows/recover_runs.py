@@ -87,12 +87,12 @@ def _runs(
 
 
 def _accepted(result: OrchestrationResult[Any]) -> bool:
-    """False where the server refused because the run's state had changed meanwhile."""
+    """False if the server refused because the run's state had changed meanwhile."""
     return result.status == SetStateStatus.ACCEPT
 
 
 def _dead(prefect: SyncPrefectClient, run: FlowRun, now: datetime) -> str | None:
-    """Why a run that is not over is taken for dead; None where it is not, or where nothing can be said."""
+    """Why a run that is not over is taken for dead; None if it is not, or if nothing can be said."""
     since: Any = run.state.timestamp if run.state else None
     if since is None or run.parent_task_run_id is not None:  # a subflow lives and dies with its parent
         return None

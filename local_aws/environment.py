@@ -65,7 +65,7 @@ def aws_variables(config: LocalConfig) -> dict[str, str]:
 
 
 def evaluation_variables() -> dict[str, str]:
-    """What this machine bears, where the settings file does not say otherwise; it has no limits of calls a second."""
+    """What this machine bears, if the settings file does not say otherwise; it has no limits of calls a second."""
     machine = {
         "SCONES_EXECUTIONS_IN_FLIGHT": str(_in_flight()),
         "SCONES_STARTS_PER_SECOND": "1000",
@@ -123,7 +123,7 @@ def prepare(config: LocalConfig) -> None:
     for folder in ("logs", "prefect", "aws/tmp", "bin"):
         (config.state / folder).mkdir(parents=True, exist_ok=True)
     _sdk_defaults(config).write_text("SchemaVersion: '1.0'\n")
-    # The AWS CLI's own script does not start where the path of its Python has a space in it.
+    # The AWS CLI's own script does not start if the path of its Python has a space in it.
     cli = config.state / "bin" / "aws"
     cli.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m awscli "$@"\n')
     cli.chmod(0o755)

@@ -118,7 +118,7 @@ def running_config(config: LocalConfig) -> dict[str, Any]:
 
 
 def running_settings(config: LocalConfig) -> dict[str, str]:
-    """Settings that the running worker was started with, by variable; empty where none runs."""
+    """Settings that the running worker was started with, by variable; empty if none runs."""
     if mode(config) is None or not config.worker_settings.exists():
         return {}
     found: dict[str, str] = json.loads(config.worker_settings.read_text())
@@ -174,7 +174,7 @@ def _variable(name: str) -> str:
 
 
 def _renew_worker(config: LocalConfig, settings: dict[str, str], busy: list[psutil.Process]) -> list[str]:
-    """Restarts the worker where its settings have changed and no flow run is in progress."""
+    """Restarts the worker if its settings have changed and no flow run is in progress."""
     changed = _changed(running_settings(config), settings)
     if not changed:
         return []

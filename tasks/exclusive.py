@@ -20,7 +20,7 @@ SETTLE_SECONDS = 0.15
 def exclusive(endpoint: str) -> Iterator[None]:
     """Waits until no other flow run works on the endpoint and holds it until the block is left.
 
-    It is held by a global concurrency limit of the Prefect server, which is made where there is none.
+    It is held by a global concurrency limit of the Prefect server, which is made if there is none.
     """
     limit = f"endpoint-{endpoint}"
     time.sleep(SETTLE_SECONDS)

@@ -39,5 +39,5 @@ def utc_now() -> datetime:
 
 
 def share(part: int, whole: int) -> float | None:
-    """The quotient; None where there is nothing to divide by."""
+    """The quotient; None if there is nothing to divide by."""
     return part / whole if whole else None

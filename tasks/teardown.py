@@ -99,7 +99,7 @@ def remove_stacks() -> None:
 
 
 def find_bucket() -> str | None:
-    """The installation's bucket, whatever state its stack is in; None where there is none."""
+    """The installation's bucket, whatever state its stack is in; None if there is none."""
     name = (find_outputs(settings().storage_stack) or {}).get("Bucket")
     if name is None:
         # Its creation failed, or its deletion came half way; the template's name for it is always the same.
@@ -110,7 +110,7 @@ def find_bucket() -> str | None:
 
 
 def delete_log_group(name: str) -> bool:
-    """Deletes a log group; False where there is none."""
+    """Deletes a log group; False if there is none."""
     logs = client("logs")
     with translate_aws_errors(f"delete the log group {name}"):
         try:

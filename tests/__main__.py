@@ -18,7 +18,7 @@ PARTS = (
 
 
 def main() -> int:
-    """Prints their outputs, whole lines as they come; 0 where every part passed."""
+    """Prints their outputs, whole lines as they come; 0 if every part passed."""
     command = [sys.executable, "-m", "pytest"]
     parts = [subprocess.Popen([*command, *part], stdout=subprocess.PIPE, text=True) for part in PARTS]
     readers = [threading.Thread(target=_print, args=(part,)) for part in parts]

@@ -124,7 +124,7 @@ def retry_transient(action: str, call: Callable[[], Answer]) -> Answer:
 
 
 def none_if_missing(call: Callable[[], Answer]) -> Answer | None:
-    """What the call returns; None where there is no such resource, which SageMaker answers with ValidationException."""
+    """What the call returns; None if there is no such resource, which SageMaker answers with ValidationException."""
     try:
         return call()
     except ClientError as error:
@@ -144,7 +144,7 @@ def ignore_existing(create: Callable[[], object]) -> None:
 
 
 def retry_until_role_is_assumable(create: Callable[[], object]) -> None:
-    """Calls `create` until SageMaker can assume the role, which is not everywhere at once where it was just made."""
+    """Calls `create` until SageMaker can assume the role, which takes a while after the role was created."""
     retrying = Retrying(
         retry=retry_if_exception(_can_not_assume),
         wait=wait_fixed(5),

@@ -25,7 +25,7 @@ class LogTail:
         self._tokens: dict[str, str] = {}
 
     def read(self) -> None:
-        """Hands on what came since the last call. Raises AwsError where the log may not be read."""
+        """Hands on what came since the last call. Raises AwsError if the log may not be read."""
         for stream in retry_transient(f"read the log {self._group}", self._streams):
             self._read(stream)
 

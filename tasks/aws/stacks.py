@@ -76,7 +76,7 @@ def change_threshold(threshold: float, progress: Any) -> None:
 
 
 def installation() -> Installation:
-    """Reads the stacks' outputs; raises InfrastructureError where a stack is missing."""
+    """Reads the stacks' outputs; raises InfrastructureError if a stack is missing."""
     outputs = stack_outputs(settings().stack)
     return Installation(
         bucket=stack_outputs(settings().storage_stack)["Bucket"],
@@ -90,7 +90,7 @@ def installation() -> Installation:
 
 
 def stack_outputs(name: str) -> dict[str, str]:
-    """Raises InfrastructureError where there is no such stack, or its creation failed."""
+    """Raises InfrastructureError if there is no such stack, or its creation failed."""
     outputs = find_outputs(name)
     if outputs is None:
         raise InfrastructureError(f"there is no stack {name!r}; run the prepare-data deployment first")
@@ -100,7 +100,7 @@ def stack_outputs(name: str) -> dict[str, str]:
 
 
 def find_outputs(name: str) -> dict[str, str] | None:
-    """A stack's outputs, of which one that failed may have none; None where there is no such stack."""
+    """A stack's outputs, of which one that failed may have none; None if there is no such stack."""
     stack = _describe(name)
     if stack is None or stack["StackStatus"] == "DELETE_COMPLETE":
         return None
@@ -144,7 +144,7 @@ def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | N
 
 
 def delete_stack(name: str) -> bool:
-    """Deletes a stack and waits until it is gone; False where there was none. Raises InfrastructureError."""
+    """Deletes a stack and waits until it is gone; False if there was none. Raises InfrastructureError."""
     if _settled(name) is None:
         return False
     with translate_aws_errors(f"delete the stack {name}"):
@@ -178,7 +178,7 @@ def _describe(name: str) -> dict[str, Any] | None:
 
 
 def _settled(name: str) -> dict[str, Any] | None:
-    """The stack once nothing is in progress; None where there is none."""
+    """The stack once nothing is in progress; None if there is none."""
     deadline = time.monotonic() + STACK_SECONDS
     while True:
         stack = _describe(name)

@@ -129,7 +129,7 @@ def bucket_exists(bucket: str) -> bool:
 
 
 def delete_bucket(bucket: str) -> bool:
-    """Deletes an empty bucket; False where there is none."""
+    """Deletes an empty bucket; False if there is none."""
     if not bucket_exists(bucket):
         return False
     with translate_aws_errors(f"delete the bucket {bucket}"):
@@ -166,7 +166,7 @@ def create_json(bucket: str, key: str, value: Any) -> bool:
 
 
 def get(bucket: str, key: str) -> bytes | None:
-    """An object's content; None where there is none."""
+    """An object's content; None if there is none."""
     s3 = client("s3")
 
     def read() -> bytes | None:
@@ -188,12 +188,12 @@ def put_json_lines(bucket: str, key: str, rows: Iterable[Any]) -> None:
 
 
 def get_json(bucket: str, key: str) -> Any:
-    """The JSON value of an object; None where there is none."""
+    """The JSON value of an object; None if there is none."""
     content = get(bucket, key)
     return None if content is None else json.loads(content)
 
 
 def get_json_lines(bucket: str, key: str) -> list[Any] | None:
-    """A value per line of an object; None where there is none."""
+    """A value per line of an object; None if there is none."""
     content = get(bucket, key)
     return None if content is None else [json.loads(line) for line in content.splitlines()]

@@ -46,8 +46,8 @@ VERSION = b"1"
 Objects = dict[str, tuple[str, int]]
 Listing = Callable[[str], Objects]
 Progress = Callable[[int, int], None]
-# An object's content by key; asked from several threads and processes. Raises FileNotFoundError where it is gone, and
-# ValueError where it can't be read but others can.
+# An object's content by key; asked from several threads and processes. Raises FileNotFoundError if it is gone, and
+# ValueError if it can't be read but others can.
 Reader = Callable[[str], bytes]
 
 
@@ -81,7 +81,7 @@ class CaptureArchive:
     def days(self, first: datetime, last: datetime) -> Iterator["Day"]:
         """The window's hours, by day; those of which nothing is kept yet are decoded now.
 
-        Raises what the store raises where objects can't be read at all.
+        Raises what the store raises if objects can't be read at all.
         """
         for day, folders in sorted(_folders(first, last).items()):
             objects = {key: found for name in folders for key, found in self.listing(f"{self.prefix}{name}/").items()}
@@ -152,7 +152,7 @@ class _Part:
 
     @classmethod
     def open(cls, path: Path) -> "_Part | None":
-        """None where it is not whole, of another version, or removed by now."""
+        """None if it is not whole, of another version, or removed by now."""
         with contextlib.suppress(OSError, pa.ArrowException, ValueError, KeyError):
             metadata = pq.read_metadata(path).metadata or {}
             if metadata[b"version"] == VERSION:
@@ -283,7 +283,7 @@ def _decode_batch(reader: Reader, keys: list[str]) -> tuple[pa.Table, set[str]]:
     vanished: set[str] = set()
 
     def read(key: str) -> bytes | str | None:
-        """The content, or why it can't be read; None where it is gone."""
+        """The content, or why it can't be read; None if it is gone."""
         try:
             return reader(key)
         except FileNotFoundError:

@@ -20,8 +20,8 @@ from msgspec import Meta, Struct
 pa.set_memory_pool(pa.system_memory_pool())
 
 # A row is a record (no reason), or a line that is none (a reason, no event_id). line: from 1, not counting blank ones
-# where all are records; 0 where the object as a whole can't be read. confidence and predicted (index of the class) are
-# null where no output was captured. outputs: how many probabilities the answer had.
+# if all are records; 0 if the object as a whole can't be read. confidence and predicted (index of the class) are
+# null if no output was captured. outputs: how many probabilities the answer had.
 SCHEMA = pa.schema(
     [
         ("object", pa.dictionary(pa.int32(), pa.string())),
@@ -173,7 +173,7 @@ def decode(key: str, content: bytes) -> pa.Table:
 
 
 def _answer(output: _Output | None) -> list[float] | None:
-    """Probabilities; None where no output was captured. Raises ValueError, or msgspec's, where it is something else."""
+    """Probabilities; None if no output was captured. Raises ValueError, or msgspec's, if it is something else."""
     if output is None:
         return None
     if output.encoding == "JSON":

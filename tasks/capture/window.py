@@ -34,7 +34,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A line that is no record of an inference. line: from 1, or 0 where it is about the object as a whole."""
+    """A line that is no record of an inference. line: from 1, or 0 if it is about the object as a whole."""
 
     key: str
     line: int
@@ -45,7 +45,7 @@ class Quarantined:
 class Captured:
     """What was captured in a window.
 
-    records: columns COLUMNS, a row per inference by time, without smoke tests; inference_id is null where the caller
+    records: columns COLUMNS, a row per inference by time, without smoke tests; inference_id is null if the caller
     gave none. missing: ids that are waited for and have no record. without_output: ids whose record has no answer in
     it. repeated: how often those inferences were captured that were so more than once; the last record is the row.
     """

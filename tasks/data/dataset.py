@@ -54,7 +54,7 @@ class Dataset:
 
 
 def generated(classes: Sequence[str], train_per_class: int, test_per_class: int) -> Dataset:
-    """Draws a data set. Raises DatasetError where a class can't be drawn."""
+    """Draws a data set. Raises DatasetError if a class can't be drawn."""
 
     def split(first: int, per_class: int) -> Split:
         seeds = range(first, first + per_class)
@@ -109,7 +109,7 @@ def from_archive(path: Path, classes: Sequence[str], official: bool = False, giv
 
 
 def check(dataset: Dataset) -> None:
-    """Raises DatasetError where a class is missing, a name is unsafe or twice, or an image is in both splits."""
+    """Raises DatasetError if a class is missing, a name is unsafe or twice, or an image is in both splits."""
     digests = {}
     for name, split in (("training", dataset.train), ("test", dataset.test)):
         counts = np.bincount(split.labels, minlength=len(dataset.classes))

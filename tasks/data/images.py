@@ -22,8 +22,8 @@ FALLBACK_PATIENCE_SECONDS = 10.0
 def load_dataset(bucket: str, dataset: str | None, fall_back_to_generated: bool) -> Dataset | None:
     """The named data set; by default the one that the installation was given before, and the setting's at first.
 
-    fall_back_to_generated: draw images where the archive can't be had; only where nothing was prepared yet.
-    None, which means that the images in the bucket stay, where those are of an archive that can't be had any more.
+    fall_back_to_generated: draw images if the archive can't be had; only if nothing was prepared yet.
+    None, which means that the images in the bucket stay, if those are of an archive that can't be had any more.
     """
     logger, chosen = get_run_logger(), settings()
     note = storage.get_json(bucket, NOTE_KEY)
@@ -106,7 +106,7 @@ def upload_dataset(bucket: str, dataset: Dataset) -> dict[str, Any]:
 
 
 def dataset_note(bucket: str) -> dict[str, Any]:
-    """What the bucket's images are. Raises DatasetError where none were prepared."""
+    """What the bucket's images are. Raises DatasetError if none were prepared."""
     note: dict[str, Any] | None = storage.get_json(bucket, NOTE_KEY)
     if note is None:
         raise DatasetError("there are no images in the bucket; run the prepare-data deployment first")

@@ -25,7 +25,7 @@ def cost(results: list[Result]) -> dict[str, float | None]:
     """US dollars of all executions of these results: state_transitions, functions, endpoint, total.
 
     Taken from above: each execution is counted with the whole way, and with a function that runs as long as it did. The
-    endpoint is counted from the first start to the last end, although it is paid for as long as it stands; None where
+    endpoint is counted from the first start to the last end, although it is paid for as long as it stands; None if
     its instance type has no price here. Retries within an execution are not counted.
     """
     spans = [span for row in results for span in _spans(row)]

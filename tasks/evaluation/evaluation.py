@@ -38,9 +38,9 @@ class EvaluationError(Exception):
 
 @task(task_run_name="plan {run.id}")
 def plan(installation: Installation, endpoint: ServingEndpoint, run: Run) -> list[Planned]:
-    """The run's own manifest, which is made of the test manifest where the run has none yet.
+    """The run's own manifest, which is made of the test manifest if the run has none yet.
 
-    Raises EvaluationError for an empty test set, and where the manifest can't be read.
+    Raises EvaluationError for an empty test set, and if the manifest can't be read.
     """
     name = f"{run.prefix}manifest.jsonl"
     written = storage.get_json_lines(installation.bucket, name)
@@ -109,7 +109,7 @@ def execute(
 
 
 def judged(bucket: str, run: Run) -> dict[str, Any] | None:
-    """The summary of a run that is over and judged, which stays as it is; None where the run has something left to do.
+    """The summary of a run that is over and judged, which stays as it is; None if the run has something left to do.
 
     An incomplete one, which was cancelled, may be gone on with; that gives it another summary.
     """
@@ -118,7 +118,7 @@ def judged(bucket: str, run: Run) -> dict[str, Any] | None:
 
 
 def newest_summary(bucket: str, run: Run) -> dict[str, Any] | None:
-    """The last judgement of a run; None where there is none yet."""
+    """The last judgement of a run; None if there is none yet."""
     revision = newest_revision(bucket, run)
     summary: dict[str, Any] | None = storage.get_json(bucket, run.summary_key(revision)) if revision else None
     return summary
@@ -168,7 +168,7 @@ class Evaluation:
     def finish(self, endpoint: ServingEndpoint, note: dict[str, Any]) -> dict[str, Any]:
         """Writes results and summary, and removes the chunks, which the results contain.
 
-        The summary is written once and never again: where another process of this run was quicker, its summary is
+        The summary is written once and never again: if another process of this run was quicker, its summary is
         returned.
         """
         bucket, run, results = self._installation.bucket, self._run, self.results()

@@ -99,7 +99,7 @@ class Executions:
             if self._running and idle > settings().execution_max_seconds:
                 stop(list(self._running), f"no execution closed for {settings().execution_max_seconds} s")
                 self._last_close = time.monotonic()
-            # Seldom where executions take long.
+            # Seldom if executions take long.
             time.sleep(min(max(POLL_SECONDS, idle / 10), MAX_POLL_SECONDS))
 
     def stop(self) -> None:
@@ -197,7 +197,7 @@ def execution_arn(state_machine_arn: str, name: str) -> str:
 
 
 def describe(arn: str, once: bool = False) -> Execution | None:
-    """The execution, with the state that it failed in; None where there is none.
+    """The execution, with the state that it failed in; None if there is none.
 
     once: do not wait for the end of an outage.
     """

@@ -30,7 +30,7 @@ class GateMissed(Exception):
 
 @dataclass(frozen=True)
 class Gate:
-    """A figure and its limit. value is None where there is nothing to divide by, which is a miss."""
+    """A figure and its limit. value is None if there is nothing to divide by, which is a miss."""
 
     name: str
     value: float | None
@@ -53,7 +53,7 @@ class Gate:
 def summarize(
     results: list[Result], run: Run, endpoint: ServingEndpoint, classes: tuple[str, ...], note: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of summary.json. Shares are None where there is nothing to divide by.
+    """The content of summary.json. Shares are None if there is nothing to divide by.
 
     confusion: counts by label and predicted class, of all classified images and of the accepted ones.
     latency_seconds: of classified images, from the start of the execution that counts to its end.
@@ -175,7 +175,7 @@ def _failures(failed: list[Result]) -> list[str]:
 
 
 def _message(cause: str) -> str:
-    """What a function's exception said, where the cause is the JSON that Lambda makes of one."""
+    """What a function's exception said, if the cause is the JSON that Lambda makes of one."""
     try:
         return str(json.loads(cause)["errorMessage"])
     except (ValueError, TypeError, KeyError):

@@ -41,7 +41,7 @@ class ModelVersion:
 
     @property
     def threshold(self) -> float | None:
-        """The confidence threshold that the model recommends; None where no threshold reached the target."""
+        """The confidence threshold that the model recommends; None if no threshold reached the target."""
         value = self.metadata.get("threshold")
         return float(value) if value else None
 
@@ -118,7 +118,7 @@ def decide(version: ModelVersion, status: str, reason: str) -> ModelVersion:
 
 @task(task_run_name="choose the model")
 def approved_model(number: int | None = None) -> ModelVersion:
-    """The approved version of that number, or the newest one. Raises NoModel where there is none."""
+    """The approved version of that number, or the newest one. Raises NoModel if there is none."""
     for version in versions(APPROVED):
         if number in (None, version.number):
             return version
@@ -136,7 +136,7 @@ def approved_model(number: int | None = None) -> ModelVersion:
 
 
 def find_version(number: int) -> ModelVersion:
-    """The version of that number. Raises NoModel where there is none."""
+    """The version of that number. Raises NoModel if there is none."""
     for version in versions():
         if version.number == number:
             return version
@@ -144,7 +144,7 @@ def find_version(number: int) -> ModelVersion:
 
 
 def versions(status: str | None = None) -> Iterator[ModelVersion]:
-    """Versions of the group, newest first, each looked up when its turn comes; none where there is no group."""
+    """Versions of the group, newest first, each looked up when its turn comes; none if there is no group."""
     request: dict[str, Any] = {"ModelPackageGroupName": settings().model_package_group, "SortOrder": "Descending"}
     if status:
         request["ModelApprovalStatus"] = status

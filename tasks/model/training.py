@@ -172,7 +172,7 @@ def run_job(installation: Installation, plan: JobPlan, name: str, progress: Prog
 
 
 def start_or_attach(installation: Installation, plan: JobPlan, name: str, progress: Progress) -> str:
-    """The name of the job that is running or complete; starts one where there is none.
+    """The name of the job that is running or complete; starts one if there is none.
 
     A job of that name that failed or was stopped is left alone and the next attempt gets a number.
     """

@@ -238,7 +238,7 @@ def summarize(
 
 
 def alerts(summary: dict[str, Any], drifted: Drift | None, changed: CoverageChange | None) -> list[str]:
-    """Why somebody should look at the report; empty where nothing is out of bounds, or n is too small to say so."""
+    """Why somebody should look at the report; empty if nothing is out of bounds, or n is too small to say so."""
     reasons = []
     error, by_chance = summary["calibration"]["error"], summary["calibration"]["by_chance"]
     if error is not None and error > by_chance:

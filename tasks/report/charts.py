@@ -50,7 +50,7 @@ Chart = Callable[[pd.DataFrame, tuple[str, ...], Caption], Figure]
 def draw_all(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption, folder: Path) -> list[Path]:
     """Writes the charts of one evaluation as PNG files and returns their paths.
 
-    table: columns time (UTC), confidence in [0, 1], predicted_class, label (null where unknown) and correct (bool), one
+    table: columns time (UTC), confidence in [0, 1], predicted_class, label (null if unknown) and correct (bool), one
     row an inference. Charts of accuracy show the labelled ones.
     """
     labelled = _labelled(table)

@@ -56,7 +56,7 @@ def histogram(confidence: np.ndarray) -> np.ndarray:
 def drift(
     baseline: np.ndarray, current: np.ndarray, level: float = 0.99, seed: int = 0, resamples: int = 2000
 ) -> Drift | None:
-    """Compares two histograms; None where either has fewer than LEAST.
+    """Compares two histograms; None if either has fewer than LEAST.
 
     By chance: both samples are drawn anew from the pooled histogram, as many as there are, and compared likewise. The
     edges of PSI's bins are those of the baseline and stay.
@@ -84,7 +84,7 @@ def coverage_change(
 ) -> CoverageChange | None:
     """Compares the shares of two samples of confidences that reach the threshold, by the two-proportion z-test.
 
-    None where either sample has fewer than LEAST. The share of both together gives the deviation.
+    None if either sample has fewer than LEAST. The share of both together gives the deviation.
     """
     n, m = len(baseline), len(current)
     if min(n, m) < LEAST:

@@ -29,7 +29,7 @@ class Step:
 
 @dataclass(frozen=True)
 class History:
-    """An execution with its events; none where AWS has no history any more (90 days)."""
+    """An execution with its events; none if AWS has no history any more (90 days)."""
 
     inference_id: str
     key: str

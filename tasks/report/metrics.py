@@ -1,7 +1,7 @@
 """Figures of an evaluation's table: pure functions of columns, no AWS and no Prefect.
 
 confidence is the probability of the predicted class, (n,) in [0, 1]; correct is (n,) bool; a threshold accepts
-confidence >= itself. Shares are None, and arrays empty, where there is nothing to divide by.
+confidence >= itself. Shares are None, and arrays empty, if there is nothing to divide by.
 """
 
 import math
@@ -44,7 +44,7 @@ class Estimate:
 
 
 def figures(table: pd.DataFrame, threshold: float) -> Figures:
-    """table: columns confidence in [0, 1], label (null where unknown) and correct (bool). threshold in [0, 1].
+    """table: columns confidence in [0, 1], label (null if unknown) and correct (bool). threshold in [0, 1].
 
     Confidence >= threshold is accepted. Raises ValueError for a confidence or threshold outside [0, 1].
     """
@@ -147,7 +147,7 @@ def coverage_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
 def threshold_sweep(confidence: np.ndarray, correct: np.ndarray, thresholds: np.ndarray) -> pd.DataFrame:
     """A row per threshold: accepted (n), coverage, accuracy of what is accepted, and errors per 1,000 inferences.
 
-    errors_per_1000 counts wrong ones that are accepted, of all inferences. nan where nothing is accepted.
+    errors_per_1000 counts wrong ones that are accepted, of all inferences. nan if nothing is accepted.
     """
     order = np.argsort(confidence, kind="stable")
     ranked, n = confidence[order], len(confidence)

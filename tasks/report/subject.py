@@ -46,7 +46,7 @@ class Subject:
 
 @task(task_run_name="read the evaluation")
 def read_evaluation(bucket: str, date: str | None, run: str | None) -> Subject:
-    """One evaluation; the newest one where date or run is not given."""
+    """One evaluation; the newest one if date or run is not given."""
     if date is None or run is None:
         date, run = _newest(bucket, date)
     chosen = Run(run, date)

@@ -27,7 +27,7 @@ class EndpointNotFound(Exception):
 
 
 def serving(installation: Installation) -> ServingEndpoint:
-    """The endpoint's model version. Raises EndpointNotFound or EndpointError where it does not serve."""
+    """The endpoint's model version. Raises EndpointNotFound or EndpointError if it does not serve."""
     endpoint = find(installation.endpoint)
     if endpoint is None:
         raise EndpointNotFound(
@@ -39,7 +39,7 @@ def serving(installation: Installation) -> ServingEndpoint:
 
 
 def served_versions(name: str) -> list[str]:
-    """Names of the model versions on an endpoint, in whatever state it is; none where there is no endpoint."""
+    """Names of the model versions on an endpoint, in whatever state it is; none if there is no endpoint."""
     endpoint = find(name)
     return [str(variant.variant_name) for variant in endpoint.production_variants] if endpoint else []
 
@@ -53,7 +53,7 @@ def create_endpoint(name: str, config: str) -> None:
 
 
 def delete_endpoint(name: str) -> bool:
-    """Deletes an endpoint and waits until it is gone; False where there was none."""
+    """Deletes an endpoint and waits until it is gone; False if there was none."""
     if settled(name, lambda line: None) is None:
         return False
     with translate_aws_errors(f"delete endpoint {name}"):
@@ -74,7 +74,7 @@ def wait_in_service(name: str, progress: Progress) -> "Endpoint":
 
 
 def settled(name: str, progress: Progress, with_log: bool = False) -> "Endpoint | None":
-    """The endpoint once nothing is in progress; None where there is none. Raises EndpointError after a long wait.
+    """The endpoint once nothing is in progress; None if there is none. Raises EndpointError after a long wait.
 
     with_log: hands on what the containers log meanwhile, such as why a model can't be loaded.
     """
@@ -99,7 +99,7 @@ def settled(name: str, progress: Progress, with_log: bool = False) -> "Endpoint 
 
 
 def find(name: str) -> "Endpoint | None":
-    """The endpoint as AWS describes it; None where there is none."""
+    """The endpoint as AWS describes it; None if there is none."""
     from sagemaker.core.resources import Endpoint  # takes a second
 
     return retry_transient(f"look at endpoint {name}", lambda: none_if_missing(lambda: Endpoint.get(name, **sdk())))

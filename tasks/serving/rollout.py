@@ -1,4 +1,4 @@
-"""Brings the endpoint to another model version so that it can't hurt.
+"""Brings the endpoint to another model version with automatic rollback.
 
 A version is tried on an endpoint of its own first, and what served before serves again when anything fails. Until it is
 over a rollout is on record in the bucket, so that one that was killed can be undone by another process.
@@ -56,7 +56,7 @@ class Rollout:
 
 @task(task_run_name="roll out {version.name}")
 def roll_out(installation: Installation, version: ModelVersion, runs: tuple[str, ...]) -> ServingEndpoint:
-    """Has the endpoint serve the version; does nothing where it serves that already.
+    """Has the endpoint serve the version; does nothing if it serves that already.
 
     runs: this flow run and the one that all began with; the smoke test's inference ids carry the first.
     Raises RolloutFailed, with what served before serving again. A version whose model is at fault becomes Rejected.
@@ -130,7 +130,7 @@ def delete_candidate(config: str) -> None:
 
 
 def switch(rollout: Rollout, progress: Progress) -> None:
-    """Creates the endpoint, or updates it under AWS's guardrails. Raises EndpointError where it kept its old model."""
+    """Creates the endpoint, or updates it under AWS's guardrails. Raises EndpointError if it kept its old model."""
     if rollout.previous is None:
         progress(f"creating endpoint {rollout.endpoint}")
         create_endpoint(rollout.endpoint, rollout.config)
@@ -184,7 +184,7 @@ def _restore(endpoint: "Endpoint | None", rollout: Rollout) -> None:
 
 
 def undo_interrupted(installation: Installation, progress: Progress, run: str | None = None) -> None:
-    """Rolls back what a rollout that was killed left behind; does nothing where there is none.
+    """Rolls back what a rollout that was killed left behind; does nothing if there is none.
 
     run: only if it was this flow run's, or one's that this began. Without it the caller has the endpoint for itself.
     """

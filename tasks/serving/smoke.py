@@ -33,7 +33,7 @@ class KnownImage:
 
 
 def known_images(installation: Installation) -> list[KnownImage]:
-    """The same few training images of every class each time. Raises EndpointError where a class has none."""
+    """The same few training images of every class each time. Raises EndpointError if a class has none."""
     manifest = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}train.lst")
     if not manifest:
         raise EndpointError("there is no training image to try an endpoint with; run the prepare-data deployment first")
@@ -95,11 +95,13 @@ def _ask(name: str, variant: str, image: KnownImage, classes: int, inference_id:
         body = answer["Body"].read()
         probabilities = [float(value) for value in json.loads(body)]
     except (ValueError, TypeError) as error:
-        raise SmokeTestFailed(f"endpoint {name} answers nonsense to {image.key}: {body[:200]!r}") from error
+        raise SmokeTestFailed(
+            f"endpoint {name} returned an invalid response for {image.key}: {body[:200]!r}"
+        ) from error
     if answer["InvokedProductionVariant"] != variant:
         raise SmokeTestFailed(f"endpoint {name} answers with {answer['InvokedProductionVariant']}, not {variant}")
     if len(probabilities) != classes or not abs(sum(probabilities) - 1) < 0.01 or min(probabilities) < 0:
-        raise SmokeTestFailed(f"endpoint {name} answers nonsense to {image.key}: {body[:200]!r}")
+        raise SmokeTestFailed(f"endpoint {name} returned an invalid response for {image.key}: {body[:200]!r}")
     return probabilities
 
 

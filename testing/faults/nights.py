@@ -115,7 +115,7 @@ class Lab:
     def night(self, fault: str, seed: int, images: int = IMAGES, at: int | None = None) -> Night:
         """Runs an evaluation of so many images under the fault of that name and has it checked.
 
-        at: how many executions are started before it sets in, where that is not up to the seed.
+        at: how many executions are started before it sets in, if that is not up to the seed.
         """
         schedule = self.schedule(f"{fault} {seed}")
         course = _Course(at or schedule.randint(1, images - 1))

@@ -64,7 +64,7 @@ BY_AWS = {
 BY_LAMBDA = {
     "logs:CreateLogStream": "the Lambda service writes the function's log",
     "logs:PutLogEvents": "the Lambda service writes the function's log",
-    "s3:ListBucket": "S3 checks it where an object is missing; ImageNotFound instead of ImageAccessDenied proves it",
+    "s3:ListBucket": "S3 checks it if an object is missing; ImageNotFound instead of ImageAccessDenied proves it",
 }
 EVENT_NAMES = {"s3:ListBucket": ["ListObjects", "ListObjectsV2"], "s3:DeleteObject": ["POST.s3", "DeleteObject"]}
 

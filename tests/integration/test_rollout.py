@@ -109,7 +109,7 @@ def test_the_gate_rejects_a_challenger_that_cannot_be_loaded(own: Installation) 
     ("replaced", "message"),
     [
         ({"model.pt": b"not weights"}, "did not pass the ping health check"),
-        ({"code/inference.py": b"%s\ndef output_fn(p, a): return '[0.5, 0.6, 0.1]'"}, "answers nonsense"),
+        ({"code/inference.py": b"%s\ndef output_fn(p, a): return '[0.5, 0.6, 0.1]'"}, "returned an invalid response"),
         (
             {"code/inference.py": b"%s\ndef output_fn(p, a): return '[1.0, 0.0, 0.0]'"},
             "never recognizes motorcycle, pickup_truck",

@@ -177,7 +177,7 @@ class Server:
         eventually(lambda: "begun" in self.log("/aws/sagemaker/TrainingJobs", f"{job}/"))
 
     def log(self, group: str, prefix: str) -> list[str]:
-        """The lines of all streams of that prefix; none where there is no such group yet."""
+        """The lines of all streams of that prefix; none if there is no such group yet."""
         try:
             streams = self.logs.describe_log_streams(logGroupName=group, logStreamNamePrefix=prefix)["logStreams"]
         except self.logs.exceptions.ResourceNotFoundException:

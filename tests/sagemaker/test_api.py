@@ -598,7 +598,7 @@ def test_a_resource_in_use_is_refused(world: World, operation: Operation) -> Non
 
 
 def good(world: World, operation: Operation) -> Request:
-    """A good request that changes nothing by itself: where one is about a new endpoint, it is about the shared one."""
+    """A good request that changes nothing by itself: if one is about a new endpoint, it is about the shared one."""
     if operation.name in ("UpdateEndpoint", "UpdateEndpointWeightsAndCapacities", "DeleteEndpoint"):
         variants = [{"VariantName": "only", "DesiredWeight": 1.0, "DesiredInstanceCount": 1}]
         return {

@@ -135,7 +135,7 @@ def test_a_new_fleet_that_dies_during_the_shift_is_rolled_back(server: Server) -
 
 
 def answer_of(server: Server, endpoint: str, variant: str) -> Any:
-    """The variant's answer, or None where there is no such variant."""
+    """The variant's answer, or None if there is no such variant."""
     try:
         return server.invoke(endpoint, TargetVariant=variant)
     except ClientError as error:

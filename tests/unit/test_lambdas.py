@@ -118,7 +118,7 @@ def test_a_handler_needs_only_what_the_managed_runtime_has(tmp_path: Path, name:
 
 
 def managed_python() -> str:
-    """The template's Python version where this machine has it, else this one."""
+    """The template's Python version if this machine has it, else this one."""
     candidates = [shutil.which("python3.13"), *map(str, Path.home().glob(".pyenv/versions/3.13.*/bin/python3"))]
     for candidate in candidates:
         if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:

@@ -169,7 +169,7 @@ def test_the_page_is_whole_and_needs_no_network(n: int) -> None:
     text = page(n)
     assert "Passed: all well" in text and text.rstrip().endswith("</html>")
     assert "Synthetic data." in text
-    # Links lead away only where somebody follows them.
+    # Links lead away only if somebody follows them.
     sources = re.findall(r'(?:src|<link[^>]*href)="([^"]*)"', text)
     assert sources and all(source.startswith("data:image/") for source in sources)
     assert text == page(n)

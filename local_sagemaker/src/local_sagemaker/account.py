@@ -44,7 +44,7 @@ def arn(resource: str) -> str:
 
 
 def role_credentials(role_arn: str) -> dict[str, str]:
-    """Credentials of a role as environment variables; raises ClientError where it can't be assumed."""
+    """Credentials of a role as environment variables; raises ClientError if it can't be assumed."""
     credentials = boto3.client("sts", config=CONFIG).assume_role(RoleArn=role_arn, RoleSessionName="SageMaker")[
         "Credentials"
     ]
@@ -112,7 +112,7 @@ def download_prefix(s3: Any, uri: str, folder: Path) -> int:
 def download_manifest(s3: Any, uri: str, folder: Path) -> int:
     """Downloads what a manifest lists: `[{"prefix": "s3://BUCKET/PREFIX"}, "relative path", ...]`; returns how many.
 
-    Raises ValueError where it is no such list.
+    Raises ValueError if it is no such list.
     """
     bucket, key = split_uri(uri)
     try:

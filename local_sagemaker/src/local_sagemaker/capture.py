@@ -57,7 +57,7 @@ class CaptureSpool:
         self._thread.start()
 
     def record(self, config: dict[str, Any], role_arn: str, endpoint: str, variant: str, exchange: Exchange) -> None:
-        """Writes the record of one exchange where the endpoint's DataCaptureConfig asks for it."""
+        """Writes the record of one exchange if the endpoint's DataCaptureConfig asks for it."""
         if not config["EnableCapture"] or random.random() * 100 >= config["InitialSamplingPercentage"]:
             return
         line = json.dumps(_record(config, exchange), separators=(",", ":")).encode() + b"\n"

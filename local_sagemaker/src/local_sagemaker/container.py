@@ -63,7 +63,7 @@ class Container:
             os.killpg(self.pid, number)
 
     def wait(self, seconds: float) -> bool:
-        """True where it has ended within that time."""
+        """True if it has ended within that time."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -38,7 +38,7 @@ class Fleet:
         return [instance for variant in self.variants for instance in variant.instances]
 
     def choose(self, target: str | None) -> Variant | None:
-        """The named variant, or one drawn by weight; None where there is no such variant."""
+        """The named variant, or one drawn by weight; None if there is no such variant."""
         if target is not None:
             return next((variant for variant in self.variants if variant.name == target), None)
         largest = max(variant.weight for variant in self.variants)

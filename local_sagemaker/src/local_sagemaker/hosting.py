@@ -65,7 +65,7 @@ class Endpoints:
     def lease(self, name: str, target: str | None) -> Lease | None:
         """Takes the least busy instance of a variant for one request, to be given back with `release`.
 
-        None where the endpoint or the target variant does not exist; raises Unavailable where none can take it now.
+        None if the endpoint or the target variant does not exist; raises Unavailable if none can take it now.
         """
         with self._lock:
             traffic = self._traffic.get(name)

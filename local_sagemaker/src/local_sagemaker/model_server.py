@@ -107,7 +107,7 @@ class ModelServer(ThreadingHTTPServer):
 
     @property
     def healthy(self) -> bool:
-        """False where a prediction takes longer than a model may: its worker will not come back."""
+        """False if a prediction takes longer than a model may: its worker will not come back."""
         return all(time.monotonic() - began < self._seconds for began in list(self._began.values()))
 
 

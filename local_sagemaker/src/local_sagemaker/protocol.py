@@ -72,7 +72,7 @@ def service_model(service: str = "sagemaker") -> ServiceModel:
 
 
 def operation(name: str) -> OperationModel:
-    """The description of one operation; raises ApiError (UnknownOperationException) where AWS has none of that name."""
+    """The description of one operation; raises ApiError (UnknownOperationException) if AWS has none of that name."""
     if name not in service_model().operation_names:
         raise ApiError("UnknownOperationException", f"SageMaker has no operation {name!r}")
     return service_model().operation_model(name)
@@ -117,7 +117,7 @@ def shaped(shape: Shape, value: Any) -> Any:
 
 
 def matches(pattern: str, value: str) -> bool:
-    """Whether a value is of the API's pattern, which is one of Java's; True where the match takes too long to tell."""
+    """Whether a value is of the API's pattern, which is one of Java's; True if the match takes too long to tell."""
     try:
         return _compiled(pattern).fullmatch(value, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:

@@ -50,7 +50,7 @@ class Resources:
         self.store = store
 
     def create(self, kind: Kind, name: str, request: Record, **fields: Any) -> Record:
-        """Stores a new resource with the request's fields and tags; raises the kind's error where the name is taken."""
+        """Stores a new resource with the request's fields and tags; raises the kind's error if the name is taken."""
         tags = _tags(request.get("Tags", []), {})
         now = time.time()
         record = {
@@ -66,7 +66,7 @@ class Resources:
         return record
 
     def get(self, kind: Kind, name_or_arn: str) -> Record:
-        """Raises ValidationException where there is none, as SageMaker does."""
+        """Raises ValidationException if there is none, as SageMaker does."""
         name = kind.name(name_or_arn)
         record = self.store.get(kind.path, name)
         if record is None:
@@ -93,7 +93,7 @@ class Resources:
         """The page of a List call that the request asks for, filtered and sorted.
 
         A token holds the sort key of the last record of its page, so that a page neither repeats nor skips what was
-        there before, whatever is created meanwhile. `newest_first` is the order where the request names none.
+        there before, whatever is created meanwhile. `newest_first` is the order if the request names none.
         """
         records = [record for record in self.store.all(kind.path) if wanted(record) and _passes(kind, request, record)]
         field = {"Name": None, "Status": f"{kind.stem}Status"}.get(request.get("SortBy", ""), "CreationTime")

@@ -122,7 +122,7 @@ def _headers() -> dict[str, tuple[str, Shape]]:
 
 
 def _members(request: web.Request) -> dict[str, str]:
-    """What the headers say, by the API's names. Raises ValidationError where one is out of its bounds."""
+    """What the headers say, by the API's names. Raises ValidationError if one is out of its bounds."""
     members: dict[str, Any] = {}
     for name, (header, shape) in _headers().items():
         value = request.headers.get(header)

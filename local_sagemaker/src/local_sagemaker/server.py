@@ -115,7 +115,7 @@ def create_app(config: ServerConfig) -> web.Application:
 
 @web.middleware
 async def _answer_everything(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A request id for every answer, and an error in AWS's form where a handler breaks."""
+    """A request id for every answer, and an error in AWS's form if a handler breaks."""
     try:
         response = await handler(request)
     except web.HTTPRequestEntityTooLarge as error:

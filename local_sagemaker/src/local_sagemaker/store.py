@@ -34,7 +34,7 @@ class Store:
             )
 
     def create(self, kind: str, name: str, record: Record) -> bool:
-        """Stores a new record; False where one of that name exists."""
+        """Stores a new record; False if one of that name exists."""
         with self.lock:
             cursor = self._connection.execute(
                 "INSERT OR IGNORE INTO resource VALUES (?, ?, ?)", (kind, name, json.dumps(record))
@@ -42,7 +42,7 @@ class Store:
             return cursor.rowcount == 1
 
     def update(self, kind: str, name: str, **changes: Any) -> Record | None:
-        """Sets fields of a record and returns it; None where it is gone."""
+        """Sets fields of a record and returns it; None if it is gone."""
         with self.lock:
             record = self.get(kind, name)
             if record is not None:

@@ -70,7 +70,7 @@ class TrainingJobs:
     def stop(self, name: str) -> bool:
         """Asks a job to stop: SIGTERM, then SIGKILL after a grace period. What it wrote so far is kept.
 
-        False where the job has ended.
+        False if the job has ended.
         """
         with self._resources.store.lock:
             job = self._resources.get(TRAINING_JOB, name)
@@ -118,7 +118,7 @@ class TrainingJobs:
         return status
 
     def _run_container(self, job: Record, folder: Path) -> str:
-        """Completed where the script ended by itself, Stopped or MaxRuntimeExceeded where it was told to."""
+        """Completed if the script ended by itself, Stopped or MaxRuntimeExceeded if it was told to."""
         name = job["TrainingJobName"]
         metrics: dict[str, Record] = {}
         definitions = [
@@ -193,7 +193,7 @@ class TrainingJobs:
 
 
 def artifacts_uri(job: Record) -> str:
-    """Where a job's model goes: an archive, or a folder where OutputDataConfig asks for no compression."""
+    """Where a job's model goes: an archive, or a folder if OutputDataConfig asks for no compression."""
     output = job["OutputDataConfig"]
     folder = f"{output['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
     return f"{folder}/model/" if output.get("CompressionType") == "NONE" else f"{folder}/model.tar.gz"

@@ -163,7 +163,7 @@ class EndpointOperations:
         }
 
     def _check_limit(self, name: str, plan: Record) -> None:
-        """Raises ResourceLimitExceeded where the endpoints would have more instances than this server is to run."""
+        """Raises ResourceLimitExceeded if the endpoints would have more instances than this server is to run."""
         others = [
             endpoint
             for endpoint in self._resources.store.all(ENDPOINT.path)
