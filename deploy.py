@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -24,6 +25,8 @@ FILES = ("prefect.yaml", "automations.yaml")
 # Names of the deployments: what a flow run of them works on.
 LOCAL, REAL = "local", "aws"
 NOTIFICATION_BLOCK = "scones-notify"
+# Added to the time after which recover-runs takes a run for dead.
+MARGIN_SECONDS = 60
 # Automations that earlier versions of automations.yaml had.
 RETIRED_AUTOMATIONS = (
     "Mark flow runs without heartbeat as crashed",
@@ -47,13 +50,13 @@ def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
         print(line)
     marker = config.state / "prefect" / "deployed"
     block = asyncio.run(_notification_block())
-    digest = f"{_digest(real_aws)} {block}"
-    if marker.exists() and marker.read_text() == digest:
-        return
-    print("applying prefect.yaml")
-    _apply_deployments(config, REAL if real_aws else LOCAL)
-    asyncio.run(_apply_automations(block))
-    marker.write_text(digest)
+    digest, name = f"{_digest(real_aws)} {block}", REAL if real_aws else LOCAL
+    if not marker.exists() or marker.read_text() != digest:
+        print("applying prefect.yaml")
+        _apply_deployments(config, name)
+        asyncio.run(_apply_automations(block))
+        marker.write_text(digest)
+    asyncio.run(_recover_later(name))
 
 
 def _check_credentials() -> None:
@@ -127,6 +130,34 @@ async def _notification_block() -> "UUID | None":
     async with get_client() as client:
         found = [block.id for block in await client.read_block_documents() if block.name == NOTIFICATION_BLOCK]
     return found[0] if found else None
+
+
+async def _recover_later(name: str) -> None:
+    """Has recover-runs look again at the runs that seem to be under way now, when it can tell which of them died.
+
+    Its own triggers may have missed them: they do not see what happens while the server is down, and forget what they
+    wait for when prefect.yaml is applied.
+    """
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Scheduled
+
+    from flows.recover_runs import PENDING_SECONDS
+
+    under_way = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+    async with get_client() as client:
+        runs = await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=under_way)))
+        if not runs:
+            return
+        ids = "".join(sorted(f"{run.id} {run.state_id}" for run in runs))
+        deployment = await client.read_deployment_by_name(f"recover-runs/{name}")
+        await client.create_flow_run_from_deployment(
+            deployment.id,
+            state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(seconds=PENDING_SECONDS + MARGIN_SECONDS)),
+            # Another `make up` asks for no second one.
+            idempotency_key=hashlib.sha256(ids.encode()).hexdigest(),
+        )
 
 
 async def _apply_automations(block: "UUID | None") -> None:

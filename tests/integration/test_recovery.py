@@ -6,8 +6,9 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running, Scheduled, State
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled, State
 
+from deploy import bring_up
 from flows.recover_runs import _dead, recover_runs
 from local_aws.config import LocalConfig
 
@@ -47,4 +48,26 @@ def test_only_what_died_is_started_again_and_not_for_ever(stack: LocalConfig) ->
             assert name not in recover_runs()["resumed"]  # it waits for the worker already
         finally:
             for run in (died, hopeless, alive):
+                prefect.delete_flow_run(run)
+
+
+def test_make_up_has_a_run_looked_at_that_the_triggers_missed(stack: LocalConfig) -> None:
+    """A worker had taken it when everything was stopped: the server has no trigger that still waits for its start."""
+    with get_client(sync_client=True) as prefect:
+        taken = run_in(prefect, Pending(name="Submitting"))
+        recovery = prefect.read_deployment_by_name("recover-runs/local").id
+        known = {run.id for run in prefect.read_flow_runs(limit=200)}
+        bring_up(stack)
+        bring_up(stack)
+        later = [
+            run for run in prefect.read_flow_runs(limit=200) if run.deployment_id == recovery and run.id not in known
+        ]
+        try:
+            assert len(later) == 1
+            start, now = later[0].expected_start_time, datetime.now(UTC)
+            waiting = prefect.read_flow_run(taken)
+            assert start is not None and _dead(prefect, waiting, now) is None
+            assert "did not start" in str(_dead(prefect, waiting, start))
+        finally:
+            for run in (taken, *(run.id for run in later)):
                 prefect.delete_flow_run(run)
