@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-model bench-evaluation bench-nights bench-report bench-sagemaker up down status logs lint format check lock clean
+.PHONY: help setup demo test test-unit bench-model bench-evaluation bench-nights bench-report bench-sagemaker up down status logs lint format check lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -39,6 +39,9 @@ check-dataset:
 
 demo: check-dataset setup ## run the whole pipeline on this machine and show what came of it
 	@$(RUN) demo.py $(if $(DATASET),--dataset "$(DATASET)")
+
+test-unit: setup ## run the tests that need no services
+	@$(BIN)/pytest -q tests/unit
 
 test: setup ## run every test
 	@$(if $(TESTS),$(BIN)/pytest $(TESTS),$(RUN) -m tests)
@@ -80,7 +83,11 @@ format: setup ## let ruff reformat
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-check: lint test ## all that CI runs
+check: ## all that CI runs: the demo on generated images, linters, types, tests
+	@$(MAKE) --no-print-directory demo DATASET=generated
+	@$(MAKE) --no-print-directory down
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test
 
 lock: setup ## renew requirements.lock from pyproject.toml
 	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
