@@ -1,4 +1,7 @@
-"""Serves the classifier: the functions that SageMaker's PyTorch containers call."""
+"""Serves the classifier: the functions that SageMaker's PyTorch inference containers call.
+
+sagemaker_inference is in AWS's inference images only, so nothing that runs in a training container imports this module.
+"""
 
 import io
 import json
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from network import Ensemble, Shape, normalize
+from network import Ensemble, load_ensemble, normalize
 from PIL import Image
 from sagemaker_inference.errors import BaseInferenceToolkitError
 from torch import Tensor
@@ -38,13 +41,9 @@ class UnreadableImage(BaseInferenceToolkitError):
 
 def model_fn(model_dir: str) -> Ensemble:
     """Loads what train.py saved, and asks it once: the first answer is slow."""
-    folder = Path(model_dir)
-    shape = Shape.from_json(json.loads((folder / "model.json").read_text()))
-    model = Ensemble(shape)
-    model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
-    model.prepare()
+    model = load_ensemble(Path(model_dir))
     with torch.inference_mode():
-        model(torch.zeros(1, *shape.image_shape))
+        model(torch.zeros(1, *model.shape.image_shape))
     return model
 
 

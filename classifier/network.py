@@ -4,7 +4,9 @@ Saved as a plain state dict with its shape beside it (model.json).
 """
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -165,3 +167,11 @@ def probabilities(member: nn.Module, images: Tensor) -> Tensor:
         both = functional.softmax(member(pairs), dim=1)
         first, mirrored = both.chunk(2)
         return (first + mirrored) / 2
+
+
+def load_ensemble(folder: Path) -> Ensemble:
+    """What train.py saved in a model folder, ready to answer."""
+    model = Ensemble(Shape.from_json(json.loads((folder / "model.json").read_text())))
+    model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    model.prepare()
+    return model

@@ -4,15 +4,16 @@ python out_of_fold.py MODEL_DIR IMAGES.npy ANSWERS.npy, from (n, 3, height, widt
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
-from inference import model_fn
+from network import load_ensemble
 
 
 def main() -> None:
     model_dir, images, answers = sys.argv[1:]
-    np.save(answers, model_fn(model_dir).out_of_fold(torch.from_numpy(np.load(images))).numpy())
+    np.save(answers, load_ensemble(Path(model_dir)).out_of_fold(torch.from_numpy(np.load(images))).numpy())
 
 
 if __name__ == "__main__":

@@ -225,13 +225,18 @@ def test_the_comparison_of_two_models_and_of_one_that_cannot_be_loaded(model: Pa
             archive.add(model, arcname=".")
     (tmp_path / "broken" / "model.tar.gz").write_bytes(b"\x1f\x8b no archive")
 
+    # It is in AWS's inference images, and not in its training images, where this runs.
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "sagemaker_inference.py").write_text("raise ModuleNotFoundError(__name__)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "absent")}
+
     def compare(challenger: str, champion: str) -> subprocess.CompletedProcess[str]:
         channels = {"train": data / "train", "train_lst": data / "train_lst", "model_dir": tmp_path / "output"}
         channels |= {"challenger": tmp_path / challenger, "champion": tmp_path / champion}
         command = [sys.executable, str(ROOT / "classifier" / "evaluate.py"), "--num_classes", "2"]
         for channel, folder in channels.items():
             command += [f"--{channel}", str(folder)]
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     same = compare("challenger", "champion")
     assert same.returncode == 0, same.stderr
