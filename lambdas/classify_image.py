@@ -16,7 +16,15 @@ from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnec
 
 MAX_INFERENCE_ID = 64
 # What may be gone a few seconds later; the state machine tries again.
-PASSING = {"ServiceUnavailable", "InternalFailure", "InternalDependencyException", "ThrottlingException"}
+PASSING = {
+    "ServiceUnavailable",
+    "InternalFailure",
+    "InternalDependencyException",
+    "ThrottlingException",
+    "ModelNotReadyException",
+}
+# The container had no worker for the request, or gave no answer: an endpoint can be InService before its model is up.
+NO_WORKER = {0, 503}
 
 logger = logging.getLogger()
 logger.setLevel(logging.INFO)
@@ -60,7 +68,10 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         )
     except runtime.exceptions.ModelError as error:
         status, message = error.response["OriginalStatusCode"], error.response["OriginalMessage"]
-        kind = UnreadableImage if 400 <= status < 500 else ModelError
+        if status in NO_WORKER:
+            kind: type[Exception] = EndpointUnavailable
+        else:
+            kind = UnreadableImage if 400 <= status < 500 else ModelError
         # The model's own words are in its first line; what follows is the container's traceback.
         raise kind(f"the model answered {status}: {(message.splitlines() or [''])[0][:500]}") from None
     except ClientError as error:

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from settings import MANIFESTS_PREFIX, TRAIN_PREFIX, settings
 from tasks.aws import storage
 from tasks.aws.clients import client, translate_aws_errors
@@ -17,6 +19,10 @@ from tasks.run import utc_now
 from tasks.serving.endpoint import EndpointError
 
 CAPTURE_POLL_SECONDS = 1.0
+# Statuses of a container that has no worker for a request, or gives no answer; neither tells anything about the model.
+NO_WORKER = {0, 503}
+START_SECONDS = 120
+START_POLL_SECONDS = 2
 
 
 class SmokeTestFailed(EndpointError):
@@ -74,7 +80,22 @@ def smoke_test(name: str, variant: str, images: list[KnownImage], classes: tuple
     return ids
 
 
+class _NotUpYet(EndpointError):
+    """The container had no worker for the request. An endpoint can be InService before its model answers."""
+
+
 def _ask(name: str, variant: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
+    """Probabilities. Raises SmokeTestFailed, or EndpointError if there was no worker for START_SECONDS."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(_NotUpYet),
+        wait=wait_fixed(START_POLL_SECONDS),
+        stop=stop_after_delay(START_SECONDS),
+        reraise=True,
+    )
+    return retrying(_ask_once, name, variant, image, classes, inference_id)
+
+
+def _ask_once(name: str, variant: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
     runtime = client("sagemaker-runtime")
     try:
         with translate_aws_errors(f"invoke endpoint {name}"):
@@ -91,7 +112,11 @@ def _ask(name: str, variant: str, image: KnownImage, classes: int, inference_id:
                 message = (
                     f"endpoint {name} fails on {image.key}: the model answered {status}: {lines[0] if lines else ''}"
                 )
+                if status in NO_WORKER:
+                    raise _NotUpYet(message) from error
                 raise SmokeTestFailed(message) from error
+            except runtime.exceptions.ModelNotReadyException as error:
+                raise _NotUpYet(f"endpoint {name} is not ready: {error}") from error
         body = answer["Body"].read()
         probabilities = [float(value) for value in json.loads(body)]
     except (ValueError, TypeError) as error:

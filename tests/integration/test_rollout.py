@@ -40,6 +40,18 @@ CLASSES = ("bicycle", "motorcycle", "pickup_truck")
 KEY = "arn:aws:kms:us-east-1:000000000000:key/scones"
 
 
+SLOW_START = b"""
+import time
+_began, _predict = time.monotonic(), predict_fn
+def predict_fn(image, model):
+    if time.monotonic() - _began < 4:
+        error = UnreadableImage("no worker is available")
+        error.status_code = 503
+        raise error
+    return _predict(image, model)
+"""
+
+
 @pytest.fixture(scope="module")
 def own(stack: LocalConfig) -> Iterator[Installation]:
     """An installation of its own, of three classes, with v1, trained for a moment, in service."""
@@ -141,6 +153,14 @@ def test_a_model_that_cannot_serve_leaves_the_old_one_serving(
     rejected = next(versions())
     assert rejected.status == REJECTED
     assert re.search(message, rejected.reason)
+
+
+def test_a_model_that_is_not_up_at_once_is_waited_for(own: Installation) -> None:
+    """On AWS an endpoint can be InService while its container still answers 503, for want of a worker."""
+    source = (ROOT / "classifier" / "inference.py").read_bytes()
+    slow = changed_artifact(own, version_named(serving(own).model_version), {"code/inference.py": source + SLOW_START})
+    assert deploy_endpoint(slow.number).model_version == slow.name
+    assert next(versions()).status == APPROVED
 
 
 def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(

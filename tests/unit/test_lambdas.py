@@ -1,8 +1,10 @@
+import http.server
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,6 +98,35 @@ def test_a_service_that_is_out_of_reach_has_the_name_that_is_tried_again(
     with pytest.raises(getattr(module, error)):
         module.handler(event, None)
     assert error in (ROOT / "statemachine" / "classify_image.asl.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(503, "EndpointUnavailable"), (0, "EndpointUnavailable"), (500, "ModelError"), (400, "UnreadableImage")],
+)
+def test_a_model_that_is_not_up_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch, status: int, error: str) -> None:
+    """InvokeEndpoint's answer of status 424, in the form that AWS documents for ModelError."""
+
+    class Endpoint(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            answer = {"Message": "Received an error", "OriginalStatusCode": status, "OriginalMessage": "no worker"}
+            self.send_response(424)
+            self.send_header("x-amzn-ErrorType", "ModelError")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *details: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setenv("ENDPOINT_NAME", "endpoint")
+        module = load("classify_image")
+        with pytest.raises(getattr(module, error), match="no worker"):
+            module.handler({**golden("classify_image")["event"], "image_data": "aGVsbG8="}, None)
+        server.shutdown()
 
 
 @pytest.mark.parametrize("name", HANDLERS)
