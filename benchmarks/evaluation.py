@@ -142,17 +142,17 @@ def _throughput(config: LocalConfig, installed: Any, rounds: int) -> Iterator[Fi
                 if which == "bare":
                     seconds["bare"].append(_bare_loop(installed, rows))
                     continue
-                before, grown = calls.total(), _database_bytes(database)
+                before, size_before = calls.total(), _database_bytes(database)
                 seconds["flow"].append(_evaluate(images))
-                requests, grown = calls.total() - before, _database_bytes(database) - grown
+                requests, grown = calls.total() - before, _database_bytes(database) - size_before
                 per_image[images] = requests / images, grown / images
         ratio = sum(seconds["bare"]) / sum(seconds["flow"])
         n, runs = f"{pairs} pairs", f"{pairs} runs"
         yield Figure(f"throughput of the flow over the bare loop, {images} images", ratio, "", n, at_least=0.9)
         yield Figure(f"images a second, {images} images", images * pairs / sum(seconds["flow"]), "/s", runs)
     storage.put(installed.bucket, "manifests/test.lst", ("\n".join(test) + "\n").encode())
-    for images, (requests, size) in per_image.items():
-        yield Figure(f"API calls per image, {images} images", requests, "", "1 run")
+    for images, (calls_per_image, size) in per_image.items():
+        yield Figure(f"API calls per image, {images} images", calls_per_image, "", "1 run")
         yield Figure(f"growth of Prefect's database per 1,000 images, {images} images", size, "kB", "1 run")
 
 

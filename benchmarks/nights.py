@@ -192,7 +192,11 @@ def _checked(week: Week, minutes: float) -> list[Figure]:
         broken["whose name or state lacks the verdict"] += " | " not in run.name or run.state_name == "Completed"
     broken["whose verdict changed"] = sum(tag != _etag(key) for key, tag in week.verdicts.items())
     broken["still waiting"] = len(_unfinished())
-    late = [(run.start_time - run.expected_start_time).total_seconds() for run in runs if run.start_time]
+    late = [
+        (run.start_time - run.expected_start_time).total_seconds()
+        for run in runs
+        if run.start_time and run.expected_start_time
+    ]
     resumed = sum(any(state.type.value == "CRASHED" for state in histories[run.id]) for run in runs)
     figures = [Figure(f"nights {what}", count, "", n, at_most=0) for what, count in broken.items()]
     figures += [
@@ -235,7 +239,8 @@ def _evaluate() -> UUID:
     from flows.nightly_evaluation import nightly_evaluation
 
     state = nightly_evaluation(return_state=True)
-    identifier: UUID = state.state_details.flow_run_id
+    identifier = state.state_details.flow_run_id
+    assert identifier is not None
     return identifier
 
 

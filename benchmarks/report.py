@@ -113,7 +113,9 @@ def _files(files: int, rounds: int) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder = Path(name) / "captures"
         good = _write_captures(folder, files)
-        ours, again, pandas = [], [], []
+        ours: list[Measured] = []
+        again: list[Measured] = []
+        pandas: list[Measured] = []
         for number in range(rounds):
             cache = Path(name) / f"cache-{number}"
             for function, taken, arguments in (
@@ -257,12 +259,13 @@ def draw(rows: int, folder: Path) -> tuple[int, float]:
     confidence = 1 - generator.beta(0.5, 4, rows) / 2
     codes = generator.integers(0, 2, rows, dtype=np.int8)
     correct = generator.random(rows) < confidence
+    labels = np.where(correct, codes, 1 - codes).astype(np.int8)
     table = pd.DataFrame(
         {
             "time": pd.Timestamp(START) + pd.to_timedelta(np.arange(rows) * (86_400_000_000 // rows), unit="us"),
             "confidence": confidence,
-            "predicted_class": pd.Categorical.from_codes(codes, CLASSES),
-            "label": pd.Categorical.from_codes(np.where(correct, codes, 1 - codes).astype(np.int8), CLASSES),
+            "predicted_class": pd.Categorical.from_codes(codes, list(CLASSES)),  # type: ignore[call-overload]
+            "label": pd.Categorical.from_codes(labels, list(CLASSES)),  # type: ignore[call-overload]
             "correct": correct,
         }
     )

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,8 @@ class Bench:
         }
         differences = []
         for number in range(jobs):
-            alone = _seconds(lambda number=number: self._train_alone(data, f"model-{number}", options))
-            job = _seconds(lambda number=number: self._train_as_job(f"benchmark-{number}", options))
+            alone = _seconds(partial(self._train_alone, data, f"model-{number}", options))
+            job = _seconds(partial(self._train_as_job, f"benchmark-{number}", options))
             differences.append(job - alone)
         return Figure(
             "training job over `python train.py` alone",

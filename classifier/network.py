@@ -50,10 +50,9 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        )
-        nn.init.zeros_(self.branch[2].weight)
+        last = nn.BatchNorm2d(channels)
+        nn.init.zeros_(last.weight)
+        self.branch = nn.Sequential(nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False), last)
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, channels, height, width) to the same."""
@@ -140,7 +139,7 @@ class Ensemble(nn.Module):
 
     def prepare(self) -> None:
         """Makes inference fast: channels last takes two thirds of the time that PyTorch's own order does."""
-        self.eval().to(memory_format=torch.channels_last)
+        self.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _calibrated(self, mean: Tensor) -> Tensor:
         return functional.softmax(mean.clamp_min(1e-12).log() / self.shape.temperature, dim=1)

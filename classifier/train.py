@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> En
     ensemble = Ensemble(Shape(options.num_classes, options.folds, options.repeats, options.image_shape))
     images = pixels.numpy()
     # numpy arrays: torch would share tensors through file descriptors, of which there may be too few.
-    jobs = []
+    jobs: list[Future[Any]] = []
     with ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn")) as pool:
         for repeat in range(options.repeats):
             assigned = assign_folds(images, options.folds, repeat)
@@ -115,7 +115,7 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: int
     images = normalize(pixels)
     model = Classifier(options.num_classes, options.image_shape)
     model.whiten(images)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     # Scales and offsets are not decayed: nothing is overfitted with so few of them.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -137,7 +137,7 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: int
         started = time.monotonic()
         model.train()
         total_loss = correct = 0.0
-        for batch in torch.randperm(len(labels)).split(options.mini_batch_size):
+        for batch in torch.randperm(len(labels)).split(options.mini_batch_size):  # type: ignore[no-untyped-call]
             if len(batch) < 2:  # batch normalization needs two
                 continue
             varied = augment(images[batch])
@@ -165,7 +165,7 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: int
 
 def multiplies_bfloat16() -> bool:
     """Whether this processor does, which nearly halves the time; no if PyTorch is too old to tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

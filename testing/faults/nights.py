@@ -176,7 +176,12 @@ class Lab:
     def after_starts(self, count: int, act: Callable[[], None]) -> Iterator[None]:
         """Acts in a thread of its own once so many executions were started within the block."""
         goal = self.states.calls["StartExecution"] + count
-        thread = threading.Thread(target=lambda: (self.wait_for_starts(goal), act()), daemon=True)
+
+        def wait_and_act() -> None:
+            self.wait_for_starts(goal)
+            act()
+
+        thread = threading.Thread(target=wait_and_act, daemon=True)
         thread.start()
         yield
         thread.join(60)
@@ -401,7 +406,7 @@ def _impatient_recovery(run: UUID) -> Iterator[Callable[[], int]]:
         try:
             yield wait
         finally:
-            prefect.request("DELETE", f"/automations/{created['id']}")
+            prefect.delete_automation(UUID(created["id"]))
 
 
 Fault = Callable[[Lab, random.Random, int, _Course], str]

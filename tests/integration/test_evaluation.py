@@ -65,7 +65,9 @@ def test_a_fault_loses_nothing_and_doubles_nothing(lab: Lab, fault: str) -> None
     run = flow_run_named(night.summary["run"])
     with get_client(sync_client=True) as prefect:
         running = [
-            task.name for task in prefect.read_task_runs() if task.flow_run_id == run.id and task.state.is_running()
+            task.name
+            for task in prefect.read_task_runs()
+            if task.flow_run_id == run.id and task.state and task.state.is_running()
         ]
     assert running == []
 
@@ -97,7 +99,7 @@ def test_the_run_shows_verdict_and_progress_as_artifacts(bad_night: Night) -> No
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
         )
         tasks = [task.name for task in prefect.read_task_runs() if task.flow_run_id == run.id]
-    text = next(each.data for each in artifacts if each.key == "nightly-evaluation")
+    text = next(str(each.data) for each in artifacts if each.key == "nightly-evaluation")
     assert text.startswith("# Missed: failed share")
     assert "| test/vanished.png | SerializeImageData | ImageNotFound |" in text
     assert [each.data for each in artifacts if each.type == "progress"] == [100.0, 100.0]
@@ -259,7 +261,7 @@ def heard(stack: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    block = CustomWebhookNotificationBlock(
+    block = CustomWebhookNotificationBlock(  # type: ignore[call-arg]
         name="scones", url=f"http://127.0.0.1:{server.server_address[1]}", json_data={"text": "{{subject}}: {{body}}"}
     )
     block.save("scones-notify", overwrite=True)
@@ -267,7 +269,7 @@ def heard(stack: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
     for automation in described["automations"]:
         if automation["trigger"]["posture"] == "Proactive":
             automation["trigger"]["within"] = 10
-    monkeypatch.setattr(deploy.yaml, "safe_load", lambda text: described)
+    monkeypatch.setattr(yaml, "safe_load", lambda text: described)
     try:
         asyncio.run(deploy._apply_automations(asyncio.run(deploy._notification_block())))
         yield texts
@@ -276,7 +278,7 @@ def heard(stack: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
             names = {automation["name"] for automation in described["automations"]}
             for each in prefect.request("POST", "/automations/filter", json={}).json():
                 if each["name"] in names:
-                    prefect.request("DELETE", f"/automations/{each['id']}")
+                    prefect.delete_automation(UUID(each["id"]))
         server.shutdown()
         server.server_close()
 
@@ -326,5 +328,6 @@ def flow_run_named(run: str) -> Any:
 
 def latest_run(flow: str, state: str) -> UUID:
     with get_client(sync_client=True) as prefect:
-        runs = [each for each in prefect.read_flow_runs() if each.name.startswith(flow) and each.state.name == state]
-    return max(runs, key=lambda each: each.expected_start_time).id
+        named = [each for each in prefect.read_flow_runs() if each.name.startswith(flow) and each.expected_start_time]
+    runs = [each for each in named if each.state and each.state.name == state]
+    return max(runs, key=lambda each: str(each.expected_start_time)).id

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from local_aws import services
-from local_aws.config import ROOT, LocalConfig
-from tests.conftest import POISON, free_port
+from local_aws.config import ROOT, LocalConfig, free_port
+from tests.conftest import POISON
 
 
 @pytest.fixture

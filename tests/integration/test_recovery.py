@@ -5,8 +5,8 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled, State
+from prefect.client.schemas.objects import State, StateType
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from deploy import bring_up
 from flows.recover_runs import _dead, recover_runs
@@ -25,9 +25,11 @@ def run_in(prefect: SyncPrefectClient, *states: State[Any]) -> UUID:
 
 def test_only_what_died_is_started_again_and_not_for_ever(stack: LocalConfig) -> None:
     with get_client(sync_client=True) as prefect:
-        ended = [run_in(prefect, Running(), end) for end in (Completed(), Failed(), Cancelled())]
+        ends: list[State[Any]] = [Completed(), Failed(), Cancelled()]
+        ended = [run_in(prefect, Running(), end) for end in ends]
         resumed_then_ended = run_in(prefect, Crashed(), Running(), Failed(name="Missed"))
-        hopeless = run_in(prefect, *[state for _ in range(4) for state in (Running(), Crashed())])
+        crashes: list[State[Any]] = [make() for _ in range(4) for make in (Running, Crashed)]
+        hopeless = run_in(prefect, *crashes)
         alive = run_in(prefect, Running())  # since a moment ago, and no heartbeat yet
         died = run_in(prefect, Running(), Crashed())
         before = {run: [each.id for each in prefect.read_flow_run_states(run)] for run in (*ended, resumed_then_ended)}

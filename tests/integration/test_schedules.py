@@ -28,16 +28,13 @@ def every_minute(installed: Any) -> Iterator[str]:
     with get_client(sync_client=True) as prefect:
         deployment = prefect.read_deployment_by_name(DEPLOYMENT)
         minutely = DeploymentScheduleCreate(schedule=CronSchedule(cron="* * * * *", timezone="UTC"), active=False)
-        response = prefect.request(
-            "POST", f"/deployments/{deployment.id}/schedules", json=[minutely.model_dump(mode="json")]
-        )
-        (created,) = response.json()
+        (created,) = prefect.create_deployment_schedules(deployment.id, [(minutely.schedule, False)])
         try:
-            yield str(created["id"])
+            yield str(created.id)
         finally:
             for schedule in prefect.read_deployment(deployment.id).schedules:
                 if getattr(schedule.schedule, "cron", "") == "* * * * *":
-                    prefect.request("DELETE", f"/deployments/{deployment.id}/schedules/{schedule.id}")
+                    prefect.delete_deployment_schedule(deployment.id, schedule.id)
 
 
 def runs_of(prefect: SyncPrefectClient, deployment: str) -> list[FlowRun]:
@@ -66,7 +63,7 @@ def test_a_resumed_schedule_starts_runs_by_itself_and_stays_resumed(
             ended = [run for run in mine if run.state and run.state.is_final()]
             time.sleep(1)
         assert len(upcoming) >= 2 and all(
-            run.expected_start_time > datetime.now(UTC).replace(hour=0) for run in upcoming
+            run.expected_start_time and run.expected_start_time > datetime.now(UTC).replace(hour=0) for run in upcoming
         )
         assert len({run_id(run.id) for run in mine}) == len(mine)
         assert ended[0].state and ended[0].state.name == "Passed"
@@ -82,9 +79,8 @@ def test_a_resumed_schedule_starts_runs_by_itself_and_stays_resumed(
             "* * * * *": True,
         }
         for schedule in schedules:
-            prefect.request(
-                "PATCH", f"/deployments/{ended[0].deployment_id}/schedules/{schedule.id}", json={"active": False}
-            )
+            assert ended[0].deployment_id is not None
+            prefect.update_deployment_schedule(ended[0].deployment_id, schedule.id, active=False)
 
         name, start = run_id(ended[0].id), ended[0].expected_start_time
         assert start is not None

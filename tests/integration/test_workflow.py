@@ -25,7 +25,7 @@ EVENTS = ROOT / "tests" / "events"
 def execute(installed: Any, payload: Any, name: str | None = None) -> Execution:
     arn = start(installed.state_machine_arn, name or f"test-{uuid.uuid4().hex[:20]}", payload)
     deadline = time.monotonic() + 60
-    while (execution := describe(arn)).status == "RUNNING":
+    while (execution := describe(arn)) is None or execution.status == "RUNNING":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return execution

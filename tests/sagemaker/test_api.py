@@ -601,14 +601,15 @@ def good(world: World, operation: Operation) -> Request:
     """A good request that changes nothing by itself: if one is about a new endpoint, it is about the shared one."""
     if operation.name in ("UpdateEndpoint", "UpdateEndpointWeightsAndCapacities", "DeleteEndpoint"):
         variants = [{"VariantName": "only", "DesiredWeight": 1.0, "DesiredInstanceCount": 1}]
-        return {
+        requests: dict[str, Request] = {
             "UpdateEndpoint": {"EndpointName": world.endpoint, "EndpointConfigName": world.config},
             "UpdateEndpointWeightsAndCapacities": {
                 "EndpointName": world.endpoint,
                 "DesiredWeightsAndCapacities": variants,
             },
             "DeleteEndpoint": {"EndpointName": world.endpoint},
-        }[operation.name]
+        }
+        return requests[operation.name]
     if operation.name == "StopTrainingJob":
         return {"TrainingJobName": world.ended_job}
     return operation.request(world)
@@ -628,7 +629,7 @@ def test_an_operation_that_is_not_there_says_so_by_name(server: Server) -> None:
 def test_pages_are_whole_and_sorted(server: Server, world: World, kind: str) -> None:
     prefix = unique("page")
     names = [f"{prefix}-{number}" for number in range(5)]
-    create, field_name, answer = {
+    kinds: dict[str, tuple[Callable[[str], Any], str, str]] = {
         "models": (lambda name: server.sagemaker.create_model(**world.model_request(name)), "ModelName", "Models"),
         "endpoint_configs": (
             lambda name: server.sagemaker.create_endpoint_config(**world.config_request(name)),
@@ -640,13 +641,15 @@ def test_pages_are_whole_and_sorted(server: Server, world: World, kind: str) -> 
             "ModelPackageGroupName",
             "ModelPackageGroupSummaryList",
         ),
-    }[kind]
+    }
+    create, field_name, answer = kinds[kind]
     for name in names:
         create(name)
     operation = getattr(server.sagemaker, f"list_{kind}")
 
     def pages(**request: Any) -> list[list[str]]:
-        found, token = [], {}
+        found: list[list[str]] = []
+        token: dict[str, str] = {}
         while True:
             page = operation(NameContains=prefix.upper(), **request, **token)
             found.append([item[field_name] for item in page[answer]])

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def captured(server: Server, prefix: str, count: int) -> list[dict[str, Any]]:
 
 def test_a_record_holds_what_aws_puts_in_it_where_aws_puts_it(server: Server) -> None:
     prefix = unique("capture")
-    headers = {"JsonContentTypes": ["application/json", "application/mine"], "CsvContentTypes": ["text/csv"]}
+    headers: dict[str, Any] = {
+        "JsonContentTypes": ["application/json", "application/mine"],
+        "CsvContentTypes": ["text/csv"],
+    }
     config = server.config({}, DataCaptureConfig=capture(prefix, "Input", "Output", **headers))
     name = server.endpoint(config)
     described = server.sagemaker.describe_endpoint(EndpointName=name)["DataCaptureConfig"]
@@ -141,11 +145,14 @@ def test_every_answered_request_has_one_record_through_kills_and_an_absent_s3(ow
             except (BotoCoreError, ClientError):
                 time.sleep(0.1)
 
+    def has_more(so_far: int) -> bool:
+        return len(answered) > so_far + 100
+
     with ThreadPoolExecutor(4) as threads:
         clients = [threads.submit(invoke, client) for client in range(4)]
         for _ in range(2):
             so_far = len(answered)
-            eventually(lambda so_far=so_far: len(answered) > so_far + 100)
+            eventually(partial(has_more, so_far))
             own.aws.kill("sagemaker")
             own.aws.start("sagemaker")
             assert own.settled(name)["EndpointStatus"] == "InService"

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_a_model_error_has_the_models_status_and_message(server: Server, actor: 
     ],
     ids=lambda header: next(iter(header)),
 )
-def test_headers_out_of_bounds_are_validation_errors(server: Server, actor: str, header: dict[str, str]) -> None:
+def test_headers_out_of_bounds_are_validation_errors(server: Server, actor: str, header: dict[str, Any]) -> None:
     code, status, answer = refusal(server, actor, **header)
     assert (code, status) == ("ValidationError", 400)
     assert next(iter(header)) in answer["Error"]["Message"]
@@ -132,13 +133,13 @@ def test_a_pickle_in_a_request_is_not_loaded(server: Server, tmp_path: Any) -> N
 
 @pytest.mark.parametrize("path", ["invocations-response-stream", "async-invocations"])
 def test_an_operation_of_the_runtime_that_is_not_there_says_so(server: Server, actor: str, path: str) -> None:
-    call = {
+    calls: dict[str, Callable[[], Any]] = {
         "invocations-response-stream": lambda: server.runtime.invoke_endpoint_with_response_stream(
             EndpointName=actor, Body=b"x"
         ),
         "async-invocations": lambda: server.runtime.invoke_endpoint_async(
             EndpointName=actor, InputLocation="s3://bucket/key"
         ),
-    }[path]
+    }
     with pytest.raises(ClientError, match=r"InvokeEndpoint(WithResponseStream|Async) is not implemented"):
-        call()
+        calls[path]()

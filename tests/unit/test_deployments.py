@@ -80,7 +80,7 @@ def test_schedules_stay_as_a_person_left_them() -> None:
     from prefect.client.schemas.schedules import CronSchedule
 
     def standing(slug: str | None, cron: str, active: bool) -> DeploymentSchedule:
-        known = {"deployment_id": uuid4(), "slug": slug, "active": active}
+        known: dict[str, Any] = {"deployment_id": uuid4(), "slug": slug, "active": active}
         return DeploymentSchedule(id=uuid4(), schedule=CronSchedule(cron=cron, timezone="UTC"), **known)
 
     described = [{"slug": "nightly", "cron": "30 3 * * *", "timezone": "UTC", "active": False}]

@@ -106,7 +106,8 @@ def test_estimated_accuracy_holds_the_true_one() -> None:
 
 def test_nothing_has_no_figures() -> None:
     none = np.array([])
-    assert calibration_error(none, none) is calibration_error_by_chance(none) is estimated_accuracy(none) is None
+    assert calibration_error(none, none) is None and calibration_error_by_chance(none) is None
+    assert estimated_accuracy(none) is None
     assert reliability(none, none).empty
     assert coverage_curve(none, none).empty
     assert threshold_sweep(none, none, np.array([0.5]))["accepted"].tolist() == [0]
@@ -140,4 +141,5 @@ def test_few_confidences_say_nothing() -> None:
 def test_confidences_that_are_all_alike_do_not_drift() -> None:
     found = drift(histogram(np.ones(100)), histogram(np.ones(50)))
     assert found is not None
-    assert (found.psi, found.ks, found.drifted) == (pytest.approx(0, abs=0.05), 0.0, False)
+    assert found.psi == pytest.approx(0, abs=0.05)
+    assert (found.ks, found.drifted) == (0.0, False)

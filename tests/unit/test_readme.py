@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 from local_aws.config import ROOT
 from statemachine.draw import DEFINITION, flowchart, visited_states
@@ -13,7 +14,7 @@ def test_the_readme_shows_the_workflow_as_it_is() -> None:
 
 
 def test_a_drawing_marks_what_a_history_went_through() -> None:
-    history = [{"stateEnteredEventDetails": {"name": "A"}}, {"type": "TaskScheduled"}]
+    history: list[dict[str, Any]] = [{"stateEnteredEventDetails": {"name": "A"}}, {"type": "TaskScheduled"}]
     history.append({"stateEnteredEventDetails": {"name": "B"}})
     assert visited_states(history) == ["A", "B"]
     states = {"A": {"Type": "Task", "Next": "B"}, "B": {"Type": "Succeed"}}

@@ -141,7 +141,7 @@ def page(n: int, hostile: bool = False) -> str:
             "execution_arn": "arn:aws:states:eu-west-1:000000000000:execution:machine:name",
             "key": row.key,
             "label": row.label,
-            "status": "accepted" if row.confidence >= 0.93 else "below_threshold",
+            "status": "accepted" if float(str(row.confidence)) >= 0.93 else "below_threshold",
             "predicted_class": row.predicted_class,
             "confidence": row.confidence,
             "error": None,
@@ -244,7 +244,7 @@ def records(*names: str | None) -> pd.DataFrame:
     frame = pd.DataFrame(
         [[name, pd.Timestamp("2026-11-22T03:31Z"), "v1", 0.99, "bicycle"] for name in names], columns=COLUMNS
     )
-    return frame.astype({"predicted_class": pd.CategoricalDtype(CLASSES), "inference_id": "str"})
+    return frame.astype({"predicted_class": pd.CategoricalDtype(list(CLASSES)), "inference_id": "str"})
 
 
 def test_missing_records_make_the_report_provisional() -> None:

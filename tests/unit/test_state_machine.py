@@ -37,10 +37,10 @@ def template(name: str) -> dict[str, Any]:
 
 
 def targets(state: dict[str, Any]) -> set[str]:
-    found = {state.get("Next"), state.get("Default")}
+    found = {state[name] for name in ("Next", "Default") if name in state}
     for branch in state.get("Choices", []) + state.get("Catch", []):
         found.add(branch["Next"])
-    return found - {None}
+    return found
 
 
 def test_every_target_exists_and_every_state_is_reached() -> None:
