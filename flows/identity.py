@@ -17,12 +17,13 @@ from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 from settings import run_id
+from tasks.errors import SconesError
 from tasks.run import Run
 
 MOST_CRASHES = 5
 
 
-class CrashedTooOften(Exception):
+class CrashedTooOften(SconesError):
     """The flow run dies whatever is done; the message says what to do."""
 
 
@@ -56,7 +57,7 @@ def close_interrupted() -> None:
         crashes = sum(state.is_crashed() for state in prefect.read_flow_run_states(flow_run.id))
         if crashes > MOST_CRASHES:
             raise CrashedTooOften(
-                f"the run crashed {crashes} times; look at the worker's log for why, then start a new run"
+                f"the run crashed {crashes} times", "look at the worker's log for why, then start a new run"
             )
         for task_run in prefect.read_task_runs(flow_run_filter=mine, task_run_filter=running):
             state: State[Any] = Crashed(message="Its process died; the flow run goes on in another one.")

@@ -7,8 +7,10 @@ from prefect.logging import get_run_logger
 
 from settings import settings
 from tasks.aws import storage
-from tasks.aws.clients import client, none_if_missing, translate_aws_errors
+from tasks.aws.clients import client, none_if_missing
+from tasks.aws.errors import translate_aws_errors
 from tasks.aws.stacks import delete_stack, find_outputs
+from tasks.errors import SconesError
 from tasks.model.registry import versions
 from tasks.model.training import LOG_GROUP as TRAINING_LOGS
 from tasks.serving.endpoint import LOG_GROUP as ENDPOINT_LOGS
@@ -25,7 +27,7 @@ COSTS = """What costs money while it stands:
 - models, endpoint configs, model packages and the stacks themselves: nothing"""
 
 
-class NotConfirmed(Exception):
+class NotConfirmed(SconesError):
     """All of it was to be removed, but it was asked for only once."""
 
 
@@ -43,7 +45,8 @@ def confirm_everything(confirm: str | None) -> None:
         return
     raise NotConfirmed(
         f"this would delete every image, model, capture record, evaluation and report of {settings().stack!r} with its "
-        f"bucket and both stacks, for good; run it again with confirm={settings().stack!r} if that is what you want"
+        f"bucket and both stacks, for good",
+        f"run it again with confirm={settings().stack!r} if that is what you want",
     )
 
 

@@ -12,7 +12,7 @@ OTHERS = ("tests/integration/test_rollout.py", "tests/integration/test_permissio
 OWN_STACKS = "tests/integration/test_processes.py"
 PARTS = (
     ("tests/integration", *(f"--ignore={path}" for path in (*OTHERS, OWN_STACKS))),
-    ("tests/unit", "tests/sagemaker", OWN_STACKS),
+    ("tests/unit", "tests/local_sagemaker", OWN_STACKS),
     OTHERS,
 )
 

@@ -2,22 +2,18 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import (
-    BotoCoreError,
     ClientError,
     ConnectTimeoutError,
     EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
-    NoCredentialsError,
-    NoRegionError,
 )
 from tenacity import (
     Retrying,
@@ -29,16 +25,14 @@ from tenacity import (
 )
 
 from settings import settings
-from tasks.aws import messages
+from tasks.aws import errors
 
 Answer = TypeVar("Answer")
 
 CONFIG = Config(
     connect_timeout=5, read_timeout=60, max_pool_connections=64, retries={"mode": "standard", "total_max_attempts": 6}
 )
-QUOTA_CODES = {"ResourceLimitExceeded", "LimitExceededException", "ServiceQuotaExceededException"}
 ROLE_SECONDS = 90
-ACCESS_CODES = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnrecognizedClientException"}
 THROTTLING_CODES = {
     "Throttling",
     "ThrottlingException",
@@ -52,10 +46,6 @@ UNREACHED = (HTTPClientError, EndpointConnectionError, ConnectTimeoutError, Inco
 MAX_BACKOFF_SECONDS = 20
 
 logger = logging.getLogger(__name__)
-
-
-class AwsError(Exception):
-    """AWS refused or could not be reached; the message says what to do."""
 
 
 @cache
@@ -82,30 +72,6 @@ def sdk() -> dict[str, Any]:
     return {"session": session(), "region": session().region_name}
 
 
-@contextmanager
-def translate_aws_errors(action: str) -> Iterator[None]:
-    """Turns errors of the AWS SDK into AwsError with what was being done, AWS's own words and a next step."""
-    try:
-        yield
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
-        message = error.response["Error"].get("Message", "")
-        advice = ""
-        if code in QUOTA_CODES:
-            advice = "; ask for a higher quota in the Service Quotas console, or free what uses it"
-        elif code in ACCESS_CODES:
-            advice = "; run it with the flow runner's role, or one that may do this"
-        raise AwsError(f"{action}: {code}: {message}{advice}") from error
-    except (NoCredentialsError, NoRegionError) as error:
-        raise AwsError(
-            f"{action}: {error} Set AWS credentials and a region, or run `make up` for a local AWS"
-        ) from error
-    except (EndpointConnectionError, ConnectTimeoutError) as error:
-        raise AwsError(f"{action}: Cannot reach AWS: {error} Check your network, or run `make up`.") from error
-    except BotoCoreError as error:
-        raise AwsError(f"{action}: {error}") from error
-
-
 def retry_transient(action: str, call: Callable[[], Answer]) -> Answer:
     """What the call returns, once throttling or an outage that outlasts botocore's own retries is over.
 
@@ -119,7 +85,7 @@ def retry_transient(action: str, call: Callable[[], Answer]) -> Answer:
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )
-    with translate_aws_errors(action):
+    with errors.translate_aws_errors(action):
         return retrying(call)
 
 
@@ -139,7 +105,7 @@ def ignore_existing(create: Callable[[], object]) -> None:
         create()
     except ClientError as error:
         problem = error.response["Error"]
-        if not messages.is_taken_name(problem["Code"], problem.get("Message", "")):
+        if not errors.is_taken_name(problem["Code"], problem.get("Message", "")):
             raise
 
 
@@ -158,7 +124,7 @@ def _can_not_assume(error: BaseException) -> bool:
     if not isinstance(error, ClientError):
         return False
     problem = error.response["Error"]
-    return messages.is_unassumable_role(problem["Code"], problem.get("Message", ""))
+    return errors.is_unassumable_role(problem["Code"], problem.get("Message", ""))
 
 
 def _passing(error: BaseException) -> bool:

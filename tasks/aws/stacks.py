@@ -12,8 +12,10 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import CODE_PREFIX, ROOT, settings
-from tasks.aws import messages, storage
-from tasks.aws.clients import client, translate_aws_errors
+from tasks.aws import errors, storage
+from tasks.aws.clients import client
+from tasks.aws.errors import translate_aws_errors
+from tasks.errors import SconesError
 from tasks.installation import Installation
 
 FUNCTIONS = ("serialize_image_data", "classify_image", "filter_low_confidence")
@@ -21,7 +23,7 @@ POLL_SECONDS = 1.0
 STACK_SECONDS = 1800
 
 
-class InfrastructureError(Exception):
+class InfrastructureError(SconesError):
     """A stack is missing, or could not be created or updated; the message has the failing resource's reason."""
 
 
@@ -69,7 +71,7 @@ def change_threshold(threshold: float, progress: Any) -> None:
     name = settings().stack
     stack = _settled(name)
     if stack is None:
-        raise InfrastructureError(f"there is no stack {name!r}; run the prepare-data deployment first")
+        raise InfrastructureError(f"there is no stack {name!r}", "run the prepare-data deployment first")
     parameters: dict[str, str | None] = {parameter["ParameterKey"]: None for parameter in stack["Parameters"]}
     outcome = deploy_stack(name, None, {**parameters, "Threshold": repr(threshold)})
     progress(f"stack {name}: {outcome}, the threshold is {threshold:.4f}")
@@ -93,9 +95,9 @@ def stack_outputs(name: str) -> dict[str, str]:
     """Raises InfrastructureError if there is no such stack, or its creation failed."""
     outputs = find_outputs(name)
     if outputs is None:
-        raise InfrastructureError(f"there is no stack {name!r}; run the prepare-data deployment first")
+        raise InfrastructureError(f"there is no stack {name!r}", "run the prepare-data deployment first")
     if not outputs:
-        raise InfrastructureError(f"stack {name!r} was not created; run the prepare-data deployment again")
+        raise InfrastructureError(f"stack {name!r} was not created", "run the prepare-data deployment again")
     return outputs
 
 
@@ -133,7 +135,7 @@ def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | N
         reason = _wait_for_change_set(name, change_set)
         if reason is not None:
             cloudformation.delete_change_set(StackName=name, ChangeSetName=change_set)
-            if messages.is_unchanged(reason):
+            if errors.is_unchanged(reason):
                 return "unchanged"
             raise InfrastructureError(f"stack {name}: {reason}")
         cloudformation.execute_change_set(StackName=name, ChangeSetName=change_set)
@@ -172,7 +174,7 @@ def _describe(name: str) -> dict[str, Any] | None:
             return stack
         except ClientError as error:
             problem = error.response["Error"]
-            if messages.is_missing_stack(problem["Code"], problem.get("Message", "")):
+            if errors.is_missing_stack(problem["Code"], problem.get("Message", "")):
                 return None
             raise
 

@@ -13,7 +13,8 @@ from botocore.exceptions import ClientError
 from obstore.store import S3Store
 
 from settings import settings
-from tasks.aws.clients import AwsError, client, retry_transient, session, translate_aws_errors
+from tasks.aws.clients import client, retry_transient, session
+from tasks.aws.errors import AwsError, translate_aws_errors
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig

@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 
 from settings import settings
 from tasks.aws import storage
-from tasks.aws.clients import AwsError
+from tasks.aws.errors import AwsError
 from tasks.capture.archive import CaptureArchive, Progress, StoreReader
 from tasks.capture.window import Captured, Window, read
 

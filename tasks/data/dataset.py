@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.data.generated import draw
+from tasks.errors import SconesError
 
 ARCHIVE_FOLDER = "cifar-100-python"
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
@@ -25,7 +26,7 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 Progress = Callable[[str], None]
 
 
-class DatasetError(Exception):
+class DatasetError(SconesError):
     """The data can't be used; the message says why and what to do."""
 
 

@@ -109,5 +109,5 @@ def dataset_note(bucket: str) -> dict[str, Any]:
     """What the bucket's images are. Raises DatasetError if none were prepared."""
     note: dict[str, Any] | None = storage.get_json(bucket, NOTE_KEY)
     if note is None:
-        raise DatasetError("there are no images in the bucket; run the prepare-data deployment first")
+        raise DatasetError("there are no images in the bucket", "run the prepare-data deployment first")
     return note

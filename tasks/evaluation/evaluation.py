@@ -22,6 +22,7 @@ from prefect.logging import get_run_logger
 
 from settings import MANIFESTS_PREFIX, TEST_PREFIX, settings
 from tasks.aws import storage
+from tasks.errors import SconesError
 from tasks.evaluation.executions import Executions
 from tasks.evaluation.outcome import INCOMPLETE, markdown, summarize
 from tasks.evaluation.results import Planned, Result, inference_id, not_submitted, result
@@ -32,7 +33,7 @@ from tasks.run import Run, iso, utc_now
 CHUNK = 100
 
 
-class EvaluationError(Exception):
+class EvaluationError(SconesError):
     """The evaluation can't be run; the message says what to do."""
 
 
@@ -49,7 +50,7 @@ def plan(installation: Installation, endpoint: ServingEndpoint, run: Run) -> lis
         return [Planned.from_json(line) for line in written]
     content = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}test.lst")
     if not content or not content.strip():
-        raise EvaluationError("there is no test image to evaluate; run the prepare-data deployment first")
+        raise EvaluationError("there is no test image to evaluate", "run the prepare-data deployment first")
     planned = planned_images(content.decode(), installation, endpoint.model_version, run)
     storage.put_json_lines(installation.bucket, name, (image.to_json() for image in planned))
     return planned
@@ -69,7 +70,8 @@ def planned_images(manifest: str, installation: Installation, model_version: str
         except (ValueError, KeyError) as error:
             raise EvaluationError(
                 f"line {number} of {source} is not NUMBER, LABEL (0 to {len(classes) - 1}) and NAME with tabs between: "
-                f"{line[:100]!r}; run the prepare-data deployment again"
+                f"{line[:100]!r}",
+                "run the prepare-data deployment again",
             ) from error
         if labels.setdefault(TEST_PREFIX + name, label) != label:
             raise EvaluationError(f"{source} has {name} as {labels[TEST_PREFIX + name]} and as {label}")

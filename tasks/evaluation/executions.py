@@ -14,7 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from settings import settings
-from tasks.aws.clients import AwsError, client, retry_transient, translate_aws_errors
+from tasks.aws.clients import client, retry_transient
+from tasks.aws.errors import AwsError, translate_aws_errors
+from tasks.errors import SconesError
 
 POLL_SECONDS = 0.1
 MAX_POLL_SECONDS = 2.0
@@ -31,7 +33,7 @@ LOW_CONFIDENCE = "LowConfidence"
 Progress = Callable[[int, int], None]
 
 
-class ExecutionConflict(Exception):
+class ExecutionConflict(SconesError):
     """An execution of that name exists with other input."""
 
 

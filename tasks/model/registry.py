@@ -10,7 +10,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
 from settings import settings
-from tasks.aws.clients import client, none_if_missing, sdk, translate_aws_errors
+from tasks.aws.clients import client, none_if_missing, sdk
+from tasks.aws.errors import translate_aws_errors
+from tasks.errors import SconesError
 from tasks.model.training import CompletedJob, TrainingPlan
 
 APPROVED, REJECTED, PENDING = "Approved", "Rejected", "PendingManualApproval"
@@ -18,7 +20,7 @@ MAX_DESCRIPTION = 1024
 NO_REASON = "no reason given"
 
 
-class NoModel(Exception):
+class NoModel(SconesError):
     """There is no version that could be deployed; the message says what to do."""
 
 
@@ -128,7 +130,7 @@ def approved_model(number: int | None = None) -> ModelVersion:
         raise NoModel(f"{found.name} of {group} is {found.status}, not Approved: {found.reason or NO_REASON}")
     newest = next(versions(), None)
     if newest is None:
-        raise NoModel(f"the model package group {group} has no version; run the train-model deployment first")
+        raise NoModel(f"the model package group {group} has no version", "run the train-model deployment first")
     raise NoModel(
         f"the model package group {group} has no approved version; the newest, {newest.name}, is {newest.status}: "
         f"{newest.reason or NO_REASON}"

@@ -23,9 +23,10 @@ from tasks.aws.clients import (
     retry_transient,
     retry_until_role_is_assumable,
     sdk,
-    translate_aws_errors,
 )
+from tasks.aws.errors import translate_aws_errors
 from tasks.aws.logs import LogTail, Progress
+from tasks.errors import SconesError
 from tasks.installation import Installation
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ METRICS = (
 )
 
 
-class TrainingError(Exception):
+class TrainingError(SconesError):
     """The job did not complete; the message has AWS's reason."""
 
 
@@ -118,7 +119,7 @@ def plan_training(installation: Installation, changed: dict[str, int | float] | 
     bucket, chosen = installation.bucket, settings()
     manifest = storage.get(bucket, f"{MANIFESTS_PREFIX}train.lst")
     if not manifest:
-        raise TrainingError("there is no training data; run the prepare-data deployment first")
+        raise TrainingError("there is no training data", "run the prepare-data deployment first")
     hyperparameters = {
         "image_shape": "3,32,32",
         "num_classes": str(len(installation.classes)),

@@ -10,6 +10,7 @@ from prefect import task
 from tasks.aws import storage
 from tasks.capture.window import Window
 from tasks.data.images import dataset_note
+from tasks.errors import SconesError
 from tasks.evaluation.outcome import MISSED, PASSED, STATUSES, verdict
 from tasks.evaluation.results import newest_summaries, results_of, summary_keys
 from tasks.installation import Installation
@@ -21,7 +22,7 @@ SLACK = timedelta(minutes=5)
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
-class ReportError(Exception):
+class ReportError(SconesError):
     """There is nothing to report on; the message says what to do."""
 
 
@@ -53,7 +54,7 @@ def read_evaluation(bucket: str, date: str | None, run: str | None) -> Subject:
     keys = newest_summaries(storage.list_etags(bucket, chosen.prefix))
     summary = storage.get_json(bucket, keys[0]) if keys else None
     if summary is None:
-        raise ReportError(f"there is no evaluation s3://{bucket}/{chosen.prefix}; run nightly-evaluation first")
+        raise ReportError(f"there is no evaluation s3://{bucket}/{chosen.prefix}", "run nightly-evaluation first")
     results = results_of(bucket, summary)
     started, stopped = (datetime.fromisoformat(summary[name]) if summary[name] else None for name in _ENDS)
     first = started or datetime.now(UTC)  # nothing was submitted
@@ -100,7 +101,7 @@ def _newest(bucket: str, date: str | None) -> tuple[str, str]:
     """Date and run of the evaluation that stopped last, of one day or of all."""
     summaries = summary_keys(bucket, date)
     if not summaries:
-        raise ReportError("there is no evaluation to report on; run the nightly-evaluation deployment first")
+        raise ReportError("there is no evaluation to report on", "run the nightly-evaluation deployment first")
     newest_date = max(key.split("/")[1] for key in summaries)
     of_day = [storage.get_json(bucket, key) for key in summaries if key.split("/")[1] == newest_date]
     newest = max(of_day, key=lambda summary: summary["stopped"] or "")

@@ -4,8 +4,10 @@ import time
 from typing import TYPE_CHECKING
 
 from settings import settings
-from tasks.aws.clients import client, ignore_existing, none_if_missing, retry_transient, sdk, translate_aws_errors
+from tasks.aws.clients import client, ignore_existing, none_if_missing, retry_transient, sdk
+from tasks.aws.errors import translate_aws_errors
 from tasks.aws.logs import LogTail, Progress
+from tasks.errors import SconesError
 from tasks.installation import Installation, ServingEndpoint
 from tasks.run import utc_now
 
@@ -18,11 +20,11 @@ POLL_SECONDS = 1.0
 ENDED = ("InService", "Failed", "OutOfService", "UpdateRollbackFailed")
 
 
-class EndpointError(Exception):
+class EndpointError(SconesError):
     """The endpoint does not serve; the message has AWS's reason."""
 
 
-class EndpointNotFound(Exception):
+class EndpointNotFound(SconesError):
     """There is no such endpoint; the message says what to do."""
 
 
@@ -31,7 +33,7 @@ def serving(installation: Installation) -> ServingEndpoint:
     endpoint = find(installation.endpoint)
     if endpoint is None:
         raise EndpointNotFound(
-            f"no endpoint {installation.endpoint!r} in {sdk()['region']}; run the deploy-endpoint deployment first"
+            f"no endpoint {installation.endpoint!r} in {sdk()['region']}", "run the deploy-endpoint deployment first"
         )
     if str(endpoint.endpoint_status) not in ("InService", "Updating"):
         raise EndpointError(f"endpoint {installation.endpoint} is {endpoint.endpoint_status}: {reason(endpoint)}")

@@ -9,7 +9,8 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import CAPTURE_PREFIX, settings
-from tasks.aws.clients import client, none_if_missing, retry_until_role_is_assumable, translate_aws_errors
+from tasks.aws.clients import client, none_if_missing, retry_until_role_is_assumable
+from tasks.aws.errors import translate_aws_errors
 from tasks.installation import Installation
 from tasks.model.registry import ModelVersion
 from tasks.serving.endpoint import find

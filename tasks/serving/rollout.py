@@ -11,8 +11,9 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import ROLLOUTS_PREFIX, SCHEMA_VERSION, settings
-from tasks.aws import messages, storage
-from tasks.aws.clients import client, translate_aws_errors
+from tasks.aws import errors, storage
+from tasks.aws.clients import client
+from tasks.aws.errors import translate_aws_errors
 from tasks.aws.logs import Progress
 from tasks.installation import Installation, ServingEndpoint
 from tasks.model.registry import REJECTED, ModelVersion, decide
@@ -115,7 +116,7 @@ def try_candidate(
         candidate = settled(name, progress, with_log=True)
         if candidate is None or str(candidate.endpoint_status) != "InService":
             why = "it is gone" if candidate is None else reason(candidate)
-            kind = smoke.SmokeTestFailed if messages.is_fault_of_model(why) else EndpointError
+            kind = smoke.SmokeTestFailed if errors.is_fault_of_model(why) else EndpointError
             raise kind(f"endpoint {name} did not come up: {why}")
         smoke.smoke_test(name, version.name, images, installation.classes, rollout.runs[0])
         progress(f"{version.name} knows {len(images)} images as it should")

@@ -11,7 +11,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from settings import MANIFESTS_PREFIX, TRAIN_PREFIX, settings
 from tasks.aws import storage
-from tasks.aws.clients import client, translate_aws_errors
+from tasks.aws.clients import client
+from tasks.aws.errors import translate_aws_errors
 from tasks.aws.logs import Progress
 from tasks.installation import Installation, capture_prefix
 from tasks.model.registry import ModelVersion
@@ -42,7 +43,9 @@ def known_images(installation: Installation) -> list[KnownImage]:
     """The same few training images of every class each time. Raises EndpointError if a class has none."""
     manifest = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}train.lst")
     if not manifest:
-        raise EndpointError("there is no training image to try an endpoint with; run the prepare-data deployment first")
+        raise EndpointError(
+            "there is no training image to try an endpoint with", "run the prepare-data deployment first"
+        )
     rows = [line.split("\t") for line in manifest.decode().splitlines()]
     # In the order of a hash: neighbours in the manifest may be alike.
     rows.sort(key=lambda row: hashlib.sha256(row[2].encode()).digest())
@@ -54,7 +57,7 @@ def known_images(installation: Installation) -> list[KnownImage]:
         for file in chosen:
             content = storage.get(installation.bucket, TRAIN_PREFIX + file)
             if content is None:
-                raise EndpointError(f"s3://{installation.bucket}/{TRAIN_PREFIX}{file} is missing; run prepare-data")
+                raise EndpointError(f"s3://{installation.bucket}/{TRAIN_PREFIX}{file} is missing", "run prepare-data")
             images.append(KnownImage(TRAIN_PREFIX + file, name, content))
     return images
 

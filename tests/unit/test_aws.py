@@ -5,7 +5,8 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoRegionError
 
 from settings import settings
-from tasks.aws.clients import AwsError, ignore_existing, retry_transient, translate_aws_errors
+from tasks.aws.clients import ignore_existing, retry_transient
+from tasks.aws.errors import AwsError, translate_aws_errors
 from tasks.evaluation import executions
 
 
@@ -22,7 +23,7 @@ def refusal(code: str, message: str) -> ClientError:
         ),
         (refusal("AccessDeniedException", "not authorized"), "flow runner's role"),
         (EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), "Cannot reach AWS"),
-        (NoRegionError(), "Set AWS credentials and a region"),
+        (NoRegionError(), "set AWS credentials and a region"),
     ],
 )
 def test_errors_of_aws_say_what_to_do(error: Exception, text: str) -> None:

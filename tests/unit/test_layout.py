@@ -12,7 +12,7 @@ from local_aws.config import ROOT
 
 # The folders and files of tasks/, each above all that it imports.
 FLOORS = (
-    {"run", "installation", "exclusive"},
+    {"run", "installation", "exclusive", "errors"},
     {"aws"},
     {"data", "model", "evaluation", "capture"},
     {"serving"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.sagemaker.conftest import Server
+from tests.local_sagemaker.conftest import Server
 
 
 def refusal(server: Server, endpoint: str, body: bytes = b"x", **more: Any) -> tuple[str, int, dict[str, Any]]:

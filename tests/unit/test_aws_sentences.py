@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.aws import messages
+from tasks.aws import errors
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from tasks.aws import messages
     ],
 )
 def test_only_a_known_sentence_is_held_against_a_model(reason: str, fault: bool) -> None:
-    assert messages.is_fault_of_model(reason) is fault
+    assert errors.is_fault_of_model(reason) is fault
 
 
 @pytest.mark.parametrize(
@@ -28,14 +28,14 @@ def test_only_a_known_sentence_is_held_against_a_model(reason: str, fault: bool)
     ],
 )
 def test_a_change_set_without_changes_is_no_failure(reason: str, unchanged: bool) -> None:
-    assert messages.is_unchanged(reason) is unchanged
+    assert errors.is_unchanged(reason) is unchanged
 
 
 def test_errors_are_known_by_code_and_sentence() -> None:
-    assert messages.is_missing_stack("ValidationError", "Stack with id scones does not exist")
-    assert not messages.is_missing_stack("AccessDenied", "Stack with id scones does not exist")
-    assert messages.is_taken_name("ResourceInUse", "")
-    assert messages.is_taken_name("ValidationException", "Cannot create already existing model")
-    assert not messages.is_taken_name("ValidationException", "Could not find model")
-    assert messages.is_unassumable_role("ValidationException", "Could not assume role arn:aws:iam::1:role/x")
-    assert not messages.is_unassumable_role("ThrottlingException", "assume")
+    assert errors.is_missing_stack("ValidationError", "Stack with id scones does not exist")
+    assert not errors.is_missing_stack("AccessDenied", "Stack with id scones does not exist")
+    assert errors.is_taken_name("ResourceInUse", "")
+    assert errors.is_taken_name("ValidationException", "Cannot create already existing model")
+    assert not errors.is_taken_name("ValidationException", "Could not find model")
+    assert errors.is_unassumable_role("ValidationException", "Could not assume role arn:aws:iam::1:role/x")
+    assert not errors.is_unassumable_role("ThrottlingException", "assume")

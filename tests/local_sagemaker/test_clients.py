@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import WaiterError
 
-from tests.sagemaker.conftest import BUCKET, INFERENCE_IMAGE, TRAINING_IMAGE, Server, archive, unique
+from tests.local_sagemaker.conftest import BUCKET, INFERENCE_IMAGE, TRAINING_IMAGE, Server, archive, unique
 
 QUICK = {"Delay": 1, "MaxAttempts": 60}
 TRAIN = """

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from testing.load import Load
-from tests.sagemaker.conftest import ACTOR, Server, archive, eventually, unique
+from tests.local_sagemaker.conftest import ACTOR, Server, archive, eventually, unique
 
 
 def clients_of(server: Server, endpoint: str, clients: int = 3) -> Load:

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 from local_aws.config import ROOT
 from local_aws.standalone import StandaloneAws
-from tests.sagemaker.conftest import ACTOR, Server, eventually
+from tests.local_sagemaker.conftest import ACTOR, Server, eventually
 
 WAITING = "import time\nprint('begun', flush=True)\ntime.sleep(300)\n"
 SLOW = "import time\ntime.sleep(4)\n" + ACTOR

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.sagemaker.conftest import BUCKET, TRAINING_IMAGE, Server, eventually, unique
+from tests.local_sagemaker.conftest import BUCKET, TRAINING_IMAGE, Server, eventually, unique
 
 WAITING = "import time\nprint('begun', flush=True)\ntime.sleep(300)\n"
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.sagemaker.conftest import BUCKET, INFERENCE_IMAGE, TRAINING_IMAGE, Server, eventually, unique
+from tests.local_sagemaker.conftest import BUCKET, INFERENCE_IMAGE, TRAINING_IMAGE, Server, eventually, unique
 
 Request = dict[str, Any]
 LONG_NAME = "x" * 64

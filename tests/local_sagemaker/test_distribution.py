@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from local_aws.config import ROOT, free_port
-from tests.sagemaker.conftest import ACTOR, BUCKET, INFERENCE_IMAGE, Server, eventually, unique
+from tests.local_sagemaker.conftest import ACTOR, BUCKET, INFERENCE_IMAGE, Server, eventually, unique
 
 SCRIPT = f"""
 import os, pathlib
