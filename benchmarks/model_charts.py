@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy.stats import beta
 
 from tasks.report.charts import COLOURS, DPI
-from tasks.report.metrics import wilson_interval
+from tasks.report.metrics import bin_of, wilson_interval
 
 BINS = 15
 BLUE, ORANGE = COLOURS[:2]
@@ -31,7 +31,7 @@ def reliability(fold: Any, path: Path, source: str) -> None:
         strict=True,
     ):
         confidence = probabilities.max(axis=1)
-        index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+        index = bin_of(confidence, BINS)
         lowest = 1 / probabilities.shape[1]
         axes.plot([lowest, 1], [lowest, 1], color=GREY, linestyle="--", label="perfectly calibrated")
         centres, shares, below, above, counts = [], [], [], [], []

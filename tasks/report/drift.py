@@ -9,6 +9,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from tasks.report.metrics import bin_of
+
 # For KS, fine enough that binning does not matter; PSI is taken over ten equally full bins of the baseline.
 FINE = 1000
 COARSE = 10
@@ -49,7 +51,7 @@ class CoverageChange:
 
 def histogram(confidence: np.ndarray) -> np.ndarray:
     """Counts (FINE,) over equal bins of [0, 1]."""
-    index = np.minimum((confidence * FINE).astype(int), FINE - 1)
+    index = bin_of(confidence, FINE)
     return np.bincount(index, minlength=FINE)
 
 

@@ -76,12 +76,18 @@ def wilson_interval(successes: int, n: int, z: float = Z) -> tuple[float, float]
     return centre - half, centre + half
 
 
+def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Number (n,) of the equal-width bin of [0, 1] that each confidence is in; 1 is in the last one."""
+    index: np.ndarray = np.minimum((confidence * bins).astype(int), bins - 1)
+    return index
+
+
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> pd.DataFrame:
     """A row per equal-width bin of confidence that has any: low, high, n, confidence (mean), accuracy, its interval.
 
     accuracy_low and accuracy_high are Wilson's at 95 %.
     """
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    index = bin_of(confidence, bins)
     n = np.bincount(index, minlength=bins)
     right = np.bincount(index, weights=correct, minlength=bins)
     total = np.bincount(index, weights=confidence, minlength=bins)
@@ -107,7 +113,7 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = B
     """Gap between confidence and accuracy, averaged over equal-width bins of confidence (Guo et al. 2017, eq. 5)."""
     if not len(confidence):
         return None
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    index = bin_of(confidence, bins)
     gap = np.bincount(index, weights=confidence - correct, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
 
@@ -122,7 +128,7 @@ def calibration_error_by_chance(
     """
     if not len(confidence):
         return None
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    index = bin_of(confidence, bins)
     deviation = np.sqrt(np.bincount(index, weights=confidence * (1 - confidence), minlength=bins))
     drawn = np.random.default_rng(seed).normal(0, deviation, (resamples, bins))
     return float(np.quantile(np.abs(drawn).sum(axis=1) / len(confidence), level))
