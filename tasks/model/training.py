@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -196,29 +197,8 @@ def wait(name: str, progress: Progress) -> CompletedJob:
     A cancelled flow stops the job, and so does the end of the time that the settings give it.
     """
     log = LogTail(LOG_GROUP, f"{name}/", progress)
-    status, seconds = "", settings().training_max_seconds + settings().training_pending_seconds
-    deadline = time.monotonic() + seconds
-    try:
-        while True:
-            job = _find(name)
-            if job is None:
-                raise TrainingError(f"training job {name} is gone")
-            log.read()
-            if job.secondary_status != status:
-                status = str(job.secondary_status)
-                progress(f"training job {name}: {status}")
-            if job.training_job_status in ("Completed", "Failed", "Stopped"):
-                break
-            if time.monotonic() > deadline:
-                stop(name)
-                raise TrainingError(f"training job {name} is {status} after {seconds} s and was told to stop")
-            time.sleep(POLL_SECONDS)
-    except Exception:
-        raise  # the job goes on, and a retry of the flow run re-attaches to it
-    except BaseException:
-        progress(f"cancelled: stopping training job {name}")
-        stop(name)
-        raise
+    with _stopped_on_cancel(name, progress):
+        job = _wait_for_end(name, log, progress)
     log.read()
     if job.training_job_status != "Completed":
         reason = getattr(job, "failure_reason", None)
@@ -229,6 +209,42 @@ def wait(name: str, progress: Progress) -> CompletedJob:
         str(job.model_artifacts.s3_model_artifacts),
         {str(metric.metric_name): float(metric.value) for metric in metrics},
     )
+
+
+def _wait_for_end(name: str, log: LogTail, progress: Progress) -> "TrainingJob":
+    """The job once it has ended, however it did. Raises TrainingError if it is gone, or outlasts the settings' time."""
+    status, seconds = "", settings().training_max_seconds + settings().training_pending_seconds
+    deadline = time.monotonic() + seconds
+    while True:
+        job = _find(name)
+        if job is None:
+            raise TrainingError(f"training job {name} is gone")
+        log.read()
+        if job.secondary_status != status:
+            status = str(job.secondary_status)
+            progress(f"training job {name}: {status}")
+        if job.training_job_status in ("Completed", "Failed", "Stopped"):
+            return job
+        if time.monotonic() > deadline:
+            stop(name)
+            raise TrainingError(f"training job {name} is {status} after {seconds} s and was told to stop")
+        time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _stopped_on_cancel(name: str, progress: Progress) -> Iterator[None]:
+    """Stops the job if the flow run is cancelled within the block.
+
+    After an error the job goes on, and a retry of the flow run attaches to it.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:  # Prefect's TerminationSignal, KeyboardInterrupt
+        progress(f"cancelled: stopping training job {name}")
+        stop(name)
+        raise
 
 
 def stop(name: str) -> None:
