@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig, free_port
+from testing.flow_runs import worker_processes
 from tests.conftest import POISON
+from tests.integration.conftest import server_errors
 
 
 @pytest.fixture
@@ -37,6 +40,7 @@ def own(tmp_path: Path) -> Iterator[tuple[LocalConfig, dict[str, str]]]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield config, {**os.environ, **POISON, **variables}
     services.down(config)
+    assert server_errors(config) == []
 
 
 def call(environment: dict[str, str], *command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -185,8 +189,11 @@ def test_a_second_up_applies_what_has_changed_and_status_says_what_is_used(
     port = str(free_port())
     elsewhere = call({**environment, "SCONES_SAGEMAKER_PORT": port}, *up)
     assert f"restarted the services: SCONES_SAGEMAKER_PORT: {config.sagemaker_port} -> {port}" in elsewhere.stdout
-    worker = next(p for p in services.supervised_processes(config) if "worker" in p.cmdline())
-    assert "SCONES_EPOCHS" not in worker.environ()
+    deadline = time.monotonic() + 60
+    while not (workers := worker_processes(config)):  # it becomes `prefect worker` a moment after it is started
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "SCONES_EPOCHS" not in workers[0].environ()
 
 
 def test_status_and_help_explain(own: tuple[LocalConfig, dict[str, str]], tmp_path: Path) -> None:
