@@ -1,4 +1,4 @@
-"""Clients of AWS, and what its errors mean to a person."""
+"""Clients of AWS, and calls that are repeated until they can succeed."""
 
 import logging
 import os
@@ -104,8 +104,7 @@ def ignore_existing(create: Callable[[], object]) -> None:
     try:
         create()
     except ClientError as error:
-        problem = error.response["Error"]
-        if not errors.is_taken_name(problem["Code"], problem.get("Message", "")):
+        if not errors.is_taken_name(error):
             raise
 
 
@@ -121,10 +120,7 @@ def retry_until_role_is_assumable(create: Callable[[], object]) -> None:
 
 
 def _can_not_assume(error: BaseException) -> bool:
-    if not isinstance(error, ClientError):
-        return False
-    problem = error.response["Error"]
-    return errors.is_unassumable_role(problem["Code"], problem.get("Message", ""))
+    return isinstance(error, ClientError) and errors.is_unassumable_role(error)
 
 
 def _passing(error: BaseException) -> bool:

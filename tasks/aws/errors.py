@@ -31,8 +31,7 @@ def translate_aws_errors(action: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        code = error.response["Error"]["Code"]
-        message = error.response["Error"].get("Message", "")
+        code, message = _told(error)
         hint = ""
         if code in QUOTA_CODES:
             hint = "ask for a higher quota in the Service Quotas console, or free what uses it"
@@ -62,16 +61,25 @@ def is_unchanged(status_reason: str) -> bool:
     return any(text in status_reason for text in ("didn't contain changes", "No updates are to be performed"))
 
 
-def is_missing_stack(code: str, message: str) -> bool:
+def is_missing_stack(error: ClientError) -> bool:
     """Whether CloudFormation's error says that there is no such stack."""
+    code, message = _told(error)
     return code == "ValidationError" and "does not exist" in message
 
 
-def is_taken_name(code: str, message: str) -> bool:
+def is_taken_name(error: ClientError) -> bool:
     """Whether SageMaker's error says that a resource of that name exists."""
+    code, message = _told(error)
     return code == "ResourceInUse" or (code == "ValidationException" and "already exist" in message)
 
 
-def is_unassumable_role(code: str, message: str) -> bool:
+def is_unassumable_role(error: ClientError) -> bool:
     """Whether SageMaker's error says that it cannot assume the role, which may be too new."""
+    code, message = _told(error)
     return code == "ValidationException" and "assume" in message.lower()
+
+
+def _told(error: ClientError) -> tuple[str, str]:
+    """Code and message of AWS's answer; not every service sends a message."""
+    problem = error.response["Error"]
+    return problem["Code"], problem.get("Message", "")

@@ -173,8 +173,7 @@ def _describe(name: str) -> dict[str, Any] | None:
             stack: dict[str, Any] = client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
             return stack
         except ClientError as error:
-            problem = error.response["Error"]
-            if errors.is_missing_stack(problem["Code"], problem.get("Message", "")):
+            if errors.is_missing_stack(error):
                 return None
             raise
 

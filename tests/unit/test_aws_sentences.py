@@ -1,8 +1,13 @@
 """What is made of AWS's sentences, and that an unknown one decides nothing that lasts."""
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tasks.aws import errors
+
+
+def refusal(code: str, message: str) -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": message}}, "Operation")
 
 
 @pytest.mark.parametrize(
@@ -32,10 +37,10 @@ def test_a_change_set_without_changes_is_no_failure(reason: str, unchanged: bool
 
 
 def test_errors_are_known_by_code_and_sentence() -> None:
-    assert errors.is_missing_stack("ValidationError", "Stack with id scones does not exist")
-    assert not errors.is_missing_stack("AccessDenied", "Stack with id scones does not exist")
-    assert errors.is_taken_name("ResourceInUse", "")
-    assert errors.is_taken_name("ValidationException", "Cannot create already existing model")
-    assert not errors.is_taken_name("ValidationException", "Could not find model")
-    assert errors.is_unassumable_role("ValidationException", "Could not assume role arn:aws:iam::1:role/x")
-    assert not errors.is_unassumable_role("ThrottlingException", "assume")
+    assert errors.is_missing_stack(refusal("ValidationError", "Stack with id scones does not exist"))
+    assert not errors.is_missing_stack(refusal("AccessDenied", "Stack with id scones does not exist"))
+    assert errors.is_taken_name(refusal("ResourceInUse", ""))
+    assert errors.is_taken_name(refusal("ValidationException", "Cannot create already existing model"))
+    assert not errors.is_taken_name(refusal("ValidationException", "Could not find model"))
+    assert errors.is_unassumable_role(refusal("ValidationException", "Could not assume role arn:aws:iam::1:role/x"))
+    assert not errors.is_unassumable_role(refusal("ThrottlingException", "assume"))
