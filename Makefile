@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit bench-model bench-evaluation bench-nights bench-report bench-sagemaker up down status logs lint format check lock clean
+.PHONY: help setup demo test test-unit bench-model bench-evaluation bench-nights bench-report bench-sagemaker up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -88,6 +88,9 @@ check: ## all that CI runs: the demo on generated images, linters, types, tests
 	@$(MAKE) --no-print-directory down
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test
+
+schemas: setup ## write docs/schemas/ anew from the types
+	@$(RUN) -m tasks.schemas
 
 lock: setup ## renew requirements.lock from pyproject.toml
 	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \

@@ -171,7 +171,7 @@ def _evaluate(images: int) -> float:
     began = time.monotonic()
     summary = nightly_evaluation()
     seconds = time.monotonic() - began
-    assert summary["accepted"] + summary["below_threshold"] == images, summary
+    assert summary.accepted + summary.below_threshold == images, summary
     return seconds
 
 

@@ -15,6 +15,7 @@ from tasks.aws.stacks import installation
 from tasks.capture import collect
 from tasks.installation import capture_prefix
 from tasks.report import report, subject
+from tasks.report.summary import Alert, ReportSummary
 from tasks.run import utc_now
 
 
@@ -26,7 +27,7 @@ def confidence_report(
     until: datetime | None = None,
     endpoint: str | None = None,
     variant: str | None = None,
-) -> dict[str, Any]:
+) -> ReportSummary:
     """date (UTC, such as 2026-11-22) and run (12 hex digits) of an evaluation; by default the newest one's.
 
     Or since, and until (by default now): all that the endpoint answered meanwhile, or one of its variants.
@@ -36,25 +37,25 @@ def confidence_report(
         about = subject.read_evaluation(installed.bucket, date, run)
     else:
         about = subject.read_window(installed, since, until or utc_now(), endpoint, variant)
-    prefix, classes = capture_prefix(about.window.endpoint), tuple(about.evaluation["classes"])
+    prefix, classes = capture_prefix(about.window.endpoint), about.classes
     before = collect.collect(installed.bucket, prefix, about.window.before(), classes) if about.is_window else None
     captured = collect.collect(installed.bucket, prefix, about.window, classes, about.expected)
     summary = report.write(installed.bucket, about, captured, before)
     announce(summary)
-    page = settings().reports / summary["date"] / summary["run"] / "report.html"
-    message = f"{about.verdict}. {len(summary['alerts'])} things to look at. Report: {page}"
+    page = settings().reports / summary.date / summary.run / "report.html"
+    message = f"{about.verdict}. {len(summary.alerts)} things to look at. Report: {page}"
     get_run_logger().info(message)
     state: Any = Completed(message=message, data=summary)
-    returned: dict[str, Any] = state  # callers get the data of a state
+    returned: ReportSummary = state  # callers get the data of a state
     return returned
 
 
-def announce(summary: dict[str, Any]) -> None:
+def announce(summary: ReportSummary) -> None:
     """Emits the event that says that somebody should look at the report, and why."""
-    if summary["alerts"]:
-        resource = {"prefect.resource.id": f"scones.report.{summary['run']}"}
-        names = ("date", "run", "alerts", "model_version")
-        emit_event(ALERT_EVENT, resource=resource, payload={name: summary[name] for name in names})
+    if summary.alerts:
+        resource = {"prefect.resource.id": f"scones.report.{summary.run}"}
+        alert = Alert(date=summary.date, run=summary.run, alerts=summary.alerts, model_version=summary.model_version)
+        emit_event(ALERT_EVENT, resource=resource, payload=alert.to_json())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.states import Completed, Failed
 
-from tasks.evaluation.outcome import INCOMPLETE, MISSED, PASSED, GateMissed, heading, verdict
+from tasks.evaluation.outcome import GateMissed, heading, verdict
+from tasks.evaluation.summary import INCOMPLETE, MISSED, PASSED, EvaluationSummary
 
 # Called with a flow, its run and the state that it ended in.
 Hook = Callable[[Any, Any, Any], None]
@@ -27,18 +28,18 @@ MAX_NAME = 200
 RAISED = "Flow run encountered an exception: "
 
 
-def evaluated(summary: dict[str, Any], report: str) -> Any:
+def evaluated(summary: EvaluationSummary, report: str) -> Any:
     """The final state of a run that evaluated, with the verdict in its name. report: where its report is to be."""
     message = f"{verdict(summary)}. Report: {report}"
-    name = NAMES[summary["outcome"]]
-    if summary["outcome"] == PASSED:
+    name = NAMES[summary.outcome]
+    if summary.outcome == PASSED:
         state: Any = Completed(name=name, message=message, data=summary)
     else:
         state = Failed(name=name, message=message, data=GateMissed(summary))
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None, "only within a flow"
     # Not by a hook: a process that dies after the run has ended runs none.
-    passed = summary["outcome"] == PASSED
+    passed = summary.outcome == PASSED
     _add_to_name(context.flow_run, _uncapitalized(verdict(summary) if passed else heading(summary)))
     return state
 

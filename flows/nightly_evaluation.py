@@ -17,6 +17,7 @@ from tasks.aws.stacks import installation
 from tasks.data.images import dataset_note
 from tasks.evaluation import evaluation, executions
 from tasks.evaluation.outcome import verdict
+from tasks.evaluation.summary import EvaluationSummary
 from tasks.exclusive import exclusive
 from tasks.serving import endpoint
 
@@ -32,7 +33,7 @@ def stop_executions(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 @flow(name="nightly-evaluation", flow_run_name=run_name, log_prints=True, **endings(on_cancellation=[stop_executions]))
-def nightly_evaluation() -> dict[str, Any]:
+def nightly_evaluation() -> EvaluationSummary:
     """Returns the evaluation's summary, which is in the bucket too; the flow run's message is the verdict.
 
     Ends in the state Passed, or Failed with GateMissed if the figures are not what the settings ask for (Missed) or
@@ -47,27 +48,27 @@ def nightly_evaluation() -> dict[str, Any]:
             planned = evaluation.plan(installed, serving, run)
             summary = evaluation.execute(installed, serving, run, planned, dataset_note(installed.bucket))
     else:
-        logger.info("this run was judged before (%s), which stands", summary.get("judged", "by an earlier version"))
+        logger.info("this run was judged before (%s), which stands", summary.judged or "by an earlier release")
     announce(summary)
     report = settings().reports / run.date / run.id / "report.html"
     logger.info("%s. The report follows at %s", verdict(summary), report)
-    returned: dict[str, Any] = evaluated(summary, str(report))  # callers get the data of a state
+    returned: EvaluationSummary = evaluated(summary, str(report))  # callers get the data of a state
     return returned
 
 
-def announce(summary: dict[str, Any]) -> None:
+def announce(summary: EvaluationSummary) -> None:
     """Emits the event from which prefect.yaml starts the report, unless a parent flow reports itself. Once only."""
-    name, revision = f"scones.evaluation.{summary['run']}", str(summary.get("revision", 1))
+    name, revision = f"scones.evaluation.{summary.run}", str(summary.revision)
     if (flow_run.run_count or 0) > 1 and _announced(name, revision):
         return
     by = "flow" if flow_run.get_parent_flow_run_id() else "deployment"
     resource = {
         "prefect.resource.id": name,
         "scones.started-by": by,
-        "scones.outcome": summary["outcome"],
+        "scones.outcome": summary.outcome,
         "scones.revision": revision,
     }
-    emit_event(EVALUATION_EVENT, resource=resource, payload={**summary, "verdict": verdict(summary)})
+    emit_event(EVALUATION_EVENT, resource=resource, payload={**summary.to_json(), "verdict": verdict(summary)})
 
 
 def _announced(resource: str, revision: str) -> bool:

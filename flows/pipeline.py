@@ -1,7 +1,5 @@
 """The whole way of an image: data, model, endpoint, evaluation, report."""
 
-from typing import Any
-
 from prefect import flow
 
 from flows.confidence_report import confidence_report
@@ -13,6 +11,7 @@ from flows.prepare_data import prepare_data
 from flows.train_model import train_model
 from settings import settings
 from tasks.evaluation.outcome import GateMissed
+from tasks.evaluation.summary import EvaluationSummary
 from tasks.model.registry import APPROVED
 
 
@@ -22,7 +21,7 @@ def pipeline(
     fall_back_to_generated: bool = False,
     retrain: bool = False,
     hyperparameters: dict[str, int | float] | None = None,
-) -> dict[str, Any]:
+) -> EvaluationSummary:
     """retrain: train even if a model of the same data, code and hyperparameters is registered.
 
     hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
@@ -33,20 +32,20 @@ def pipeline(
     # Where the gate rejected it, the newest approved version is deployed, which usually serves already.
     deploy_endpoint(model.number if model.status == APPROVED else None)
     summary = _evaluate()
-    confidence_report(summary["date"], summary["run"])
-    report = settings().reports / summary["date"] / summary["run"] / "report.html"
-    returned: dict[str, Any] = evaluated(summary, str(report))  # callers get the data of a state
+    confidence_report(summary.date, summary.run)
+    report = settings().reports / summary.date / summary.run / "report.html"
+    returned: EvaluationSummary = evaluated(summary, str(report))  # callers get the data of a state
     return returned
 
 
-def _evaluate() -> dict[str, Any]:
+def _evaluate() -> EvaluationSummary:
     """The evaluation's summary, whether its gates are passed or missed. Raises what else the evaluation failed with."""
     result = nightly_evaluation(return_state=True).result(raise_on_failure=False)
     if isinstance(result, GateMissed):
         return result.summary
     if isinstance(result, BaseException):
         raise result
-    summary: dict[str, Any] = result
+    summary: EvaluationSummary = result
     return summary
 
 

@@ -115,7 +115,8 @@ class StandaloneAws:
         sagemaker_url: of another SageMaker server beside the same ministack.
         """
         sagemaker = service.startswith("sagemaker")
-        return boto3.Session().client(
+        session: Any = boto3.Session()  # its types know services by literal names only
+        return session.client(
             service,
             region_name=REGION,
             endpoint_url=(sagemaker_url or self.config.sagemaker_url) if sagemaker else self.config.aws_url,

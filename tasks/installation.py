@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from settings import CAPTURE_PREFIX
+from tasks.records import Record
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,24 @@ class ServingEndpoint:
 
     name: str
     model_version: str
+
+
+class DatasetNote(Record, frozen=True, kw_only=True):
+    """manifests/dataset.json: which images are in the bucket.
+
+    given: what prepare-data was given: cifar100, generated, or the path of an archive. since: when the images became
+    these, ISO 8601 in UTC. source: what the images are of, for people. train, test: numbers of images.
+    manifests_sha256: of both manifests, which tells one set of images from another.
+    """
+
+    given: str | None = None
+    since: str | None = None
+    source: str
+    synthetic: bool
+    classes: tuple[str, ...] = ()
+    train: int = 0
+    test: int = 0
+    manifests_sha256: str | None = None
 
 
 def capture_prefix(endpoint: str) -> str:

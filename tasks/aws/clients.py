@@ -64,7 +64,8 @@ def session() -> boto3.Session:
 @cache
 def client(service: str) -> Any:
     """A client with explicit timeouts and retries, shared by the threads of this process."""
-    return session().client(service, config=CONFIG)
+    made: Any = session()  # its types know services by literal names only
+    return made.client(service, config=CONFIG)
 
 
 def sdk() -> dict[str, Any]:

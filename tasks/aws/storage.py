@@ -58,6 +58,7 @@ def object_store(bucket: str) -> S3Store:
     if credentials is None:
         raise AwsError(f"read s3://{bucket}: there are no AWS credentials; set them, or run `make up` for a local AWS")
     frozen = credentials.get_frozen_credentials()
+    session_token: dict[str, Any] = {"session_token": frozen.token} if frozen.token else {}
     options: ClientConfig = {"allow_http": s3.meta.endpoint_url.startswith("http://")}
     if bundle := os.environ.get("AWS_CA_BUNDLE"):
         options["root_certificate"] = Path(bundle).read_bytes()
@@ -67,7 +68,7 @@ def object_store(bucket: str) -> S3Store:
         region=s3.meta.region_name,
         access_key_id=frozen.access_key,
         secret_access_key=frozen.secret_key,
-        **({"session_token": frozen.token} if frozen.token else {}),
+        **session_token,
         virtual_hosted_style_request=False,
         client_options=options,
         retry_config={"max_retries": 20, "retry_timeout": timedelta(seconds=settings().outage_max_seconds)},

@@ -2,14 +2,14 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import MANIFESTS_PREFIX, SCHEMA_VERSION, TEST_PREFIX, TRAIN_PREFIX, settings
+from settings import MANIFESTS_PREFIX, TEST_PREFIX, TRAIN_PREFIX, settings
 from tasks.aws import storage
 from tasks.data.dataset import Dataset, DatasetError, download, from_archive, generated, manifest, png
+from tasks.installation import DatasetNote
 from tasks.run import iso, utc_now
 
 # Describes the images in the bucket.
@@ -26,9 +26,9 @@ def load_dataset(bucket: str, dataset: str | None, fall_back_to_generated: bool)
     None, which means that the images in the bucket stay, if those are of an archive that can't be had any more.
     """
     logger, chosen = get_run_logger(), settings()
-    note = storage.get_json(bucket, NOTE_KEY)
-    name, kept = dataset or (_given(note) if note else chosen.dataset), dataset is None and note is not None
-    if kept and "dataset" in chosen.model_fields_set and _named(chosen.dataset) != name:
+    note = find_note(bucket)
+    name, kept = dataset or (_given(note) if note else chosen.dataset), dataset is None
+    if note and kept and "dataset" in chosen.model_fields_set and _named(chosen.dataset) != name:
         logger.warning(
             "SCONES_DATASET is %s, and this installation keeps %s; run prepare-data with dataset=%s to change it",
             *(chosen.dataset, name, chosen.dataset),
@@ -36,11 +36,11 @@ def load_dataset(bucket: str, dataset: str | None, fall_back_to_generated: bool)
     try:
         return _load(name, FALLBACK_PATIENCE_SECONDS if fall_back_to_generated else None)
     except DatasetError as error:
-        if kept and tuple(note["classes"]) == chosen.classes:
+        if note and kept and note.classes == chosen.classes:
             logger.warning("%s", error)
-            logger.warning("the images in the bucket stay: %s", note["source"])
+            logger.warning("the images in the bucket stay: %s", note.source)
             return None
-        if not fall_back_to_generated or kept or name != "cifar100":
+        if not fall_back_to_generated or (note and kept) or name != "cifar100":
             raise
         logger.warning("%s", error)
         logger.warning("using GENERATED images instead of photographs")
@@ -63,14 +63,14 @@ def _named(dataset: str) -> str:
     return dataset if dataset in ("cifar100", "generated") else str(Path(dataset).expanduser().resolve())
 
 
-def _given(note: dict[str, Any]) -> str:
+def _given(note: DatasetNote) -> str:
     """What an installation was given. Notes of earlier versions do not say, so it is told by what came of it."""
     known = {"generated": "generated", "cifar-100-python.tar.gz": "cifar100"}
-    return str(note.get("given") or known.get(note["source"], settings().dataset))
+    return str(note.given or known.get(note.source, settings().dataset))
 
 
 @task(task_run_name="upload images")
-def upload_dataset(bucket: str, dataset: Dataset) -> dict[str, Any]:
+def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
     """Uploads images, then manifests, then the note that describes both; returns the note.
 
     Manifests come after the images that they name, so that a run that was interrupted leaves nothing half-written.
@@ -86,28 +86,33 @@ def upload_dataset(bucket: str, dataset: Dataset) -> dict[str, Any]:
         storage.delete_others(bucket, prefix, images)
         digest.update(text)
     sha256 = digest.hexdigest()
-    before: dict[str, Any] | None = storage.get_json(bucket, NOTE_KEY)
-    changed = before is None or before["manifests_sha256"] != sha256
+    before = find_note(bucket)
+    changed = before is None or before.manifests_sha256 != sha256
     if before is not None and changed:
-        logger.warning("the images are others than before: %s after %s", dataset.source, before["source"])
-    note = {
-        "schema_version": SCHEMA_VERSION,
-        "given": dataset.given,
-        "since": iso(utc_now()) if before is None or changed else before.get("since"),
-        "source": dataset.source,
-        "synthetic": dataset.synthetic,
-        "classes": list(dataset.classes),
-        "train": len(dataset.train.names),
-        "test": len(dataset.test.names),
-        "manifests_sha256": sha256,
-    }
-    storage.put_json(bucket, NOTE_KEY, note)
+        logger.warning("the images are others than before: %s after %s", dataset.source, before.source)
+    note = DatasetNote(
+        given=dataset.given,
+        since=iso(utc_now()) if before is None or changed else before.since,
+        source=dataset.source,
+        synthetic=dataset.synthetic,
+        classes=tuple(dataset.classes),
+        train=len(dataset.train.names),
+        test=len(dataset.test.names),
+        manifests_sha256=sha256,
+    )
+    storage.put_json(bucket, NOTE_KEY, note.to_json())
     return note
 
 
-def dataset_note(bucket: str) -> dict[str, Any]:
+def dataset_note(bucket: str) -> DatasetNote:
     """What the bucket's images are. Raises DatasetError if none were prepared."""
-    note: dict[str, Any] | None = storage.get_json(bucket, NOTE_KEY)
+    note = find_note(bucket)
     if note is None:
         raise DatasetError("there are no images in the bucket", "run the prepare-data deployment first")
     return note
+
+
+def find_note(bucket: str) -> DatasetNote | None:
+    """The same; None if none were prepared."""
+    content = storage.get(bucket, NOTE_KEY)
+    return None if content is None else DatasetNote.parse(content, f"s3://{bucket}/{NOTE_KEY}")

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from settings import settings
 from tasks.evaluation.results import Result
+from tasks.evaluation.summary import Cost
 
 STATE_TRANSITION = 0.025 / 1000
 LAMBDA_REQUEST = 0.20 / 1_000_000
@@ -21,8 +22,8 @@ FUNCTIONS = 3
 TRANSITIONS = 7
 
 
-def cost(results: list[Result]) -> dict[str, float | None]:
-    """US dollars of all executions of these results: state_transitions, functions, endpoint, total.
+def cost(results: list[Result]) -> Cost:
+    """US dollars of all executions of these results.
 
     Taken from above: each execution is counted with the whole way, and with a function that runs as long as it did. The
     endpoint is counted from the first start to the last end, although it is paid for as long as it stands; None if
@@ -37,19 +38,18 @@ def cost(results: list[Result]) -> dict[str, float | None]:
     if spans:
         hours = (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds() / 3600
         endpoint = None if hour is None else hours * hour * settings().endpoint_instance_count
-    return {
-        "state_transitions": round(transitions, 6),
-        "functions": round(functions, 6),
-        "endpoint": None if endpoint is None else round(endpoint, 6),
-        "total": None if endpoint is None else round(transitions + functions + endpoint, 6),
-    }
+    return Cost(
+        state_transitions=round(transitions, 6),
+        functions=round(functions, 6),
+        endpoint=None if endpoint is None else round(endpoint, 6),
+        total=None if endpoint is None else round(transitions + functions + endpoint, 6),
+    )
 
 
 def _spans(row: Result) -> list[tuple[datetime, datetime]]:
     """Start and end of each of an image's executions."""
-    attempts = [(row.started, row.stopped), *((each["started"], each["stopped"]) for each in row.previous_attempts)]
     return [
-        (datetime.fromisoformat(started), datetime.fromisoformat(stopped))
-        for started, stopped in attempts
-        if started and stopped
+        (datetime.fromisoformat(each.started), datetime.fromisoformat(each.stopped))
+        for each in (row, *row.previous_attempts)
+        if each.started and each.stopped
     ]

@@ -7,13 +7,12 @@ when it is done, and at the end results.jsonl and summary.json. So a run can go 
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from itertools import count
-from typing import Any
 from uuid import UUID
 
 import httpx
+from msgspec.structs import replace
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -24,9 +23,18 @@ from settings import MANIFESTS_PREFIX, TEST_PREFIX, settings
 from tasks.aws import storage
 from tasks.errors import SconesError
 from tasks.evaluation.executions import Executions
-from tasks.evaluation.outcome import INCOMPLETE, markdown, summarize
-from tasks.evaluation.results import Planned, Result, inference_id, not_submitted, result
-from tasks.installation import Installation, ServingEndpoint
+from tasks.evaluation.outcome import markdown, summarize
+from tasks.evaluation.results import (
+    Planned,
+    Result,
+    inference_id,
+    not_submitted,
+    read_results,
+    read_summary,
+    result,
+)
+from tasks.evaluation.summary import INCOMPLETE, EvaluationSummary
+from tasks.installation import DatasetNote, Installation, ServingEndpoint
 from tasks.run import Run, iso, utc_now
 
 # Images to a task run, and to a file of results: what a killed run has to ask for again at most.
@@ -47,7 +55,8 @@ def plan(installation: Installation, endpoint: ServingEndpoint, run: Run) -> lis
     written = storage.get_json_lines(installation.bucket, name)
     if written:
         get_run_logger().info("going on with the manifest of %s", written[0]["planned"])
-        return [Planned.from_json(line) for line in written]
+        source = f"s3://{installation.bucket}/{name}"
+        return [Planned.from_json(line, f"{source}, line {number}") for number, line in enumerate(written, 1)]
     content = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}test.lst")
     if not content or not content.strip():
         raise EvaluationError("there is no test image to evaluate", "run the prepare-data deployment first")
@@ -76,14 +85,22 @@ def planned_images(manifest: str, installation: Installation, model_version: str
         if labels.setdefault(TEST_PREFIX + name, label) != label:
             raise EvaluationError(f"{source} has {name} as {labels[TEST_PREFIX + name]} and as {label}")
     return [
-        Planned(inference_id(run.id, key, 1), key, label, 1, model_version, installation.threshold, now)
+        Planned(
+            inference_id=inference_id(run.id, key, 1),
+            key=key,
+            label=label,
+            attempt=1,
+            model_version=model_version,
+            threshold=installation.threshold,
+            planned=now,
+        )
         for key, label in labels.items()
     ]
 
 
 def execute(
-    installation: Installation, endpoint: ServingEndpoint, run: Run, planned: list[Planned], note: dict[str, Any]
-) -> dict[str, Any]:
+    installation: Installation, endpoint: ServingEndpoint, run: Run, planned: list[Planned], dataset: DatasetNote
+) -> EvaluationSummary:
     """Sees that every image has its execution, writes results.jsonl and summary.json, and returns the summary.
 
     Whatever this ends by, both are written: what was not submitted is in the results as not_submitted. To be called in
@@ -101,7 +118,7 @@ def execute(
                 planned[0].model_version,
             )
     finally:
-        summary = evaluation.finish(endpoint, note)
+        summary = evaluation.finish(endpoint, dataset)
     create_markdown_artifact(
         markdown(summary, evaluation.results(), installation.bucket, run.prefix),
         key="nightly-evaluation",
@@ -110,20 +127,19 @@ def execute(
     return summary
 
 
-def judged(bucket: str, run: Run) -> dict[str, Any] | None:
+def judged(bucket: str, run: Run) -> EvaluationSummary | None:
     """The summary of a run that is over and judged, which stays as it is; None if the run has something left to do.
 
     An incomplete one, which was cancelled, may be gone on with; that gives it another summary.
     """
     summary = newest_summary(bucket, run)
-    return summary if summary is not None and summary["outcome"] != INCOMPLETE else None
+    return summary if summary is not None and summary.outcome != INCOMPLETE else None
 
 
-def newest_summary(bucket: str, run: Run) -> dict[str, Any] | None:
+def newest_summary(bucket: str, run: Run) -> EvaluationSummary | None:
     """The last judgement of a run; None if there is none yet."""
     revision = newest_revision(bucket, run)
-    summary: dict[str, Any] | None = storage.get_json(bucket, run.summary_key(revision)) if revision else None
-    return summary
+    return read_summary(bucket, run.summary_key(revision)) if revision else None
 
 
 def newest_revision(bucket: str, run: Run) -> int:
@@ -146,13 +162,14 @@ class Evaluation:
     def recall(self) -> None:
         """Reads what an earlier process of this run, if any, has written."""
         bucket = self._installation.bucket
-        chunks = storage.list_etags(bucket, self._chunks)
-        lines = [line for chunk in chunks for line in storage.get_json_lines(bucket, chunk) or []]
-        for line in storage.get_json_lines(bucket, self._run.results_key(max(self._revision - 1, 1))) or []:
-            lines += [*line.pop("previous_attempts"), line]
-        known = {line["inference_id"]: line for line in lines if line["status"] != "not_submitted"}
-        for line in sorted(known.values(), key=lambda line: line["attempt"]):
-            self._attempts[line["key"]].append(Result.from_json(line))
+        files = [*storage.list_etags(bucket, self._chunks), self._run.results_key(max(self._revision - 1, 1))]
+        rows = [row for file in files for row in read_results(bucket, file)]
+        attempts = [attempt for row in rows for attempt in (*row.previous_attempts, row)]
+        known = {
+            row.inference_id: replace(row, previous_attempts=()) for row in attempts if row.status != "not_submitted"
+        }
+        for row in sorted(known.values(), key=lambda row: row.attempt):
+            self._attempts[row.key].append(row)
         if known:
             self._logger.info("%d of %d images have a result from before", len(self._attempts), len(self._planned))
 
@@ -167,30 +184,26 @@ class Evaluation:
         """The one that counts for each planned image, in their order: the last attempt's."""
         return [self._result(image) for image in self._planned]
 
-    def finish(self, endpoint: ServingEndpoint, note: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, endpoint: ServingEndpoint, dataset: DatasetNote) -> EvaluationSummary:
         """Writes results and summary, and removes the chunks, which the results contain.
 
         The summary is written once and never again: if another process of this run was quicker, its summary is
         returned.
         """
         bucket, run, results = self._installation.bucket, self._run, self.results()
-        summary = summarize(results, run, endpoint, self._installation.classes, note)
-        summary |= {
-            "revision": self._revision,
-            "supersedes": run.summary_key(self._revision - 1) if self._revision > 1 else None,
-            "judged": iso(utc_now()),
-        }
-        lines = [row.to_json() for row in results]
-        before = storage.get_json_lines(bucket, run.results_key(self._revision - 1)) if self._revision > 1 else None
-        if lines == before:  # nothing came of going on, so there is nothing to judge again
-            return dict(storage.get_json(bucket, run.summary_key(self._revision - 1)))
+        if self._revision > 1 and results == read_results(bucket, run.results_key(self._revision - 1)):
+            before = read_summary(bucket, run.summary_key(self._revision - 1))
+            if before is not None:  # nothing came of going on, so there is nothing to judge again
+                return before
+        summary = summarize(results, run, endpoint, self._installation.classes, dataset, self._revision)
         key = run.summary_key(self._revision)
-        if (written := storage.get_json(bucket, key)) is None:
+        if (written := read_summary(bucket, key)) is None:
+            lines = [row.to_json() for row in results]
             storage.put_json_lines(bucket, run.results_key(self._revision), lines)
-            if not storage.create_json(bucket, key, summary):
-                written = storage.get_json(bucket, key)
+            if not storage.create_json(bucket, key, summary.to_json()):
+                written = read_summary(bucket, key)
         storage.delete_others(bucket, self._chunks, [])
-        return summary if written is None else dict(written)
+        return written or summary
 
     def record(self, executions: Executions, chunk: list[Planned]) -> None:
         """Writes a chunk's results, so that nobody has to ask for them again."""
@@ -232,7 +245,7 @@ class Evaluation:
 
     def _result(self, image: Planned) -> Result:
         *earlier, last = self._attempts[image.key] or [not_submitted(image)]
-        return replace(last, previous_attempts=[attempt.to_json() for attempt in earlier])
+        return replace(last, previous_attempts=tuple(earlier))
 
 
 @task(task_run_name="{title}", cache_policy=NO_CACHE)

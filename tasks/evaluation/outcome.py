@@ -4,18 +4,27 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 
-from settings import SCHEMA_VERSION, settings
+from settings import settings
 from tasks.evaluation.cost import cost
 from tasks.evaluation.results import Result
-from tasks.installation import ServingEndpoint
-from tasks.run import Run, share
+from tasks.evaluation.summary import (
+    INCOMPLETE,
+    MISSED,
+    PASSED,
+    STATUSES,
+    Confusion,
+    ConfusionTables,
+    Counts,
+    EvaluationSummary,
+    GateFigure,
+    Latency,
+)
+from tasks.installation import DatasetNote, ServingEndpoint
+from tasks.run import Run, iso, share, utc_now
 
-PASSED, MISSED, INCOMPLETE = "passed", "missed", "incomplete"
-STATUSES = ("accepted", "below_threshold", "failed", "not_submitted")
 # Rows of a table that a person still reads.
 SHOWN = 50
 
@@ -23,7 +32,7 @@ SHOWN = 50
 class GateMissed(Exception):
     """The evaluation is complete, and its figures are not good enough; `summary` has them."""
 
-    def __init__(self, summary: dict[str, Any]) -> None:
+    def __init__(self, summary: EvaluationSummary) -> None:
         super().__init__(verdict(summary))
         self.summary = summary
 
@@ -51,13 +60,14 @@ class Gate:
 
 
 def summarize(
-    results: list[Result], run: Run, endpoint: ServingEndpoint, classes: tuple[str, ...], note: dict[str, Any]
-) -> dict[str, Any]:
-    """The content of summary.json. Shares are None if there is nothing to divide by.
-
-    confusion: counts by label and predicted class, of all classified images and of the accepted ones.
-    latency_seconds: of classified images, from the start of the execution that counts to its end.
-    """
+    results: list[Result],
+    run: Run,
+    endpoint: ServingEndpoint,
+    classes: tuple[str, ...],
+    dataset: DatasetNote,
+    revision: int = 1,
+) -> EvaluationSummary:
+    """Judges the results by the settings' gates."""
     counts = {status: sum(row.status == status for row in results) for status in STATUSES}
     classified = [row for row in results if row.predicted_class is not None]
     accepted = [row for row in results if row.status == "accepted"]
@@ -69,80 +79,81 @@ def summarize(
         Gate("accuracy", accuracy, settings().evaluation_min_accuracy),
         Gate("coverage", coverage, settings().evaluation_min_coverage),
     ]
-    missed = [str(gate) for gate in gates if gate.missed]
-    outcome = INCOMPLETE if counts["not_submitted"] else MISSED if missed else PASSED
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "run": run.id,
-        "date": run.date,
-        "outcome": outcome,
-        "gates_missed": missed,
-        "gates": [{"name": gate.name, "value": gate.value, "limit": gate.limit} for gate in gates],
-        "dataset": note,
-        "endpoint": endpoint.name,
-        "model_version": results[0].model_version if results else endpoint.model_version,
-        "threshold": results[0].threshold if results else None,
-        "classes": list(classes),
-        "planned": len(results),
-        "submitted": submitted,
+    missed = tuple(str(gate) for gate in gates if gate.missed)
+    return EvaluationSummary(
+        run=run.id,
+        date=run.date,
+        outcome=INCOMPLETE if counts["not_submitted"] else MISSED if missed else PASSED,
+        gates_missed=missed,
+        gates=tuple(GateFigure(name=gate.name, value=gate.value, limit=gate.limit) for gate in gates),
+        dataset=dataset,
+        endpoint=endpoint.name,
+        model_version=results[0].model_version if results else endpoint.model_version,
+        threshold=results[0].threshold if results else None,
+        classes=classes,
+        planned=len(results),
+        submitted=submitted,
         **counts,
-        "failed_share": failed,
-        "coverage": coverage,
-        "accuracy": accuracy,
-        "accepted_accuracy": share(sum(row.predicted_class == row.label for row in accepted), len(accepted)),
-        "confusion": {"classified": _confusion(classified, classes), "accepted": _confusion(accepted, classes)},
-        "executions": sum(1 + len(row.previous_attempts) for row in results) - counts["not_submitted"],
-        "retried": sum(bool(row.previous_attempts) for row in results),
-        "errors": dict(Counter(row.error for row in results if row.error).most_common()),
-        "latency_seconds": _latency(classified),
-        "cost_usd": cost(results),
-        "started": min((row.started for row in results if row.started), default=None),
-        "stopped": max((row.stopped for row in results if row.stopped), default=None),
-    }
+        failed_share=failed,
+        coverage=coverage,
+        accuracy=accuracy,
+        accepted_accuracy=share(sum(row.predicted_class == row.label for row in accepted), len(accepted)),
+        confusion=ConfusionTables(classified=_confusion(classified, classes), accepted=_confusion(accepted, classes)),
+        executions=sum(1 + len(row.previous_attempts) for row in results) - counts["not_submitted"],
+        retried=sum(bool(row.previous_attempts) for row in results),
+        errors=dict(Counter(row.error for row in results if row.error).most_common()),
+        latency_seconds=_latency(classified),
+        cost_usd=cost(results),
+        started=min((row.started for row in results if row.started), default=None),
+        stopped=max((row.stopped for row in results if row.stopped), default=None),
+        revision=revision,
+        supersedes=run.summary_key(revision - 1) if revision > 1 else None,
+        judged=iso(utc_now()),
+    )
 
 
-def verdict(summary: dict[str, Any]) -> str:
+def verdict(summary: EvaluationSummary) -> str:
     """A line that says whether the evaluation passed, and if not, by how much it missed what."""
-    if summary["outcome"] == INCOMPLETE:
-        return f"Incomplete: {summary['not_submitted']} of {summary['planned']} images were not submitted"
-    if summary["outcome"] == MISSED:
-        return f"Missed: {'; '.join(summary['gates_missed'])}. {_figures(summary)}"
+    if summary.outcome == INCOMPLETE:
+        return f"Incomplete: {summary.not_submitted} of {summary.planned} images were not submitted"
+    if summary.outcome == MISSED:
+        return f"Missed: {'; '.join(summary.gates_missed)}. {_figures(summary)}"
     return f"Passed: {_figures(summary)}"
 
 
-def heading(summary: dict[str, Any]) -> str:
+def heading(summary: EvaluationSummary) -> str:
     """The verdict without the figures, short enough for a flow run's name: what was missed and by how much."""
-    if summary["outcome"] == PASSED:
-        return "passed" if summary["accuracy"] is None else f"passed, accuracy {summary['accuracy']:.3f}"
-    if summary["outcome"] == MISSED:
-        return f"missed: {'; '.join(summary['gates_missed'])}"
-    return f"incomplete: {summary['not_submitted']} of {summary['planned']} images were not submitted"
+    if summary.outcome == PASSED:
+        return "passed" if summary.accuracy is None else f"passed, accuracy {summary.accuracy:.3f}"
+    if summary.outcome == MISSED:
+        return f"missed: {'; '.join(summary.gates_missed)}"
+    return f"incomplete: {summary.not_submitted} of {summary.planned} images were not submitted"
 
 
-def _figures(summary: dict[str, Any]) -> str:
-    figures = f"{summary['accepted']} of {summary['planned']} images accepted"
-    if summary["accuracy"] is not None:
-        figures += f", accuracy {summary['accuracy']:.3f}, coverage {summary['coverage']:.3f}"
-    errors = ", ".join(f"{count} {error}" for error, count in summary["errors"].items())
-    return f"{figures}, {summary['failed']} failed" + (f" ({errors})" if errors else "")
+def _figures(summary: EvaluationSummary) -> str:
+    figures = f"{summary.accepted} of {summary.planned} images accepted"
+    if summary.accuracy is not None:
+        figures += f", accuracy {summary.accuracy:.3f}, coverage {summary.coverage:.3f}"
+    errors = ", ".join(f"{count} {error}" for error, count in summary.errors.items())
+    return f"{figures}, {summary.failed} failed" + (f" ({errors})" if errors else "")
 
 
-def markdown(summary: dict[str, Any], results: list[Result], bucket: str, prefix: str) -> str:
+def markdown(summary: EvaluationSummary, results: list[Result], bucket: str, prefix: str) -> str:
     """The outcome as a Prefect artifact: the verdict, the counts, and the images that need a look."""
-    latency, spent = summary["latency_seconds"], summary["cost_usd"]["total"]
+    latency, spent = summary.latency_seconds, summary.cost_usd.total
     short = heading(summary)
     lines = [
         f"# {short[0].upper()}{short[1:]}",
         "",
-        f"{_figures(summary)}. Model {summary['model_version']}, threshold {summary['threshold']:g}, "
-        f"{summary['executions']} executions, {summary['retried']} images tried again.",
+        f"{_figures(summary)}. Model {summary.model_version}, threshold {summary.threshold:g}, "
+        f"{summary.executions} executions, {summary.retried} images tried again.",
         "",
-        *counts_table(summary),
+        *counts_table(summary.counts),
     ]
-    if latency["p50"] is not None:
+    if latency.p50 is not None:
         lines += [
-            f"Seconds an image: median {latency['p50']:.2f}, 90 % within {latency['p90']:.2f}, longest "
-            f"{latency['max']:.2f}. On AWS it would cost about "
+            f"Seconds an image: median {latency.p50:.2f}, 90 % within {latency.p90:.2f}, longest "
+            f"{latency.max:.2f}. On AWS it would cost about "
             + ("an unknown amount" if spent is None else f"${spent:.2g}")
             + " by list price.",
             "",
@@ -152,12 +163,12 @@ def markdown(summary: dict[str, Any], results: list[Result], bucket: str, prefix
     return "\n".join(lines)
 
 
-def counts_table(counts: dict[str, Any]) -> list[str]:
+def counts_table(counts: Counts) -> list[str]:
     """Lines of markdown with the number of planned images and of those with each status."""
     return [
         "| planned | accepted | below threshold | failed | not submitted |",
         "|---:|---:|---:|---:|---:|",
-        f"| {counts['planned']} | " + " | ".join(str(counts[status]) for status in STATUSES) + " |",
+        f"| {counts.planned} | " + " | ".join(str(getattr(counts, status)) for status in STATUSES) + " |",
         "",
     ]
 
@@ -187,16 +198,17 @@ def _cell(text: str) -> str:
     return "".join(" " if char in "|\r\n`<>" else char for char in text)[:120]
 
 
-def _confusion(rows: list[Result], classes: tuple[str, ...]) -> dict[str, dict[str, int]]:
+def _confusion(rows: list[Result], classes: tuple[str, ...]) -> Confusion:
     counts = Counter((row.label, row.predicted_class) for row in rows)
     return {label: {predicted: counts[label, predicted] for predicted in classes} for label in classes}
 
 
-def _latency(rows: list[Result]) -> dict[str, float | None]:
+def _latency(rows: list[Result]) -> Latency:
     seconds = [
         (datetime.fromisoformat(row.stopped) - datetime.fromisoformat(row.started)).total_seconds()
         for row in rows
         if row.started and row.stopped
     ]
     names = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
-    return {name: round(float(np.percentile(seconds, rank)), 3) if seconds else None for name, rank in names.items()}
+    found = {name: round(float(np.percentile(seconds, rank)), 3) if seconds else None for name, rank in names.items()}
+    return Latency(**found)

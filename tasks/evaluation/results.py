@@ -1,17 +1,22 @@
 """The lines of an evaluation's manifest and results: what is planned of an image, and what came of it."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Literal
 
-from settings import EVALUATIONS_PREFIX, SCHEMA_VERSION
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from settings import EVALUATIONS_PREFIX
 from tasks.aws import storage
 from tasks.evaluation.executions import LOW_CONFIDENCE, Execution
-from tasks.run import Run, iso
+from tasks.evaluation.summary import EvaluationSummary
+from tasks.records import Record
+from tasks.run import iso
 
+Status = Literal["accepted", "below_threshold", "failed", "not_submitted"]
 SUMMARY_KEY = re.compile(r"(?P<prefix>evaluations/[^/]+/[^/]+/)summary(-(?P<revision>[1-9][0-9]*))?\.json")
 
 
@@ -25,21 +30,11 @@ def newest_summaries(keys: Iterable[str]) -> list[str]:
     return [key for _, (_, key) in sorted(newest.items())]
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of JSON, with the schema's version."""
+class Planned(Record, frozen=True, kw_only=True):
+    """A line of manifest.jsonl: one image that is to be classified, by which model and threshold.
 
-    def to_json(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, line: dict[str, Any]) -> Self:
-        return cls(**{name: value for name, value in line.items() if name != "schema_version"})
-
-
-@dataclass(frozen=True)
-class Planned(Line):
-    """One image that is to be classified, by which model and threshold. planned: when, ISO 8601 in UTC."""
+    planned: when, ISO 8601 in UTC.
+    """
 
     inference_id: str
     key: str
@@ -55,12 +50,10 @@ class Planned(Line):
         return replace(self, inference_id=inference_id(run, self.key, attempt), attempt=attempt)
 
 
-@dataclass(frozen=True)
-class Result(Line):
-    """What came of one planned image. Times are ISO 8601 in UTC.
+class Result(Record, frozen=True, kw_only=True):
+    """A line of results.jsonl: what came of one planned image. Times are ISO 8601 in UTC.
 
-    status: accepted, below_threshold, failed or not_submitted. error, cause, failed_state: of a failed one.
-    previous_attempts: results of earlier executions, which do not count.
+    error, cause, failed_state: of a failed one. previous_attempts: results of earlier executions, which do not count.
     """
 
     inference_id: str
@@ -68,7 +61,7 @@ class Result(Line):
     key: str
     label: str
     attempt: int
-    status: str
+    status: Status
     predicted_class: str | None
     confidence: float | None
     threshold: float
@@ -78,7 +71,7 @@ class Result(Line):
     failed_state: str | None
     started: str | None
     stopped: str | None
-    previous_attempts: list[dict[str, Any]] = field(default_factory=list)
+    previous_attempts: tuple["Result", ...] = ()
 
 
 def inference_id(run: str, key: str, attempt: int) -> str:
@@ -88,8 +81,8 @@ def inference_id(run: str, key: str, attempt: int) -> str:
 
 def result(image: Planned, execution: Execution) -> Result:
     """Gives an execution's end its name: accepted, below_threshold or failed."""
-    status = "failed"
-    decision: dict[str, Any] = {}
+    status: Status = "failed"
+    decision: Decision | None = None
     error: str | None = execution.error or execution.status
     cause = execution.cause
     if execution.status == "SUCCEEDED" or execution.error == LOW_CONFIDENCE:
@@ -97,7 +90,7 @@ def result(image: Planned, execution: Execution) -> Result:
             decision = _decision(execution)
             status = "accepted" if execution.status == "SUCCEEDED" else "below_threshold"
             error = cause = None
-        except (ValueError, TypeError, KeyError) as problem:
+        except ValueError as problem:
             error, cause = "UnknownDecision", f"{problem!r} in {execution.output or execution.cause!r}"[:1000]
     return Result(
         inference_id=image.inference_id,
@@ -106,9 +99,9 @@ def result(image: Planned, execution: Execution) -> Result:
         label=image.label,
         attempt=image.attempt,
         status=status,
-        predicted_class=decision.get("predicted_class"),
-        confidence=decision.get("confidence"),
-        threshold=decision.get("threshold", image.threshold),
+        predicted_class=decision.predicted_class if decision else None,
+        confidence=decision.confidence if decision else None,
+        threshold=decision.threshold if decision else image.threshold,
         model_version=image.model_version,
         error=error,
         cause=cause,
@@ -139,16 +132,19 @@ def not_submitted(image: Planned) -> Result:
     )
 
 
-def _decision(execution: Execution) -> dict[str, Any]:
-    """predicted_class, confidence and threshold, from the output or from the cause of LowConfidence."""
-    source = execution.output if execution.status == "SUCCEEDED" else json.loads(execution.cause or "")
-    if not isinstance(source, dict):
-        raise TypeError("it is no object")
-    return {
-        "predicted_class": str(source["predicted_class"]),
-        "confidence": float(source["confidence"]),
-        "threshold": float(source["threshold"]),
-    }
+class Decision(Struct, frozen=True):
+    """What the workflow decided: its output, or the cause of LowConfidence."""
+
+    predicted_class: str
+    confidence: float
+    threshold: float
+
+
+def _decision(execution: Execution) -> Decision:
+    """Raises ValueError, or msgspec's ValidationError, which is one, if it is something else."""
+    if execution.status == "SUCCEEDED":
+        return msgspec.convert(execution.output, Decision)
+    return msgspec.json.decode(execution.cause or "", type=Decision)
 
 
 def summary_keys(bucket: str, date: str | None = None) -> list[str]:
@@ -156,7 +152,18 @@ def summary_keys(bucket: str, date: str | None = None) -> list[str]:
     return newest_summaries(storage.list_etags(bucket, EVALUATIONS_PREFIX + (f"{date}/" if date else "")))
 
 
-def results_of(bucket: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
+def read_summary(bucket: str, key: str) -> EvaluationSummary | None:
+    """A summary; None if there is none of that key. Raises RecordError for another file."""
+    content = storage.get(bucket, key)
+    return None if content is None else EvaluationSummary.parse(content, f"s3://{bucket}/{key}")
+
+
+def read_results(bucket: str, key: str) -> list[Result]:
+    """The lines of a file of results; none if there is no such file. Raises RecordError for another file."""
+    lines = storage.get_json_lines(bucket, key) or []
+    return [Result.from_json(line, f"s3://{bucket}/{key}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def results_of(bucket: str, summary: EvaluationSummary) -> list[Result]:
     """The results of the evaluation that a summary is of."""
-    run = Run(summary["run"], summary["date"])
-    return storage.get_json_lines(bucket, run.results_key(summary.get("revision", 1))) or []
+    return read_results(bucket, summary.identity.results_key(summary.revision))

@@ -29,24 +29,21 @@ class Drift:
     ks: float
     ks_by_chance: float
     level: float
-
-    @property
-    def drifted(self) -> bool:
-        return self.psi > self.psi_by_chance or self.ks > self.ks_by_chance
+    drifted: bool
 
 
 @dataclass(frozen=True)
 class CoverageChange:
-    """Shares at or above the threshold, and the difference that chance stays under with probability `level`."""
+    """Shares at or above the threshold, and the difference that chance stays under with probability `level`.
+
+    changed: they differ by more.
+    """
 
     baseline: float
     current: float
     by_chance: float
     level: float
-
-    @property
-    def changed(self) -> bool:
-        return abs(self.current - self.baseline) > self.by_chance
+    changed: bool
 
 
 def histogram(confidence: np.ndarray) -> np.ndarray:
@@ -70,15 +67,10 @@ def drift(
     pooled = (baseline + current) / (n + m)
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(n, pooled, resamples), generator.multinomial(m, pooled, resamples)
-    return Drift(
-        n_baseline=n,
-        n_current=m,
-        psi=float(_psi(baseline[None], current[None], edges)[0]),
-        psi_by_chance=float(np.quantile(_psi(*drawn, edges), level)),
-        ks=float(_ks(baseline[None], current[None])[0]),
-        ks_by_chance=float(np.quantile(_ks(*drawn), level)),
-        level=level,
-    )
+    psi, psi_by_chance = float(_psi(baseline[None], current[None], edges)[0]), _quantile(_psi(*drawn, edges), level)
+    ks, ks_by_chance = float(_ks(baseline[None], current[None])[0]), _quantile(_ks(*drawn), level)
+    drifted = psi > psi_by_chance or ks > ks_by_chance
+    return Drift(n, m, psi, psi_by_chance, ks, ks_by_chance, level, drifted)
 
 
 def coverage_change(
@@ -94,7 +86,12 @@ def coverage_change(
     before, now = int((baseline >= threshold).sum()), int((current >= threshold).sum())
     together = (before + now) / (n + m)
     deviation = math.sqrt(together * (1 - together) * (1 / n + 1 / m))
-    return CoverageChange(before / n, now / m, NormalDist().inv_cdf((1 + level) / 2) * deviation, level)
+    by_chance = NormalDist().inv_cdf((1 + level) / 2) * deviation
+    return CoverageChange(before / n, now / m, by_chance, level, changed=abs(now / m - before / n) > by_chance)
+
+
+def _quantile(values: np.ndarray, level: float) -> float:
+    return float(np.quantile(values, level))
 
 
 def _edges(baseline: np.ndarray) -> np.ndarray:

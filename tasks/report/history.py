@@ -38,20 +38,19 @@ class History:
     steps: tuple[Step, ...]
 
 
-def executions_of(subject: Subject, shown: Iterable[dict[str, Any]]) -> list[History]:
-    """Histories of the executions of the shown images, with earlier attempts, in their order; at most SHOWN."""
-    by_id = {row["inference_id"]: row for row in subject.results}
-    wanted: dict[str, dict[str, Any]] = {}
-    for row in shown:
-        result = by_id.get(row["inference_id"])
-        if result is None:
-            continue
-        for attempt in [result, *reversed(result.get("previous_attempts", []))]:
-            if attempt.get("execution_arn") and len(wanted) < SHOWN:
-                wanted.setdefault(attempt["inference_id"], {**attempt, "key": result["key"]})
+def executions_of(subject: Subject, shown: Iterable[str]) -> list[History]:
+    """Histories of the executions of the images with these inference ids, with earlier attempts; at most SHOWN."""
+    by_id = {row.inference_id: row for row in subject.results}
+    rows = [by_id[name] for name in shown if name in by_id]
+    attempts = {
+        attempt.inference_id: attempt
+        for row in rows
+        for attempt in (row, *reversed(row.previous_attempts))
+        if attempt.execution_arn
+    }
     return [
-        History(name, row["key"], row["execution_arn"], row.get("attempt", 1), _steps(row["execution_arn"]))
-        for name, row in wanted.items()
+        History(row.inference_id, row.key, str(row.execution_arn), row.attempt, _steps(str(row.execution_arn)))
+        for row in list(attempts.values())[:SHOWN]
     ]
 
 

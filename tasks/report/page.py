@@ -4,26 +4,27 @@ index.html leads to all of them.
 """
 
 import base64
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tasks.evaluation.outcome import PASSED
+from tasks.capture.window import Quarantined
+from tasks.evaluation.results import Result
+from tasks.evaluation.summary import PASSED
+from tasks.records import RecordError
 from tasks.report.history import History
 from tasks.report.reconciliation import KINDS
 from tasks.report.subject import Subject
+from tasks.report.summary import IndexedReport, ReportSummary, Unmatched
 
 # Images of each contact sheet, and rows of the table, that a person still looks at.
 TILES = 12
 ROWS = 500
 # Lines of the reconciliation and of the quarantine; the files have them all.
 LINES = 50
-# Members of a report's summary that reports of earlier versions do not have.
-INDEXED = ("stopped", "verdict", "outcome", "window")
 
 TEMPLATES = Environment(
     # Nothing from a record reaches the page unescaped.
@@ -35,42 +36,53 @@ TEMPLATES = Environment(
 )
 
 
+@dataclass(frozen=True)
+class Tile:
+    """An image of a contact sheet."""
+
+    key: str
+    label: str
+    predicted_class: str
+    confidence: float
+    inference_id: str
+
+
 def render(
-    summary: dict[str, Any],
+    summary: ReportSummary,
     subject: Subject,
-    sheets: Mapping[str, list[dict[str, Any]]],
+    sheets: Mapping[str, list[Tile]],
     charts: Mapping[str, bytes],
     images: Mapping[str, bytes],
-    unmatched: list[dict[str, Any]],
-    quarantined: list[dict[str, Any]],
+    unmatched: Sequence[Unmatched],
+    quarantined: Sequence[Quarantined],
 ) -> str:
-    """The page. sheets: rows of `interesting`. charts: PNG files by name. images: content by key, of those rows.
+    """The page. sheets: those of `interesting`. charts: PNG files by name. images: content by key, of those tiles.
 
     unmatched: lines of the reconciliation. quarantined: lines that are no records.
     """
-    needing = rows_to_look_at(subject.results, set(summary["missing_captures"]))
-    executed = {row["inference_id"] for row in subject.results if row["execution_arn"]}
+    needing = rows_to_look_at(subject.results, set(summary.missing_captures))
+    executed = {row.inference_id for row in subject.results if row.execution_arn}
     tiles = [
-        (title, [_tile(row, images.get(row["key"]), row["inference_id"] in executed) for row in rows])
+        (title, [_drawn(tile, images.get(tile.key), tile.inference_id in executed) for tile in rows])
         for title, rows in sheets.items()
     ]
     return TEMPLATES.get_template("report.html.j2").render(
         summary=summary,
         verdict=subject.verdict,
-        passed=subject.evaluation["outcome"] == PASSED,
+        passed=subject.outcome == PASSED,
         numbers=_numbers(summary),
         charts=[(name.replace("_", " "), base64.b64encode(content).decode()) for name, content in charts.items()],
         sheets=tiles,
         rows=needing[:ROWS],
         needing=len(needing),
         kinds=KINDS,
-        unmatched=[line for line in unmatched if line["kind"] != "retried_attempt"][:LINES],
+        unmatched=[line for line in unmatched if line.kind != "retried_attempt"][:LINES],
         quarantined=quarantined[:LINES],
-        changes=summary.get("changes", []),
+        changes=summary.changes,
         executed=executed,
-        endpoint=subject.evaluation["endpoint"],
-        started=subject.evaluation["started"],
-        stopped=subject.evaluation["stopped"],
+        endpoint=subject.endpoint,
+        started=subject.started,
+        stopped=subject.stopped,
     )
 
 
@@ -87,75 +99,77 @@ def render_index(folder: Path, bucket: str) -> str:
     reports = []
     for file in sorted(folder.glob("*/*/summary.json"), reverse=True):
         try:
-            summary = json.loads(file.read_text())
-            known = summary["date"] == file.parent.parent.name and summary["run"] == file.parent.name
-        except (OSError, ValueError, TypeError, KeyError):
+            report = IndexedReport.parse(file.read_bytes(), str(file))
+        except (OSError, RecordError):
             continue
-        if known and "alerts" in summary and summary.get("bucket", bucket) == bucket:
-            reports.append({**dict.fromkeys(INDEXED), **summary})
-    reports.sort(key=lambda summary: (summary["stopped"] or summary["date"], summary["run"]), reverse=True)
+        known = (report.date, report.run) == (file.parent.parent.name, file.parent.name)
+        if known and report.bucket in (None, bucket):
+            reports.append(report)
+    reports.sort(key=lambda report: (report.stopped or report.date, report.run), reverse=True)
     return TEMPLATES.get_template("index.html.j2").render(reports=reports, bucket=bucket)
 
 
-def interesting(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the contact sheets by title: wrong ones with the highest confidence, right ones with the lowest."""
-    columns = ["key", "label", "predicted_class", "confidence", "inference_id"]
+def interesting(table: pd.DataFrame) -> dict[str, list[Tile]]:
+    """The contact sheets by title: wrong images with the highest confidence, right ones with the lowest."""
     known = table["label"].notna()
     wrong = table[known & ~table["correct"]].sort_values(["confidence", "key"], ascending=[False, True]).head(TILES)
     unsure = table[known & table["correct"]].sort_values(["confidence", "key"]).head(TILES)
-    found: dict[str, list[dict[str, Any]]] = {
-        "Wrong, and most confident": wrong[columns].to_dict("records"),  # type: ignore[dict-item]
-        "Right, and least confident": unsure[columns].to_dict("records"),  # type: ignore[dict-item]
-    }
-    return found
+    return {"Wrong, and most confident": _tiles(wrong), "Right, and least confident": _tiles(unsure)}
 
 
-def rows_to_look_at(results: list[dict[str, Any]], missing: set[str]) -> list[dict[str, Any]]:
+def _tiles(rows: pd.DataFrame) -> list[Tile]:
+    columns = (rows[name].tolist() for name in ("key", "label", "predicted_class", "confidence", "inference_id"))
+    return [Tile(*values) for values in zip(*columns, strict=True)]
+
+
+def rows_to_look_at(results: list[Result], missing: set[str]) -> list[Result]:
     """Results that failed, are wrong, were not submitted or not captured; failed ones first."""
     order = {"failed": 0, "not_submitted": 1, "accepted": 2, "below_threshold": 3}
     chosen = [
         row
         for row in results
-        if row["status"] in ("failed", "not_submitted")
-        or row["predicted_class"] != row["label"]
-        or row["inference_id"] in missing
+        if row.status in ("failed", "not_submitted") or row.predicted_class != row.label or row.inference_id in missing
     ]
-    return sorted(chosen, key=lambda row: (order[row["status"]], -(row["confidence"] or 0), row["key"]))
+    return sorted(chosen, key=lambda row: (order[row.status], -(row.confidence or 0), row.key))
 
 
-def _tile(row: dict[str, Any], image: bytes | None, executed: bool) -> dict[str, Any]:
-    kind = "png" if image is not None and image.startswith(b"\x89PNG") else "jpeg"
-    link = f"executions.html#{row['inference_id']}" if executed else None
-    return {**row, "image": base64.b64encode(image).decode() if image else None, "kind": kind, "link": link}
+def _drawn(tile: Tile, image: bytes | None, executed: bool) -> dict[str, object]:
+    """What the template needs of a tile."""
+    return {
+        "tile": tile,
+        "image": base64.b64encode(image).decode() if image else None,
+        "kind": "png" if image is not None and image.startswith(b"\x89PNG") else "jpeg",
+        "link": f"executions.html#{tile.inference_id}" if executed else None,
+    }
 
 
-def _numbers(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _numbers(summary: ReportSummary) -> list[tuple[str, str, str]]:
     """Name, value and detail of each number that matters."""
 
     def share(value: float | None) -> str:
         return "-" if value is None else f"{value:.1%}"
 
-    low, high = summary["accuracy_interval_95"]
-    counts = summary["evaluation"]
-    calibration = summary["calibration"]
-    error = "-" if calibration["error"] is None else f"{calibration['error']:.3f}"
-    chance = "" if calibration["by_chance"] is None else f"up to {calibration['by_chance']:.3f} by chance"
-    expected = summary["estimated_accuracy"]
+    low, high = summary.accuracy_interval_95
+    counts = summary.evaluation
+    calibration = summary.calibration
+    error = "-" if calibration.error is None else f"{calibration.error:.3f}"
+    chance = "" if calibration.by_chance is None else f"up to {calibration.by_chance:.3f} by chance"
+    expected = summary.estimated_accuracy
     return [
-        ("Accuracy", share(summary["accuracy"]), f"{low:.1%} to {high:.1%}, n = {summary['labelled']:,}"),
+        ("Accuracy", share(summary.accuracy), f"{low:.1%} to {high:.1%}, n = {summary.labelled:,}"),
         (
             "Accepted accuracy",
-            share(summary["accepted_accuracy"]),
-            f"of {summary['accepted_labelled']:,} accepted with a label",
+            share(summary.accepted_accuracy),
+            f"of {summary.accepted_labelled:,} accepted with a label",
         ),
-        ("Coverage", share(summary["coverage"]), f"threshold {summary['threshold']:g}"),
-        ("Expected accuracy", share(expected and expected["value"]), "from confidence alone, without labels"),
+        ("Coverage", share(summary.coverage), f"threshold {summary.threshold:g}"),
+        ("Expected accuracy", share(expected.value if expected else None), "from confidence alone, without labels"),
         ("Calibration error", error, chance),
-        ("Failed", f"{counts['failed']:,}", f"of {counts['submitted']:,} submitted, {counts['not_submitted']:,} not"),
+        ("Failed", f"{counts.failed:,}", f"of {counts.submitted:,} submitted, {counts.not_submitted:,} not"),
         (
             "Images captured",
-            f"{summary['captured']:,}",
-            f"{summary.get('inferences', summary['captured']):,} inferences, {summary['expected_captures']:,} expected",
+            f"{summary.captured:,}",
+            f"{summary.inferences:,} inferences, {summary.expected_captures:,} expected",
         ),
-        ("Model", str(summary["model_version"]), "version that answered"),
+        ("Model", str(summary.model_version), "version that answered"),
     ]

@@ -3,9 +3,10 @@
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,12 +18,14 @@ from settings import REPORTS_PREFIX, settings
 from tasks.aws import storage
 from tasks.capture.window import Captured
 from tasks.evaluation.outcome import counts_table
+from tasks.evaluation.summary import EvaluationSummary
 from tasks.report.analysis import Analysis, analyse
 from tasks.report.charts import Caption, draw_all, drift_of_confidence, save, trend
 from tasks.report.drift import histogram
 from tasks.report.history import executions_of
 from tasks.report.page import interesting, render, render_executions, render_index, rows_to_look_at
 from tasks.report.subject import Subject
+from tasks.report.summary import ReportSummary
 
 # Bars of the histogram in Prefect's artifact, and characters of the longest.
 BARS = 10
@@ -32,7 +35,7 @@ PALETTE = """%%{init: {"theme": "base", "themeVariables": {"xyChart": {"plotColo
 
 
 @task(task_run_name="write report {subject.run.date} {subject.run.id}")
-def write(bucket: str, subject: Subject, captured: Captured, before: Captured | None = None) -> dict[str, Any]:
+def write(bucket: str, subject: Subject, captured: Captured, before: Captured | None = None) -> ReportSummary:
     """Writes reports/DATE/RUN/ here and in the bucket, and returns the summary.
 
     before: what a window is compared with; an evaluation is compared with those before it.
@@ -53,21 +56,21 @@ def write(bucket: str, subject: Subject, captured: Captured, before: Captured | 
 
 def _draw(analysis: Analysis, folder: Path) -> list[Path]:
     """The charts, as files in the folder."""
-    run, evaluation = analysis.subject.run, analysis.subject.evaluation
+    subject, summary = analysis.subject, analysis.summary
     caption = Caption(
-        run=run.id,
-        date=run.date,
-        dataset=evaluation["dataset"]["source"],
-        synthetic=evaluation["dataset"]["synthetic"],
-        threshold=evaluation["threshold"],
-        model_version=evaluation["model_version"],
-        provisional=analysis.summary["provisional"],
+        run=subject.run.id,
+        date=subject.run.date,
+        dataset=subject.dataset.source,
+        synthetic=subject.dataset.synthetic,
+        threshold=subject.threshold,
+        model_version=subject.model_version,
+        provisional=summary.provisional,
     )
-    files = draw_all(analysis.table, analysis.classes, caption, folder)
+    files = draw_all(analysis.table, subject.classes, caption, folder)
     files.append(save(trend(_trend_table(analysis.nights), caption), folder / "trend.png"))
-    if analysis.drifted is not None:
+    if summary.drift is not None:
         histograms = histogram(analysis.baseline), histogram(analysis.confidence)
-        drawn = drift_of_confidence(*histograms, analysis.drifted, caption)
+        drawn = drift_of_confidence(*histograms, summary.drift, caption)
         files.append(save(drawn, folder / "drift.png"))
     return files
 
@@ -76,25 +79,25 @@ def _write_files(bucket: str, analysis: Analysis, charts: list[Path], folder: Pa
     """Pages, tables and the summary, as files in the folder. charts: those that the page shows."""
     subject, summary = analysis.subject, analysis.summary
     sheets = interesting(analysis.table)
-    keys = [row["key"] for rows in sheets.values() for row in rows]
-    images = {key: content for key in keys if (content := storage.get(bucket, key))}
+    tiles = [tile for sheet in sheets.values() for tile in sheet]
+    images = {tile.key: content for tile in tiles if (content := storage.get(bucket, tile.key))}
     drawn = {file.stem: file.read_bytes() for file in charts}
     page = render(summary, subject, sheets, drawn, images, analysis.unmatched, analysis.quarantined)
-    needing = rows_to_look_at(subject.results, set(summary["missing_captures"]))
-    shown = [*(row for rows in sheets.values() for row in rows), *needing]
+    needing = rows_to_look_at(subject.results, set(summary.missing_captures))
+    shown = [*(tile.inference_id for tile in tiles), *(row.inference_id for row in needing)]
     return [
         _text(folder / "report.html", page),
         _text(folder / "executions.html", render_executions(subject, executions_of(subject, shown))),
         _lines(folder / "quarantine.jsonl", analysis.quarantined),
         _lines(folder / "reconciliation.jsonl", analysis.unmatched),
         _parquet(folder / "inferences.parquet", analysis.inferences),
-        _text(folder / "summary.json", json.dumps(summary, indent=2) + "\n"),
+        _text(folder / "summary.json", json.dumps(summary.to_json(), indent=2) + "\n"),
     ]
 
 
-def _trend_table(nights: list[dict[str, Any]]) -> pd.DataFrame:
+def _trend_table(nights: list[EvaluationSummary]) -> pd.DataFrame:
     columns = ["stopped", "accuracy", "coverage", "failed_share", "threshold", "model_version"]
-    table = pd.DataFrame([{name: night.get(name) for name in columns} for night in nights], columns=columns)
+    table = pd.DataFrame({name: [getattr(night, name) for night in nights] for name in columns})
     table["stopped"] = pd.to_datetime(table["stopped"], utc=True)
     return table.astype(dict.fromkeys(("accuracy", "coverage", "failed_share", "threshold"), float))
 
@@ -102,27 +105,26 @@ def _trend_table(nights: list[dict[str, Any]]) -> pd.DataFrame:
 def markdown(analysis: Analysis, folder: Path) -> str:
     """The report as a Prefect artifact, with charts that Prefect draws itself. folder: where it is on this machine."""
     summary = analysis.summary
-    evaluated = summary["evaluation"]
-    accuracy = "no accuracy" if summary["accuracy"] is None else f"accuracy {summary['accuracy']:.1%}"
+    accuracy = "no accuracy" if summary.accuracy is None else f"accuracy {summary.accuracy:.1%}"
     lines = [
-        f"# Confidence report {summary['date']}",
+        f"# Confidence report {summary.date}",
         "",
         analysis.subject.verdict,
         "",
-        *(f"> {reason}\n" for reason in summary["alerts"]),
-        f"Model {summary['model_version']}: {accuracy} of {summary['labelled']} labelled images; of "
-        f"{summary['captured']} captured, {summary['above_threshold']} at or above the threshold "
-        f"{summary['threshold']:g} and {summary['below_threshold']} below it.",
+        *(f"> {reason}\n" for reason in summary.alerts),
+        f"Model {summary.model_version}: {accuracy} of {summary.labelled} labelled images; of "
+        f"{summary.captured} captured, {summary.above_threshold} at or above the threshold "
+        f"{summary.threshold:g} and {summary.below_threshold} below it.",
         "",
-        *counts_table(evaluated),
-        *_bars(analysis.confidence, summary["threshold"]),
+        *counts_table(summary.evaluation),
+        *_bars(analysis.confidence, summary.threshold),
         *_nights_lines(analysis.nights),
-        f"`report.html` and charts: `{folder}` and `s3://{summary['bucket']}/{REPORTS_PREFIX}{summary['date']}/{summary['run']}/`",
+        f"`report.html` and charts: `{folder}` and `s3://{summary.bucket}/{REPORTS_PREFIX}{summary.date}/{summary.run}/`",
     ]
-    if summary["dataset"]["synthetic"]:
+    if summary.dataset.synthetic:
         lines.insert(2, "> **Synthetic data**: the images were drawn by the project.\n")
-    if summary["provisional"]:
-        lines.insert(2, f"> **Provisional**: {len(summary['missing_captures'])} capture records are missing.\n")
+    if summary.provisional:
+        lines.insert(2, f"> **Provisional**: {len(summary.missing_captures)} capture records are missing.\n")
     return "\n".join(lines)
 
 
@@ -140,9 +142,9 @@ def _bars(confidence: np.ndarray, threshold: float) -> list[str]:
     return [f"| confidence (threshold {threshold:g}) | inferences | |", "|---|---:|---|", *rows, ""]
 
 
-def _nights_lines(nights: list[dict[str, Any]]) -> list[str]:
+def _nights_lines(nights: list[EvaluationSummary]) -> list[str]:
     """Accuracy and coverage of the last evaluations."""
-    known = [night for night in nights if night["accuracy"] is not None and night["coverage"] is not None]
+    known = [night for night in nights if night.accuracy is not None and night.coverage is not None]
     if len(known) < 2:
         return []
     return [
@@ -152,7 +154,10 @@ def _nights_lines(nights: list[dict[str, Any]]) -> list[str]:
         '    title "The last evaluations: accuracy (blue) and coverage (orange)"',
         f"    x-axis [{', '.join(str(number) for number in range(1 - len(known), 1))}]",
         '    y-axis "share" 0 --> 1',
-        *(f"    line [{', '.join(f'{night[name]:.3f}' for night in known)}]" for name in ("accuracy", "coverage")),
+        *(
+            f"    line [{', '.join(f'{getattr(night, name):.3f}' for night in known)}]"
+            for name in ("accuracy", "coverage")
+        ),
         "```",
         "",
     ]
@@ -163,8 +168,8 @@ def _text(path: Path, text: str) -> Path:
     return path
 
 
-def _lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    return _text(path, "".join(json.dumps(row) + "\n" for row in rows))
+def _lines(path: Path, rows: Iterable[object]) -> Path:
+    return _text(path, "".join(json.dumps(msgspec.to_builtins(row)) + "\n" for row in rows))
 
 
 def _parquet(path: Path, table: pd.DataFrame) -> Path:

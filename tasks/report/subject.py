@@ -1,19 +1,21 @@
 """What a report is about: one evaluation, or everything that an endpoint answered in a window of time."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
+from msgspec import structs
 from prefect import task
 
 from tasks.aws import storage
 from tasks.capture.window import Window
 from tasks.data.images import dataset_note
 from tasks.errors import SconesError
-from tasks.evaluation.outcome import MISSED, PASSED, STATUSES, verdict
-from tasks.evaluation.results import newest_summaries, results_of, summary_keys
-from tasks.installation import Installation
+from tasks.evaluation.outcome import verdict
+from tasks.evaluation.results import Result, newest_summaries, read_summary, results_of, summary_keys
+from tasks.evaluation.summary import MISSED, PASSED, Counts, EvaluationSummary, Outcome
+from tasks.installation import DatasetNote, Installation
 from tasks.run import Run, iso
 
 # Clocks differ a little, and an hour's folder is named after the time of the inference.
@@ -28,21 +30,30 @@ class ReportError(SconesError):
 
 @dataclass(frozen=True)
 class Subject:
-    """run: names the report's folder. evaluation: its summary, or those of the window's made one. results: a line per
-    planned image. window: where its captures are. verdict: a sentence. is_window: about a window of time, not one run.
+    """run: names the report's folder. verdict: a sentence. counts and results: of all planned images. window: where
+    its captures are. is_window: about a window of time, not one evaluation. dataset, threshold and classes of a window
+    are those of its last evaluation; model_version names all of its versions. Times are ISO 8601 in UTC.
     """
 
     run: Run
-    evaluation: dict[str, Any]
-    results: list[dict[str, Any]]
-    window: Window
     verdict: str
+    outcome: Outcome
+    endpoint: str
+    model_version: str
+    threshold: float
+    classes: tuple[str, ...]
+    dataset: DatasetNote
+    started: str | None
+    stopped: str | None
+    counts: Counts
+    results: list[Result]
+    window: Window
     is_window: bool = False
 
     @property
     def expected(self) -> list[str]:
         """Inference ids that the endpoint answered, so that a capture record must exist."""
-        return [row["inference_id"] for row in self.results if row["status"] in ("accepted", "below_threshold")]
+        return [row.inference_id for row in self.results if row.status in ("accepted", "below_threshold")]
 
 
 @task(task_run_name="read the evaluation")
@@ -52,14 +63,26 @@ def read_evaluation(bucket: str, date: str | None, run: str | None) -> Subject:
         date, run = _newest(bucket, date)
     chosen = Run(run, date)
     keys = newest_summaries(storage.list_etags(bucket, chosen.prefix))
-    summary = storage.get_json(bucket, keys[0]) if keys else None
-    if summary is None:
+    summary = read_summary(bucket, keys[0]) if keys else None
+    if summary is None or summary.threshold is None:
         raise ReportError(f"there is no evaluation s3://{bucket}/{chosen.prefix}", "run nightly-evaluation first")
-    results = results_of(bucket, summary)
-    started, stopped = (datetime.fromisoformat(summary[name]) if summary[name] else None for name in _ENDS)
-    first = started or datetime.now(UTC)  # nothing was submitted
-    window = Window(summary["endpoint"], (summary["model_version"],), first - SLACK, (stopped or first) + SLACK)
-    return Subject(chosen, summary, results, window, verdict(summary))
+    first = _time(summary.started) or datetime.now(UTC)  # nothing was submitted
+    last = _time(summary.stopped) or first
+    return Subject(
+        run=chosen,
+        verdict=verdict(summary),
+        outcome=summary.outcome,
+        endpoint=summary.endpoint,
+        model_version=summary.model_version,
+        threshold=summary.threshold,
+        classes=summary.classes,
+        dataset=summary.dataset,
+        started=summary.started,
+        stopped=summary.stopped,
+        counts=summary.counts,
+        results=results_of(bucket, summary),
+        window=Window(summary.endpoint, (summary.model_version,), first - SLACK, last + SLACK),
+    )
 
 
 @task(task_run_name="read the window's evaluations")
@@ -81,57 +104,59 @@ def read_window(
         summary
         for key in summary_keys(installed.bucket)
         if iso(first - timedelta(days=2))[:10] <= key.split("/")[1] <= iso(last)[:10]
-        and (summary := storage.get_json(installed.bucket, key))
+        and (summary := read_summary(installed.bucket, key))
         and _within(summary, window)
     ]
-    evaluations.sort(key=lambda summary: summary["started"])
-    results = [row for summary in evaluations for row in results_of(installed.bucket, summary)]
+    evaluations.sort(key=lambda summary: str(summary.started))
     name = "-".join(filter(None, [f"window-{first:%Y%m%dT%H%M%SZ}-{last:%Y%m%dT%H%M%SZ}", endpoint, variant]))
-    run = Run(name, f"{last:%Y-%m-%d}")
-    missed = sum(summary["outcome"] != PASSED for summary in evaluations)
+    missed = sum(summary.outcome != PASSED for summary in evaluations)
     times = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
-    sentence = f"{times}. Evaluations: {len(evaluations)}, not passed: {missed}"
-    return Subject(run, _together(evaluations, installed, run, window), results, window, sentence, is_window=True)
-
-
-_ENDS = ("started", "stopped")
+    latest = evaluations[-1] if evaluations else None
+    versions = sorted({summary.model_version for summary in evaluations})
+    return Subject(
+        run=Run(name, f"{last:%Y-%m-%d}"),
+        verdict=f"{times}. Evaluations: {len(evaluations)}, not passed: {missed}",
+        outcome=MISSED if missed else PASSED,
+        endpoint=window.endpoint,
+        model_version=", ".join(window.variants or versions) or "every variant",
+        threshold=latest.threshold if latest and latest.threshold is not None else installed.threshold,
+        classes=latest.classes if latest else installed.classes,
+        dataset=latest.dataset if latest else dataset_note(installed.bucket),
+        started=iso(window.first),
+        stopped=iso(window.last),
+        counts=_sum(summary.counts for summary in evaluations),
+        results=[row for summary in evaluations for row in results_of(installed.bucket, summary)],
+        window=window,
+        is_window=True,
+    )
 
 
 def _newest(bucket: str, date: str | None) -> tuple[str, str]:
     """Date and run of the evaluation that stopped last, of one day or of all."""
-    summaries = summary_keys(bucket, date)
-    if not summaries:
+    keys = summary_keys(bucket, date)
+    if not keys:
         raise ReportError("there is no evaluation to report on", "run the nightly-evaluation deployment first")
-    newest_date = max(key.split("/")[1] for key in summaries)
-    of_day = [storage.get_json(bucket, key) for key in summaries if key.split("/")[1] == newest_date]
-    newest = max(of_day, key=lambda summary: summary["stopped"] or "")
-    return newest["date"], newest["run"]
+    newest_date = max(key.split("/")[1] for key in keys)
+    of_day = [read_summary(bucket, key) for key in keys if key.split("/")[1] == newest_date]
+    newest = max((summary for summary in of_day if summary), key=lambda summary: summary.stopped or "")
+    return newest.date, newest.run
 
 
-def _within(summary: dict[str, Any], window: Window) -> bool:
+def _within(summary: EvaluationSummary, window: Window) -> bool:
     """Whether any of an evaluation's executions may be in the window."""
-    if not summary["started"] or not summary["stopped"] or summary["endpoint"] != window.endpoint:
+    started, stopped = _time(summary.started), _time(summary.stopped)
+    if started is None or stopped is None or summary.endpoint != window.endpoint:
         return False
-    if window.variants and summary["model_version"] not in window.variants:
+    if window.variants and summary.model_version not in window.variants:
         return False
-    started, stopped = (datetime.fromisoformat(summary[name]) for name in _ENDS)
     return started <= window.last and stopped >= window.first
 
 
-def _together(evaluations: list[dict[str, Any]], installed: Installation, run: Run, window: Window) -> dict[str, Any]:
-    """What a report reads of a summary, for all of them; threshold, classes and images are the last one's."""
-    last = evaluations[-1] if evaluations else None
-    versions = sorted({summary["model_version"] for summary in evaluations})
-    return {
-        "run": run.id,
-        "date": run.date,
-        "outcome": PASSED if all(summary["outcome"] == PASSED for summary in evaluations) else MISSED,
-        "endpoint": window.endpoint,
-        "model_version": ", ".join(window.variants or versions) or "every variant",
-        "threshold": last["threshold"] if last else installed.threshold,
-        "classes": last["classes"] if last else list(installed.classes),
-        "dataset": last["dataset"] if last else dataset_note(installed.bucket),
-        "started": iso(window.first),
-        "stopped": iso(window.last),
-        **{name: sum(summary[name] for summary in evaluations) for name in ("planned", "submitted", *STATUSES)},
-    }
+def _sum(counts: Iterable[Counts]) -> Counts:
+    rows = [structs.astuple(each) for each in counts]
+    names = Counts.__struct_fields__
+    return Counts(**{name: sum(row[index] for row in rows) for index, name in enumerate(names)})
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

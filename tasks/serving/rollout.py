@@ -4,19 +4,19 @@ A version is tried on an endpoint of its own first, and what served before serve
 over a rollout is on record in the bucket, so that one that was killed can be undone by another process.
 """
 
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import ROLLOUTS_PREFIX, SCHEMA_VERSION, settings
+from settings import ROLLOUTS_PREFIX, settings
 from tasks.aws import errors, storage
 from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
 from tasks.aws.logs import Progress
 from tasks.installation import Installation, ServingEndpoint
 from tasks.model.registry import REJECTED, ModelVersion, decide
+from tasks.records import Record
 from tasks.serving import models, smoke
 from tasks.serving.endpoint import (
     EndpointError,
@@ -39,10 +39,10 @@ class RolloutFailed(EndpointError):
     """The version does not serve; the message says why, and what does instead."""
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """One change of the endpoint. model and endpoint config share the name `config`; `previous` served before, if any.
+class Rollout(Record, frozen=True, kw_only=True):
+    """rollouts/ENDPOINT.json: one change of the endpoint, while it is under way.
 
+    Model and endpoint config share the name `config`; `previous` served before, if any.
     runs: the flow run that does it and the one that all began with. made: whether this rollout created model and
     endpoint config, so that going back deletes them.
     """
@@ -73,10 +73,14 @@ def roll_out(installation: Installation, version: ModelVersion, runs: tuple[str,
         return serving(installation)
     images = smoke.known_images(installation)
     rollout = Rollout(
-        runs, installation.endpoint, version.name, config, previous, made=not models.config_exists(config)
+        runs=runs,
+        endpoint=installation.endpoint,
+        version=version.name,
+        config=config,
+        previous=previous,
+        made=not models.config_exists(config),
     )
-    record = {"schema_version": SCHEMA_VERSION, **asdict(rollout)}
-    storage.put_json(installation.bucket, _record_key(installation), record)
+    storage.put_json(installation.bucket, _record_key(installation), rollout.to_json())
     try:
         models.create_model(installation, version, config)
         models.create_config(installation, version, config, model=config)
@@ -199,11 +203,9 @@ def undo_interrupted(installation: Installation, progress: Progress, run: str | 
 
 
 def _recorded(installation: Installation) -> Rollout | None:
-    record = storage.get_json(installation.bucket, _record_key(installation))
-    if record is None:
-        return None
-    fields = {name: value for name, value in record.items() if name != "schema_version"}
-    return Rollout(**{**fields, "runs": tuple(fields["runs"])})
+    key = _record_key(installation)
+    content = storage.get(installation.bucket, key)
+    return None if content is None else Rollout.parse(content, f"s3://{installation.bucket}/{key}")
 
 
 def _record_key(installation: Installation) -> str:

@@ -1,16 +1,25 @@
 """The confidence threshold of the workflow stack. deploy-endpoint is the one place that changes it, with the model."""
 
-from typing import Any
-
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import SCHEMA_VERSION, THRESHOLDS_PREFIX, settings
+from settings import THRESHOLDS_PREFIX, settings
 from tasks.aws import storage
 from tasks.aws.stacks import change_threshold
 from tasks.installation import Installation
 from tasks.model.registry import ModelVersion
+from tasks.records import Record
 from tasks.run import iso, utc_now
+
+
+class ThresholdChange(Record, frozen=True, kw_only=True):
+    """thresholds/TIME.json. time: when, ISO 8601 in UTC. run: of the flow run that changed it."""
+
+    time: str
+    threshold: float
+    before: float
+    reason: str
+    run: str
 
 
 @task(task_run_name="apply the threshold with {version.name}")
@@ -28,22 +37,16 @@ def apply_threshold(installation: Installation, version: ModelVersion, run: str)
     if wanted != installation.threshold:
         change_threshold(wanted, logger.info)
         now = iso(utc_now())
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "time": now,
-            "threshold": wanted,
-            "before": installation.threshold,
-            "reason": reason,
-            "run": run,
-        }
-        storage.create_json(installation.bucket, f"{THRESHOLDS_PREFIX}{now}.json", record)
+        change = ThresholdChange(time=now, threshold=wanted, before=installation.threshold, reason=reason, run=run)
+        storage.create_json(installation.bucket, f"{THRESHOLDS_PREFIX}{now}.json", change.to_json())
     return wanted
 
 
-def threshold_changes(bucket: str) -> list[dict[str, Any]]:
-    """Every recorded change, the first one first: time, threshold, before, reason, run."""
-    found = [storage.get_json(bucket, key) for key in sorted(storage.list_etags(bucket, THRESHOLDS_PREFIX))]
-    return [record for record in found if record is not None]
+def threshold_changes(bucket: str) -> list[ThresholdChange]:
+    """Every recorded change, the first one first."""
+    keys = sorted(storage.list_etags(bucket, THRESHOLDS_PREFIX))
+    found = [(key, content) for key in keys if (content := storage.get(bucket, key)) is not None]
+    return [ThresholdChange.parse(content, f"s3://{bucket}/{key}") for key, content in found]
 
 
 def _wanted(version: ModelVersion) -> tuple[float | None, str]:

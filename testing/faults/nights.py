@@ -169,8 +169,7 @@ class Lab:
             summary = nightly_evaluation()
         except GateMissed as missed:
             summary = missed.summary
-        run: str = summary["run"]
-        return run
+        return summary.run
 
     @contextmanager
     def after_starts(self, count: int, act: Callable[[], None]) -> Iterator[None]:

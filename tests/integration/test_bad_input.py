@@ -109,7 +109,7 @@ def test_a_model_error_carries_the_models_own_status(installed: Any) -> None:
         client("sagemaker-runtime").invoke_endpoint(
             EndpointName=installed.endpoint, ContentType="application/x-image", Body=b"no image"
         )
-    response = error.value.response
+    response: Any = error.value.response
     assert response["Error"]["Code"] == "ModelError"
     assert response["ResponseMetadata"]["HTTPStatusCode"] == 424
     assert response["OriginalStatusCode"] == 400

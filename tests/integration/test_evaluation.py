@@ -221,7 +221,9 @@ def test_the_readme_tells_what_happened_to_an_image(lab: Lab, bad_night: Night, 
     section = readme[readme.index("**What happened to image X?**") :]
     block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
     assert block
-    rows = [Result.from_json(line) for line in lab.world(bad_night.summary["run"]).lines("results.jsonl")]
+    rows = [
+        Result.from_json(line, "results.jsonl") for line in lab.world(bad_night.summary["run"]).lines("results.jsonl")
+    ]
     row = next(row for row in rows if row.status != "failed")
     assert row.execution_arn
     values = {

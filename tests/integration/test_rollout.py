@@ -232,9 +232,9 @@ def test_a_cancelled_deployment_goes_back(own: Installation) -> None:
 
 def test_three_classes_go_all_the_way(own: Installation) -> None:
     summary = nightly_evaluation()
-    assert summary["classes"] == list(CLASSES)
-    assert summary["planned"] == summary["accepted"] + summary["below_threshold"] == 30
-    assert summary["model_version"] == serving(own).model_version
+    assert summary.classes == CLASSES
+    assert summary.planned == summary.accepted + summary.below_threshold == 30
+    assert summary.model_version == serving(own).model_version
 
 
 def test_a_deployment_waits_for_an_evaluation_and_changes_nothing_twice(own: Installation) -> None:
@@ -308,7 +308,7 @@ def test_a_threshold_is_applied_by_the_deployment_alone_and_recorded(
     deploy_endpoint(int(serving(own).model_version.removeprefix("v")))
     assert installation().threshold == 0.625
     last = threshold_changes(own.bucket)[-1]
-    assert (last["before"], last["threshold"], last["reason"]) == (before, 0.625, "SCONES_THRESHOLD")
+    assert (last.before, last.threshold, last.reason) == (before, 0.625, "SCONES_THRESHOLD")
     deploy_endpoint(int(serving(own).model_version.removeprefix("v")))
     assert threshold_changes(own.bucket)[-1] == last  # nothing changed
 

@@ -16,7 +16,7 @@ def refusal(server: Server, endpoint: str, body: bytes = b"x", **more: Any) -> t
     """Error code, HTTP status and the whole answer of an invocation that fails."""
     with pytest.raises(ClientError) as error:
         server.runtime.invoke_endpoint(EndpointName=endpoint, Body=body, **more)
-    answer = error.value.response
+    answer: Any = error.value.response
     return answer["Error"]["Code"], answer["ResponseMetadata"]["HTTPStatusCode"], answer
 
 

@@ -1,11 +1,11 @@
 import json
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from settings import ROOT, run_id, settings
 from tasks.evaluation.cost import FUNCTION_GB, FUNCTIONS, TRANSITIONS, cost
@@ -13,13 +13,14 @@ from tasks.evaluation.evaluation import EvaluationError, planned_images
 from tasks.evaluation.executions import Execution
 from tasks.evaluation.outcome import GateMissed, markdown, summarize, verdict
 from tasks.evaluation.results import Planned, Result, newest_summaries, not_submitted, result
-from tasks.installation import Installation, ServingEndpoint
+from tasks.evaluation.summary import EvaluationSummary, Latency
+from tasks.installation import DatasetNote, Installation, ServingEndpoint
 from tasks.run import Run
 
 INSTALLATION = Installation("bucket", "arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "role", "role")
 ENDPOINT = ServingEndpoint("endpoint", "v7")
 RUN = Run("5b52074c57ed", "2026-11-22")
-NOTE = {"source": "generated", "synthetic": True}
+NOTE = DatasetNote(source="generated", synthetic=True)
 BEGUN = datetime(2026, 11, 22, 3, 30, tzinfo=UTC)
 
 
@@ -47,7 +48,7 @@ LOW = execution(
 )
 
 
-def summary_of(rows: list[Result]) -> dict[str, Any]:
+def summary_of(rows: list[Result]) -> EvaluationSummary:
     return summarize(rows, RUN, ENDPOINT, INSTALLATION.classes, NOTE)
 
 
@@ -111,9 +112,10 @@ def test_every_end_has_its_status(end: Execution, status: str, error: str | None
 
 
 def test_a_line_of_json_gives_the_same_row_again() -> None:
-    row = replace(result(PLANNED[0], accepted("bicycle")), previous_attempts=[{"attempt": 1}])
-    assert Result.from_json(json.loads(json.dumps(row.to_json()))) == row
-    assert Planned.from_json(PLANNED[0].to_json()) == PLANNED[0]
+    earlier = result(PLANNED[0], execution("ABORTED"))
+    row = replace(result(PLANNED[0].as_attempt(2), accepted("bicycle")), previous_attempts=(earlier,))
+    assert Result.from_json(json.loads(json.dumps(row.to_json())), "results.jsonl") == row
+    assert Planned.from_json(PLANNED[0].to_json(), "manifest.jsonl") == PLANNED[0]
 
 
 def test_the_summary_adds_up() -> None:
@@ -121,55 +123,55 @@ def test_the_summary_adds_up() -> None:
     rows = [result(image, end) for image, end in zip(PLANNED, ends, strict=False)]
     rows.append(not_submitted(PLANNED[3]))
     summary = summary_of(rows)
-    assert summary["planned"] == summary["submitted"] + summary["not_submitted"] == 4
-    assert summary["submitted"] == summary["accepted"] + summary["below_threshold"] + summary["failed"] == 3
-    assert summary["accuracy"] == 0.5
-    assert summary["accepted_accuracy"] == 1.0
-    assert summary["errors"] == {"ABORTED": 1}
-    assert summary["executions"] == 3
-    assert summary["confusion"]["classified"] == {
+    assert summary.planned == summary.submitted + summary.not_submitted == 4
+    assert summary.submitted == summary.accepted + summary.below_threshold + summary.failed == 3
+    assert summary.accuracy == 0.5
+    assert summary.accepted_accuracy == 1.0
+    assert summary.errors == {"ABORTED": 1}
+    assert summary.executions == 3
+    assert summary.confusion.classified == {
         "bicycle": {"bicycle": 1, "motorcycle": 0},
         "motorcycle": {"bicycle": 1, "motorcycle": 0},
     }
-    assert summary["confusion"]["accepted"]["motorcycle"] == {"bicycle": 0, "motorcycle": 0}
-    assert summary["outcome"] == "incomplete"
+    assert summary.confusion.accepted["motorcycle"] == {"bicycle": 0, "motorcycle": 0}
+    assert summary.outcome == "incomplete"
     assert verdict(summary) == "Incomplete: 1 of 4 images were not submitted"
 
 
 def test_a_summary_of_nothing_has_no_shares() -> None:
     summary = summary_of([])
-    assert summary["accuracy"] is summary["coverage"] is summary["accepted_accuracy"] is None
-    assert summary["outcome"] == "missed"
+    assert summary.accuracy is summary.coverage is summary.accepted_accuracy is None
+    assert summary.outcome == "missed"
     assert "no image was classified" in verdict(summary)
 
 
 def test_latencies_are_percentiles_of_the_executions() -> None:
     ends = [accepted("bicycle", stopped=BEGUN + timedelta(seconds=seconds)) for seconds in (1, 2, 3, 4)]
     rows = [result(image, end) for image, end in zip(PLANNED, ends, strict=True)]
-    assert summary_of(rows)["latency_seconds"] == {"p50": 2.5, "p90": 3.7, "p99": 3.97, "max": 4.0}
+    assert summary_of(rows).latency_seconds == Latency(p50=2.5, p90=3.7, p99=3.97, max=4.0)
 
 
 def test_a_missed_gate_is_named_with_its_distance(choose: Any) -> None:
     choose(evaluation_min_accuracy=0.85, evaluation_min_coverage=0.5, evaluation_max_failed=0.05)
     right, wrong = accepted("bicycle"), accepted("motorcycle")
     good = summary_of([result(PLANNED[0], right), result(PLANNED[2], right)])
-    assert (good["outcome"], good["gates_missed"]) == ("passed", [])
+    assert (good.outcome, good.gates_missed) == ("passed", ())
     assert verdict(good) == "Passed: 2 of 2 images accepted, accuracy 1.000, coverage 1.000, 0 failed"
     bad = summary_of([result(PLANNED[0], wrong), result(PLANNED[2], execution("ABORTED"))])
-    assert bad["outcome"] == "missed"
-    assert bad["gates_missed"] == ["failed share 0.500 is 0.450 over 0.05", "accuracy 0.000 is 0.850 under 0.85"]
+    assert bad.outcome == "missed"
+    assert bad.gates_missed == ("failed share 0.500 is 0.450 over 0.05", "accuracy 0.000 is 0.850 under 0.85")
     assert str(GateMissed(bad)).startswith("Missed: failed share 0.500 is 0.450 over 0.05; accuracy 0.000 is 0.850")
 
 
 def test_the_cost_counts_every_attempt_and_the_prices_fit_the_workflow() -> None:
     once = result(PLANNED[0], accepted("bicycle", stopped=BEGUN + timedelta(seconds=1)))
-    twice = replace(once, previous_attempts=[once.to_json()])
+    twice = replace(once, previous_attempts=(once,))
     single, double = cost([once]), cost([twice])
-    assert double["state_transitions"] == pytest.approx(2 * (single["state_transitions"] or 0), abs=1e-6)
-    assert single["state_transitions"] == pytest.approx(TRANSITIONS * 0.000025)
-    assert single["functions"] == pytest.approx(3 * 2e-7 + 0.25 * 0.0000166667, abs=1e-6)
-    assert single["endpoint"] == pytest.approx(0.115 / 3600, abs=1e-6)
-    assert cost([])["total"] is None
+    assert double.state_transitions == pytest.approx(2 * single.state_transitions, abs=1e-6)
+    assert single.state_transitions == pytest.approx(TRANSITIONS * 0.000025)
+    assert single.functions == pytest.approx(3 * 2e-7 + 0.25 * 0.0000166667, abs=1e-6)
+    assert single.endpoint == pytest.approx(0.115 / 3600, abs=1e-6)
+    assert cost([]).total is None
     template = (ROOT / "infrastructure" / "workflow.yaml").read_text()
     sizes = [int(line.split(":")[1]) for line in template.splitlines() if "MemorySize:" in line]
     assert (len(sizes), max(sizes)) == (FUNCTIONS, FUNCTION_GB * 1024)
@@ -181,7 +183,7 @@ def test_the_cost_counts_every_attempt_and_the_prices_fit_the_workflow() -> None
 
 def test_an_unknown_instance_type_has_no_price(choose: Any) -> None:
     choose(endpoint_instance_type="ml.unheard.of")
-    assert cost([result(PLANNED[0], accepted("bicycle"))])["total"] is None
+    assert cost([result(PLANNED[0], accepted("bicycle"))]).total is None
 
 
 def test_the_artifact_begins_with_the_verdict_and_keeps_hostile_text_in_its_cell() -> None:

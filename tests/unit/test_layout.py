@@ -12,11 +12,14 @@ from local_aws.config import ROOT
 
 # The folders and files of tasks/, each above all that it imports.
 FLOORS = (
-    {"run", "installation", "exclusive", "errors"},
+    {"errors"},
+    {"records", "run", "exclusive"},
+    {"installation"},
     {"aws"},
     {"data", "model", "evaluation", "capture"},
     {"serving"},
     {"report", "teardown"},
+    {"schemas"},
 )
 # Folders that run somewhere else, or by themselves, and import nothing else of this project.
 ISLANDS = ("lambdas", "classifier", "local_aws", "local_sagemaker")

@@ -107,12 +107,14 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_requests_are_checked_against_the_api(request_: dict[str, object], message: str) -> None:
     shape = operation("CreateEndpoint").input_shape
     assert shape is not None
+    assert shape is not None
     with pytest.raises(ValidationException, match=message):
         validate(shape, request_)
 
 
 def test_a_value_of_another_type_is_no_request() -> None:
     shape = operation("CreateEndpoint").input_shape
+    assert shape is not None
     with pytest.raises(SerializationException, match="endpointName: int is no string"):
         validate(shape, {"EndpointName": 7, "EndpointConfigName": "c"})
 
@@ -138,6 +140,7 @@ def test_an_operation_that_aws_does_not_have_is_named() -> None:
 
 def test_answers_have_only_the_members_of_the_api() -> None:
     shape = operation("DescribeEndpoint").output_shape
+    assert shape is not None
     answer = shaped(shape, {"EndpointName": "e", "Secret": 1, "FailureReason": None})
     assert answer == {"EndpointName": "e"}
 

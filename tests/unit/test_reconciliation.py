@@ -1,15 +1,18 @@
 from typing import Any
 
 import pandas as pd
+from msgspec.structs import replace
 
 from tasks.capture.window import COLUMNS, Captured
+from tasks.evaluation.results import Result, Status
 from tasks.report.reconciliation import KINDS, counts, reconcile
+from tests.unit.results import RESULT
 
 START, STOP = "2026-11-22T03:30:00.000+00:00", "2026-11-22T03:40:00.000+00:00"
 
 
-def result(name: str, status: str = "accepted", **rest: Any) -> dict[str, Any]:
-    return {"inference_id": name, "status": status, "error": None, "previous_attempts": [], **rest}
+def result(name: str, status: Status = "accepted", **rest: Any) -> Result:
+    return replace(RESULT, inference_id=name, status=status, **rest)
 
 
 def captured(*names: str | None, minute: int = 35, **rest: Any) -> Captured:
@@ -24,11 +27,11 @@ def test_what_matches_gives_no_line() -> None:
 
 
 def test_every_difference_is_listed_with_its_kind() -> None:
-    retried = result("b-a2", previous_attempts=[result("b-a1", "failed", error="ModelError")])
+    retried = result("b-a2", previous_attempts=(result("b-a1", "failed", error="ModelError"),))
     results = [result("a"), retried, result("c", "failed", error="TIMED_OUT")]
     found = captured("b-a1", "b-a2", "stranger", None, missing=("a",), without_output=("d",), repeated={"b-a2": 2})
     lines = reconcile(results, found, START, STOP)
-    assert [(line["kind"], line["inference_id"], line["detail"]) for line in lines] == [
+    assert [(line.kind, line.inference_id, line.detail) for line in lines] == [
         ("missing_capture", "a", ""),
         ("capture_without_output", "d", ""),
         ("execution_without_outcome", "c", "TIMED_OUT"),

@@ -1,15 +1,20 @@
 import json
 import re
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from msgspec import structs
 
 from tasks.capture.window import COLUMNS, Captured, Quarantined, Window
-from tasks.evaluation.results import inference_id
+from tasks.evaluation.outcome import summarize as judge
+from tasks.evaluation.results import Result, inference_id
+from tasks.evaluation.summary import Counts, EvaluationSummary, Outcome
+from tasks.installation import DatasetNote, ServingEndpoint
 from tasks.report.analysis import Analysis, changes_between, join, once_per_image, summarize
 from tasks.report.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
 from tasks.report.drift import coverage_change, drift, histogram
@@ -19,7 +24,10 @@ from tasks.report.page import ROWS, interesting, render, render_executions, rend
 from tasks.report.reconciliation import KINDS
 from tasks.report.report import markdown
 from tasks.report.subject import Subject
+from tasks.report.summary import ReportSummary, Unmatched
 from tasks.run import Run
+from tasks.serving.threshold import ThresholdChange
+from tests.unit.results import RESULT
 
 CLASSES = ("bicycle", "motorcycle")
 CAPTION = Caption("5b52074c57ed", "2026-11-22", "generated", True, 0.93, "v1", False)
@@ -107,28 +115,39 @@ HOSTILE = '<script>alert("x")</script>{{ 7 * 7 }}'
 
 
 NONE_UNMATCHED = dict.fromkeys(KINDS, 0)
-EVALUATION: dict[str, Any] = {
-    **dict.fromkeys(("planned", "submitted", "not_submitted", "accepted", "below_threshold", "failed"), 0),
-    "outcome": "passed",
-    "threshold": 0.93,
-    "classes": list(CLASSES),
-    "dataset": {"source": "generated", "synthetic": True},
-    "model_version": "v1",
-    "endpoint": "e",
-    "started": "2026-11-22T03:30:00.000+00:00",
-    "stopped": "2026-11-22T03:40:00.000+00:00",
-}
+NO_CAPTURES = Captured(pd.DataFrame(columns=COLUMNS))
+STARTED, STOPPED = "2026-11-22T03:30:00.000+00:00", "2026-11-22T03:40:00.000+00:00"
+GENERATED = DatasetNote(source="generated", synthetic=True)
+ABOUT = Subject(
+    run=Run("r", "2026-11-22"),
+    verdict="Passed: all well",
+    outcome="passed",
+    endpoint="e",
+    model_version="v1",
+    threshold=0.93,
+    classes=CLASSES,
+    dataset=GENERATED,
+    started=STARTED,
+    stopped=STOPPED,
+    counts=Counts(planned=0, submitted=0, not_submitted=0, accepted=0, below_threshold=0, failed=0),
+    results=[],
+    window=Window("e", ("v1",), datetime.fromisoformat(STARTED), datetime.fromisoformat(STOPPED)),
+)
 
 
-def subject(results: list[dict[str, Any]] | None = None, run: str = "r", **evaluation: Any) -> Subject:
-    first, last = (pd.Timestamp(EVALUATION[name]).to_pydatetime() for name in ("started", "stopped"))
-    return Subject(
-        Run(run, "2026-11-22"),
-        {**EVALUATION, **evaluation},
-        results or [],
-        Window("e", ("v1",), first, last),
-        "Passed: all well",
-    )
+def summary_of(
+    about: Subject,
+    frame: pd.DataFrame,
+    captured: Captured = NO_CAPTURES,
+    unmatched: dict[str, int] = NONE_UNMATCHED,
+    bucket: str = "bucket",
+    **more: Any,
+) -> ReportSummary:
+    return summarize(about, captured, frame, unmatched, bucket=bucket, inferences=len(frame), **more)
+
+
+def result(name: str, label: str = "bicycle", **changed: Any) -> Result:
+    return structs.replace(RESULT, **{"inference_id": name, "key": name, "label": label, **changed})
 
 
 def page(n: int, hostile: bool = False) -> str:
@@ -136,32 +155,23 @@ def page(n: int, hostile: bool = False) -> str:
     if hostile:
         frame.loc[0, ["key", "inference_id"]] = HOSTILE
     results = [
-        {
-            "inference_id": row.inference_id,
-            "execution_arn": "arn:aws:states:eu-west-1:000000000000:execution:machine:name",
-            "key": row.key,
-            "label": row.label,
-            "status": "accepted" if float(str(row.confidence)) >= 0.93 else "below_threshold",
-            "predicted_class": row.predicted_class,
-            "confidence": row.confidence,
-            "error": None,
-        }
+        result(
+            str(row.inference_id),
+            str(row.label),
+            key=row.key,
+            status="accepted" if float(str(row.confidence)) >= 0.93 else "below_threshold",
+            predicted_class=row.predicted_class,
+            confidence=row.confidence,
+        )
         for row in frame.itertuples()
     ]
-    about = subject(results, dataset={"source": HOSTILE if hostile else "generated", "synthetic": True})
-    bad = [Quarantined(HOSTILE, 1, HOSTILE)] if hostile else []
-    unmatched = [{"kind": "missing_capture", "inference_id": HOSTILE, "detail": HOSTILE}] if hostile else []
-    captured = Captured(pd.DataFrame(columns=COLUMNS), quarantined=tuple(bad))
-    summary = summarize(about, captured, frame, NONE_UNMATCHED)
-    return render(
-        summary,
-        about,
-        interesting(frame),
-        {"chart": b"png"},
-        {"test/1.png": b"\x89PNG"},
-        unmatched,
-        [{"key": line.key, "line": line.line, "reason": line.reason} for line in bad],
-    )
+    dataset = DatasetNote(source=HOSTILE, synthetic=True) if hostile else GENERATED
+    about = replace(ABOUT, results=results, dataset=dataset)
+    bad = (Quarantined(HOSTILE, 1, HOSTILE),) if hostile else ()
+    unmatched = [Unmatched(kind="missing_capture", inference_id=HOSTILE, detail=HOSTILE)] if hostile else []
+    summary = summary_of(about, frame, replace(NO_CAPTURES, quarantined=bad))
+    sheets, images = interesting(frame), {"test/1.png": b"\x89PNG"}
+    return render(summary, about, sheets, {"chart": b"png"}, images, unmatched, bad)
 
 
 @pytest.mark.parametrize("n", [0, 1, 200])
@@ -177,10 +187,9 @@ def test_the_page_is_whole_and_needs_no_network(n: int) -> None:
 
 def test_the_index_leads_to_every_report_and_to_nothing_else(tmp_path: Path) -> None:
     for date, run in (("2026-11-21", "aaa"), ("2026-11-22", "bbb")):
-        about = replace(subject(run=run, model_version=HOSTILE), run=Run(run, date))
-        summary = summarize(about, Captured(pd.DataFrame(columns=COLUMNS)), table(0), NONE_UNMATCHED)
+        about = replace(ABOUT, model_version=HOSTILE, run=Run(run, date))
         (tmp_path / date / run).mkdir(parents=True)
-        (tmp_path / date / run / "summary.json").write_text(json.dumps(summary))
+        (tmp_path / date / run / "summary.json").write_text(json.dumps(summary_of(about, table(0)).to_json()))
     for name, text in (
         ("broken", "{"),
         ("other", "[]"),
@@ -203,37 +212,33 @@ def test_nothing_of_a_record_reaches_the_page_unescaped() -> None:
 def test_the_contact_sheets_show_the_confidently_wrong_and_the_barely_right() -> None:
     wrong, right = interesting(table(200)).values()
     assert len(wrong) == len(right) == 12
-    assert [row["confidence"] for row in wrong] == sorted((row["confidence"] for row in wrong), reverse=True)
-    assert [row["confidence"] for row in right] == sorted(row["confidence"] for row in right)
+    assert [tile.confidence for tile in wrong] == sorted((tile.confidence for tile in wrong), reverse=True)
+    assert [tile.confidence for tile in right] == sorted(tile.confidence for tile in right)
 
 
 def test_the_table_begins_with_what_failed_and_ends_somewhere() -> None:
-    def row(status: str, predicted: str | None, name: str) -> dict[str, Any]:
-        known = {"status": status, "predicted_class": predicted, "label": "bicycle", "confidence": 0.9, "key": name}
-        return {**known, "inference_id": name, "error": None}
-
-    rows = [row("accepted", "bicycle", "right"), row("accepted", "motorcycle", "wrong"), row("failed", None, "broken")]
-    assert [each["key"] for each in rows_to_look_at(rows, set())] == ["broken", "wrong"]
-    assert [each["key"] for each in rows_to_look_at(rows, {"right"})] == ["broken", "right", "wrong"]
+    broken = result("broken", status="failed", predicted_class=None, confidence=None)
+    rows = [result("right"), result("wrong", predicted_class="motorcycle"), broken]
+    assert [each.key for each in rows_to_look_at(rows, set())] == ["broken", "wrong"]
+    assert [each.key for each in rows_to_look_at(rows, {"right"})] == ["broken", "right", "wrong"]
     assert page(ROWS * 8).count('<tr><td class="key">test/') == ROWS
 
 
-def alerts(n: int = 0, captured: Captured | None = None, **changes: Any) -> list[str]:
+def alerts(
+    n: int = 0, captured: Captured = NO_CAPTURES, unmatched: dict[str, int] = NONE_UNMATCHED, **changes: Any
+) -> tuple[str, ...]:
     frame = table(n).assign(confidence=0.99, correct=True)
-    found = captured or Captured(pd.DataFrame(columns=COLUMNS))
-    summary = summarize(subject(), found, frame, {**NONE_UNMATCHED, **changes.pop("unmatched", {})}, **changes)
-    reasons: list[str] = summary["alerts"]
-    return reasons
+    return summary_of(ABOUT, frame, captured, {**NONE_UNMATCHED, **unmatched}, **changes).alerts
 
 
 def test_an_alert_needs_more_than_chance() -> None:
     high, low, few = np.full(100, 0.99), np.full(100, 0.6), np.full(10, 0.6)
-    assert alerts() == alerts(5) == []
+    assert alerts() == alerts(5) == ()
     assert "not calibrated" in alerts(5000)[0]
     assert "has drifted" in alerts(drifted=drift(histogram(high), histogram(low)))[0]
-    assert alerts(drifted=drift(histogram(high), histogram(high))) == []
+    assert alerts(drifted=drift(histogram(high), histogram(high))) == ()
     assert "coverage has changed: 0.0% after 100.0%" in alerts(changed=coverage_change(high, low, 0.93))[0]
-    assert alerts(changed=coverage_change(high, high, 0.93)) == []
+    assert alerts(changed=coverage_change(high, high, 0.93)) == ()
     assert coverage_change(high, few, 0.93) is None
     missing = Captured(pd.DataFrame(columns=COLUMNS), ("x",), quarantined=(Quarantined("k", 1, "bad"),))
     assert [reason.rsplit(": ", 1)[1] for reason in alerts(captured=missing)] == ["1.", "1."]
@@ -248,29 +253,35 @@ def records(*names: str | None) -> pd.DataFrame:
 
 
 def test_missing_records_make_the_report_provisional() -> None:
-    results = [{"inference_id": name, "key": name, "label": "bicycle", "status": "accepted"} for name in ("x", "y")]
+    results = [result(name) for name in ("x", "y")]
     captured = Captured(records("x"), ("y",))
-    summary = summarize(subject(results), captured, join(captured.records, results, CLASSES), NONE_UNMATCHED)
-    assert summary["provisional"] and summary["missing_captures"] == ["y"]
-    assert (summary["captured"], summary["accuracy"]) == (1, 1.0)
+    summary = summary_of(replace(ABOUT, results=results), join(captured.records, results, CLASSES), captured)
+    assert summary.provisional and summary.missing_captures == ("y",)
+    assert (summary.captured, summary.accuracy) == (1, 1.0)
 
 
 def test_a_window_counts_inferences_of_others_but_no_accuracy_of_theirs() -> None:
-    results = [{"inference_id": "x", "key": "x", "label": "motorcycle", "status": "accepted"}]
+    results = [result("x", "motorcycle")]
     everything = join(records("x", "other", None), results, CLASSES, only_known=False)
     assert len(join(records("x", "other", None), results, CLASSES)) == 1
-    summary = summarize(subject(results), Captured(everything), everything, NONE_UNMATCHED)
-    assert (summary["captured"], summary["labelled"], summary["accuracy"]) == (3, 1, 0.0)
-    assert summary["coverage"] == 1.0
+    summary = summary_of(replace(ABOUT, results=results), everything, Captured(everything))
+    assert (summary.captured, summary.labelled, summary.accuracy) == (3, 1, 0.0)
+    assert summary.coverage == 1.0
     assert [len(rows) for rows in interesting(everything).values()] == [1, 0]
+
+
+def night(number: int, **changed: Any) -> EvaluationSummary:
+    """The summary of an evaluation in which nothing was planned."""
+    run, images = Run("r", f"2026-11-2{number}"), DatasetNote(source="generated", synthetic=True, manifests_sha256="a")
+    summary = judge([], run, ServingEndpoint("e", "v1"), CLASSES, images)
+    times = {"started": f"2026-11-2{number}T03:30:00", "stopped": f"2026-11-2{number}T03:40:00"}
+    return structs.replace(summary, **{"threshold": 0.93, **times, **changed})
 
 
 def test_the_artifact_draws_what_there_is(tmp_path: Path) -> None:
     def text(n: int, nights: int) -> str:
-        about, captured = subject(accepted=n), Captured(pd.DataFrame(columns=COLUMNS))
-        summary = summarize(about, captured, table(n), NONE_UNMATCHED) | {"bucket": "bucket"}
-        before = [{"accuracy": 0.9, "coverage": 0.7}] * nights
-        return markdown(Analysis(about, summary, table(n), table(n), before, np.array([]), None, [], []), tmp_path)
+        summary, before = summary_of(ABOUT, table(n)), [night(1, accuracy=0.9, coverage=0.7)] * nights
+        return markdown(Analysis(ABOUT, summary, table(n), table(n), before, np.array([]), [], ()), tmp_path)
 
     assert "█" not in text(0, 0) and "mermaid" not in text(0, 1)
     assert "| 0.50 to 0.55 | 1 | " + "█" * 24 + " |" in text(1, 1)
@@ -288,48 +299,40 @@ def test_three_nights_of_the_same_images_are_no_more_images() -> None:
     start = pd.Timestamp("2026-11-20T03:30Z")
     inferences["time"] = [start + pd.Timedelta(minutes=number) for number in range(len(inferences))]
     inferences["confidence"] = [0.9] * 200 + [0.99] * (len(inferences) - 200)
-    results = [
-        {"inference_id": name, "key": key, "label": "bicycle", "status": "accepted"}
-        for name, key in zip(ids, keys * 3, strict=True)
-    ]
+    results = [result(name, key=key) for name, key in zip(ids, keys * 3, strict=True)]
     joined = join(inferences, results, CLASSES, only_known=False)
     for each in (once_per_image(joined), once_per_image(inferences)):
         assert len(each) == 103  # those without an image of ours count each
         assert (each["confidence"] == 0.99).all()
         assert each["time"].is_monotonic_increasing
-    summary = summarize(subject(results), Captured(inferences), once_per_image(joined), NONE_UNMATCHED)
-    low, high = summary["accuracy_interval_95"]
-    assert (summary["labelled"], summary["captured"]) == (100, 103)
-    assert (low, high) == wilson_interval(100, 100)
-    assert (summary["accepted_labelled"], summary["above_threshold"]) == (100, 103)
-    assert not [reason for reason in summary["alerts"] if "calibrated" in reason]
+    summary = summary_of(replace(ABOUT, results=results), once_per_image(joined), Captured(inferences))
+    assert (summary.labelled, summary.captured) == (100, 103)
+    assert summary.accuracy_interval_95 == wilson_interval(100, 100)
+    assert (summary.accepted_labelled, summary.above_threshold) == (100, 103)
+    assert not [reason for reason in summary.alerts if "calibrated" in reason]
 
 
 def test_what_changed_between_nights_is_said_with_its_reason() -> None:
-    def night(number: int, **changed: Any) -> dict[str, Any]:
-        known = {"started": f"2026-11-2{number}T03:30:00", "stopped": f"2026-11-2{number}T03:40:00"}
-        images = {"source": "generated", "manifests_sha256": "a"}
-        return {**known, "model_version": "v1", "threshold": 0.93, "dataset": images, **changed}
-
-    thresholds = [{"time": "2026-11-22T12:00:00", "threshold": 0.95, "reason": "recommended by v2"}]
-    other = {"source": "cifar", "manifests_sha256": "b"}
-    nights = [night(1), night(2), night(3, model_version="v2", threshold=0.95), night(4, dataset=other)]
-    nights[3] |= {"model_version": "v2", "threshold": 0.95}
+    thresholds = [
+        ThresholdChange(time="2026-11-22T12:00:00", threshold=0.95, before=0.93, reason="recommended by v2", run="r")
+    ]
+    later = {"model_version": "v2", "threshold": 0.95}
+    other = DatasetNote(source="cifar", synthetic=False, manifests_sha256="b")
+    nights = [night(1), night(2), night(3, **later), night(4, **later, dataset=other)]
     found = changes_between(nights, thresholds)
-    assert [(each["what"], each["before"], each["after"], each["why"]) for each in found] == [
+    assert [(each.what, each.before, each.after, each.why) for each in found] == [
         ("model", "v1", "v2", ""),
         ("threshold", 0.93, 0.95, "recommended by v2"),
         ("images", "generated", "cifar", "prepare-data uploaded others"),
     ]
-    assert found[0]["time"] == "2026-11-23T03:30:00"
-    assert changes_between(nights[:1], thresholds) == changes_between([], []) == []
+    assert found[0].time == "2026-11-23T03:30:00"
+    assert changes_between(nights[:1], thresholds) == changes_between([], []) == ()
 
 
 def test_a_page_says_what_it_is_about() -> None:
     def text(window: bool) -> str:
-        about = replace(subject(), is_window=window)
-        summary = summarize(about, Captured(pd.DataFrame(columns=COLUMNS)), table(3), NONE_UNMATCHED)
-        return render(summary, about, interesting(table(3)), {"chart": b"png"}, {}, [], [])
+        about = replace(ABOUT, is_window=window)
+        return render(summary_of(about, table(3)), about, interesting(table(3)), {"chart": b"png"}, {}, [], [])
 
     assert "Confidence report of a window of time" in text(True) and "evaluation of" not in text(True)
     assert "Each image counts once" in text(True)
@@ -342,19 +345,20 @@ def test_images_lead_to_the_history_of_their_executions() -> None:
     assert "console.aws.amazon.com" not in text
     steps = (Step("2026-11-22T03:30:00.000+00:00", "ExecutionStarted", "", HOSTILE),)
     histories = [History(HOSTILE, HOSTILE, "arn", 2, steps), History("id", "key", "arn", 1, ())]
-    drawn = render_executions(subject(), histories)
+    drawn = render_executions(ABOUT, histories)
     assert "03:30:00.000" in drawn and "no history of it any more" in drawn
     assert "<script>alert" not in drawn
 
 
 def test_the_index_is_of_one_installation_with_misses_marked_and_the_latest_first(tmp_path: Path) -> None:
-    for number, (outcome, bucket) in enumerate([("passed", "ours"), ("missed", "ours"), ("passed", "theirs")]):
+    written: list[tuple[Outcome, str]] = [("passed", "ours"), ("missed", "ours"), ("passed", "theirs")]
+    for number, (outcome, bucket) in enumerate(written):
         about = replace(
-            subject(outcome=outcome, stopped=f"2026-11-22T0{number}:40:00"), run=Run(f"r{number}", "2026-11-22")
+            ABOUT, outcome=outcome, stopped=f"2026-11-22T0{number}:40:00", run=Run(f"r{number}", "2026-11-22")
         )
-        summary = summarize(about, Captured(pd.DataFrame(columns=COLUMNS)), table(0), NONE_UNMATCHED)
+        summary = summary_of(about, table(0), bucket=bucket)
         (tmp_path / "2026-11-22" / f"r{number}").mkdir(parents=True)
-        (tmp_path / "2026-11-22" / f"r{number}" / "summary.json").write_text(json.dumps({**summary, "bucket": bucket}))
+        (tmp_path / "2026-11-22" / f"r{number}" / "summary.json").write_text(json.dumps(summary.to_json()))
     text = render_index(tmp_path, "ours")
     assert re.findall(r'href="([^"]*)"', text) == ["2026-11-22/r1/report.html", "2026-11-22/r0/report.html"]
     assert text.count('class="bad"') == 1 and "✗ missed" in text

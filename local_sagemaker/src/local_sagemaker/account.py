@@ -68,7 +68,8 @@ def client_as(role_arn: str, service: str) -> Any:
     with _clients_lock:
         made, client = _clients.get((role_arn, service), (0.0, None))
         if client is None or time.monotonic() - made > CLIENT_SECONDS:
-            session = boto3.Session(**{name.lower(): value for name, value in role_credentials(role_arn).items()})
+            made_of: dict[str, Any] = {name.lower(): value for name, value in role_credentials(role_arn).items()}
+            session: Any = boto3.Session(**made_of)
             client = session.client(service, config=CONFIG)
 
             def renew(response: Any, attempts: int, **details: Any) -> int | None:

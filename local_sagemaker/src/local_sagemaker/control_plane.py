@@ -28,6 +28,7 @@ class ControlPlane:
         method = next((method for method in methods if method), None)
         if method is None:
             raise ApiError("UnknownOperationException", f"the operation {name} is not implemented by this server")
+        assert model.input_shape is not None, "every operation of SageMaker has one"
         validate(model.input_shape, request)
         # Only what the API knows, and no null, reaches an operation and what it stores.
         answer = method(shaped(model.input_shape, request)) or {}

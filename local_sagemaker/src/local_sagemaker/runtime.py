@@ -114,6 +114,7 @@ class Runtime:
 def _headers() -> dict[str, tuple[str, Shape]]:
     """The header of each of InvokeEndpoint's members, and its shape."""
     shape = service_model("sagemaker-runtime").operation_model("InvokeEndpoint").input_shape
+    assert shape is not None
     return {
         name: (member.serialization["name"], member)
         for name, member in shape.members.items()

@@ -1,0 +1,104 @@
+"""The content of the files that a report leaves: summary.json, reconciliation.jsonl, quarantine.jsonl."""
+
+from tasks.evaluation.summary import Counts, Outcome
+from tasks.installation import DatasetNote
+from tasks.records import Part, Record
+from tasks.report.drift import CoverageChange, Drift
+from tasks.report.metrics import Estimate
+
+
+class Calibration(Part, frozen=True, kw_only=True):
+    """error: the expected calibration error. by_chance: what it stays under with probability `level` by chance."""
+
+    error: float | None
+    by_chance: float | None
+    level: float
+
+
+class Change(Part, frozen=True, kw_only=True):
+    """What became another between two evaluations. time: the start of the first one with it, ISO 8601 in UTC."""
+
+    time: str | None
+    what: str
+    before: str | float | None
+    after: str | float | None
+    why: str
+
+
+class Unmatched(Part, frozen=True, kw_only=True):
+    """A line of reconciliation.jsonl: something that executions and captures do not tell alike."""
+
+    kind: str
+    inference_id: str | None
+    detail: str
+
+
+class ReportSummary(Record, frozen=True, kw_only=True):
+    """reports/DATE/RUN/summary.json.
+
+    window: whether it is about a window of time, not one evaluation. evaluation: numbers of planned images. captured,
+    labelled, above_threshold, below_threshold, accepted_labelled: numbers of images; accuracies are of those of them
+    whose label is known. inferences: before each image counted once. reconciliation: lines by kind. provisional:
+    capture records are missing, and running the report again completes it. alerts: why somebody should look at it.
+    """
+
+    run: str
+    date: str
+    outcome: Outcome
+    verdict: str
+    window: bool
+    started: str | None
+    stopped: str | None
+    provisional: bool
+    dataset: DatasetNote
+    model_version: str
+    threshold: float
+    classes: tuple[str, ...]
+    evaluation: Counts
+    expected_captures: int
+    missing_captures: tuple[str, ...]
+    reconciliation: dict[str, int]
+    quarantined_lines: int
+    captured: int
+    labelled: int
+    above_threshold: int
+    below_threshold: int
+    accepted_labelled: int
+    coverage: float | None
+    accuracy: float | None
+    accepted_accuracy: float | None
+    accuracy_interval_95: tuple[float, float]
+    calibration: Calibration
+    estimated_accuracy: Estimate | None
+    drift: Drift | None
+    coverage_change: CoverageChange | None
+    alerts: tuple[str, ...]
+    bucket: str
+    inferences: int
+    changes: tuple[Change, ...]
+
+
+class Alert(Record, frozen=True, kw_only=True):
+    """Payload of the event scones.report.alert: which report somebody should look at, and why."""
+
+    date: str
+    run: str
+    alerts: tuple[str, ...]
+    model_version: str
+
+
+class IndexedReport(Record, frozen=True, kw_only=True):
+    """What the index of all reports reads of a report's summary, which earlier releases may have written."""
+
+    run: str
+    date: str
+    alerts: tuple[str, ...]
+    model_version: str
+    accuracy: float | None
+    coverage: float | None
+    provisional: bool
+    dataset: DatasetNote
+    verdict: str | None = None
+    outcome: str | None = None
+    stopped: str | None = None
+    bucket: str | None = None
