@@ -62,12 +62,20 @@ def worker_processes(config: LocalConfig) -> list[psutil.Process]:
 
 def model_servers(config: LocalConfig) -> list[psutil.Process]:
     """Those in which models run, a process per instance of an endpoint."""
-    return _with_argument(config, r"local_sagemaker\.model_server")
+    in_use = {process.pid for process in _with_argument(config, r"local_sagemaker(\.|/)fork_server")}
+    forked = [process for process in services.supervised_processes(config) if _parent(process) in in_use]
+    return forked + _with_argument(config, r"local_sagemaker\.model_server")  # one whose Environment forbids a fork
 
 
 def ministack(config: LocalConfig) -> list[psutil.Process]:
     """ministack itself, without the functions that it runs."""
     return _with_argument(config, r"local_aws\.ministack$")
+
+
+def _parent(process: psutil.Process) -> int | None:
+    with suppress(psutil.Error):
+        return process.ppid()
+    return None
 
 
 def _with_argument(config: LocalConfig, pattern: str) -> list[psutil.Process]:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO, Protocol
 
 from local_sagemaker.account import LogStream
 
@@ -16,33 +17,47 @@ MAX_LINE_BYTES = 64 * 1024
 LAST_WORDS = 10
 
 
-class Container:
-    """Runs a module's `main` in a process of its own, which has to begin with `start_parent_watchdog`."""
+class Process(Protocol):
+    """What a container needs of subprocess.Popen."""
 
-    def __init__(
-        self,
-        main: Callable[[], None],
-        arguments: list[str],
-        environment: Mapping[str, str],
-        folder: Path,
-        logs: LogStream,
-        on_line: Callable[[str], None] = lambda line: None,
-        pass_fds: tuple[int, ...] = (),
-    ) -> None:
+    pid: int
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+def start_process(
+    main: Callable[[], None],
+    arguments: list[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    pass_fds: tuple[int, ...] = (),
+) -> "subprocess.Popen[bytes]":
+    """Runs a module's `main` in a process and a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from {main.__module__} import main; main()", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=pass_fds,
+    )
+
+
+class Container:
+    """A process that leads a session of its own and begins with `start_parent_watchdog`, and its log."""
+
+    def __init__(self, process: Process, logs: LogStream, on_line: Callable[[str], None] = lambda line: None) -> None:
         self._logs = logs
         self._on_line = on_line
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {main.__module__} import main; main()", *arguments],
-            cwd=folder,
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=pass_fds,
-        )
-        self.pid = self._process.pid
+        self._process = process
+        self.pid = process.pid
         self._reader = threading.Thread(target=self._read, name=f"log-{self.pid}", daemon=True)
         self._reader.start()
 

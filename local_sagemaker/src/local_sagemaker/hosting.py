@@ -145,6 +145,7 @@ class Endpoints:
                 PendingDeploymentSummary=None,
             )
             return
+        self._set_traffic(name, Traffic(fleet))
         if self._stop.wait(shift.termination_wait_seconds):  # done again after the restart
             return
         self._serve(name, fleet)
@@ -218,10 +219,10 @@ class Endpoints:
         while not self._stop.wait(1):
             beat += 1
             for name, traffic in list(self._traffic.items()):
-                for variant in [variant for fleet in traffic.fleets for variant in fleet.variants]:
-                    for instance in list(variant.instances) if beat % PING_EVERY == 0 else ():
-                        if instance.healthy:
-                            instance.missed_pings = 0 if instance.ping() else instance.missed_pings + 1
+                if beat % PING_EVERY == 0:
+                    _ping_all(traffic)
+                # One of the incoming fleet ends the update, which must find it.
+                for variant in traffic.fleet.variants:
                     sick = [instance for instance in list(variant.instances) if not instance.healthy]
                     if sick and time.monotonic() >= variant.retry_at:
                         variant.retry_at = float("inf")
@@ -319,6 +320,11 @@ class Endpoints:
 
     def _start_thread(self, work: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=work, args=arguments, name=f"hosting-{work.__name__}", daemon=True).start()
+
+
+def _ping_all(traffic: Traffic) -> None:
+    for instance in [instance for fleet in traffic.fleets for instance in fleet.instances if instance.healthy]:
+        instance.missed_pings = 0 if instance.ping() else instance.missed_pings + 1
 
 
 def _ringing(alarms: tuple[str, ...]) -> str | None:

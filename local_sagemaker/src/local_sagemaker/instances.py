@@ -1,6 +1,7 @@
 """Instances: a model process each, from the model's data in S3 to the first answer to /ping."""
 
 import http.client
+import os
 import shutil
 import socket
 import tarfile
@@ -8,7 +9,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from local_sagemaker import account, model_server
-from local_sagemaker.container import Container
+from local_sagemaker.container import Container, Process, start_process
+from local_sagemaker.fork_server import ForkServer, can_fork
 from local_sagemaker.store import Record
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
@@ -66,6 +68,7 @@ class Instances:
         self._live: set[Instance] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._forks = ForkServer()
 
     def start(self, endpoint: str, plans: list[Record]) -> list[Instance]:
         """All of them or none; raises what the first that failed raised."""
@@ -92,6 +95,7 @@ class Instances:
         with ThreadPoolExecutor(16) as threads:
             while self._live:
                 list(threads.map(self.stop, list(self._live)))
+        self._forks.stop()
 
     def remove_models(self, but: Collection[str]) -> None:
         """Removes the data of all models but these ModelFolders."""
@@ -112,15 +116,8 @@ class Instances:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(128)
-            container = Container(
-                model_server.main,
-                ["--fd", f"{listener.fileno()}", "--model-dir", f"{folder}", "--seconds", f"{self._model_seconds}"],
-                environment,
-                folder,
-                logs,
-                pass_fds=(listener.fileno(),),
-            )
-            instance = Instance(container, f"http://127.0.0.1:{listener.getsockname()[1]}")
+            process = self._start_process(folder, plan["Environment"], environment, listener)
+            instance = Instance(Container(process, logs), f"http://127.0.0.1:{listener.getsockname()[1]}")
         with self._lock:
             self._live.add(instance)
         try:
@@ -129,6 +126,15 @@ class Instances:
             self.stop(instance)
             raise
         return instance
+
+    def _start_process(
+        self, folder: Path, of_model: Mapping[str, str], environment: Mapping[str, str], listener: socket.socket
+    ) -> Process:
+        arguments = ["--model-dir", f"{folder}", "--seconds", f"{self._model_seconds}"]
+        if can_fork(of_model):
+            return self._forks.start(arguments, {**os.environ, **environment}, folder, listener)
+        number = listener.fileno()
+        return start_process(model_server.main, ["--fd", f"{number}", *arguments], environment, folder, (number,))
 
     def _wait_until_healthy(self, plan: Record, instance: Instance) -> None:
         failed = f"The container of variant {plan['VariantName']} did not pass the ping health check"

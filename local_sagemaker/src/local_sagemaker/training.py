@@ -15,7 +15,7 @@ from typing import Any
 import regex
 
 from local_sagemaker import account, training_container
-from local_sagemaker.container import Container
+from local_sagemaker.container import Container, start_process
 from local_sagemaker.resources import TRAINING_JOB, Resources
 from local_sagemaker.store import Record
 
@@ -141,7 +141,8 @@ class TrainingJobs:
             "TRAINING_JOB_ARN": job["TrainingJobArn"],
         }
         logs = account.LogStream(job["RoleArn"], LOG_GROUP, f"{name}/algo-1-{int(time.time())}")
-        container = Container(training_container.main, [], environment, folder, logs, read_metrics)
+        process = start_process(training_container.main, [], environment, folder)
+        container = Container(process, logs, read_metrics)
         self._containers[name] = container
         if self._shutdown:
             container.signal(signal.SIGKILL)
