@@ -3,6 +3,8 @@ PYTHON ?= python3
 AWS ?= local
 DATASET ?=
 TESTS ?=
+# More than there are processors: tests mostly wait for processes of their own.
+WORKERS ?= 3
 PIP_ARGS ?=
 
 VENV := .venv
@@ -41,10 +43,10 @@ demo: check-dataset setup ## run the whole pipeline on this machine and show wha
 	@$(RUN) demo.py $(if $(DATASET),--dataset "$(DATASET)")
 
 test-unit: setup ## run the tests that need no services
-	@$(BIN)/pytest -q tests/unit
+	@$(BIN)/pytest -q -n 2 tests/unit
 
 test: setup ## run every test
-	@$(if $(TESTS),$(BIN)/pytest $(TESTS),$(RUN) -m tests)
+	@$(BIN)/pytest -q $(if $(TESTS),$(TESTS),-n $(WORKERS))
 
 bench-model: setup ## measure the classifier: accuracy, calibration, time (about 35 minutes)
 	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)")

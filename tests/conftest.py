@@ -12,8 +12,25 @@ from pathlib import Path
 
 import pytest
 
+from local_aws import services
 from local_aws.config import LocalConfig, free_port
 from local_aws.environment import enter
+
+
+FOLDER = "TESTS_FOLDER"
+# Tests that share a stack or a server run in one process, one after another: the first group that a path begins with.
+# In this order they are started, the longest first.
+GROUPS = {
+    "integration/test_rollout": "rollouts",
+    "integration/test_permissions": "rollouts",
+    "integration/test_processes": "processes",
+    "integration": "stack",
+    "local_sagemaker/test_restart": "restart",
+    "local_sagemaker/test_distribution": "distribution",
+    "local_sagemaker": "sagemaker",
+    "unit/test_classifier": "classifier",
+}
+ORDER = ("stack", "rollouts", "sagemaker", "processes", "restart", "classifier", "distribution")
 
 
 class Trap(http.server.ThreadingHTTPServer):
@@ -64,8 +81,11 @@ def poison(trap: Trap, folder: Path) -> dict[str, str]:
     }
 
 
-# Before anything imports boto3 or prefect.
-_folder = Path(tempfile.mkdtemp(prefix="scones-tests-"))
+# Before anything imports boto3 or prefect. A worker of pytest-xdist finds the folder of all of them in the environment.
+_all_folders = Path(os.environ.get(FOLDER) or tempfile.mkdtemp(prefix="scones-tests-"))
+os.environ[FOLDER] = str(_all_folders)
+_folder = _all_folders / os.environ.get("PYTEST_XDIST_WORKER", "main")
+_folder.mkdir(exist_ok=True)
 TRAP = Trap()
 POISON = poison(TRAP, _folder)
 os.environ.update(POISON)
@@ -112,10 +132,36 @@ def config() -> LocalConfig:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_reaches_the_real_account():  # type: ignore[no-untyped-def]
     yield
-    shutil.rmtree(_folder, ignore_errors=True)
     assert TRAP.calls == []
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Gives each test the group that it runs in, and marks those that start services."""
+    path = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+    group = next((name for beginning, name in GROUPS.items() if path.startswith(beginning)), None)
+    if group:
+        item.add_marker(pytest.mark.xdist_group(group))
+    if not path.startswith("unit/"):
+        item.add_marker(pytest.mark.services)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first; they need no services."""
-    items.sort(key=lambda item: "unit" not in item.path.parts)
+    """Has pytest-xdist start with the group that takes longest; otherwise unit tests come first."""
+    items.sort(key=_turn if "PYTEST_XDIST_WORKER" in os.environ else _needs_services)
+
+
+def _needs_services(item: pytest.Item) -> bool:
+    return item.get_closest_marker("services") is not None
+
+
+def _turn(item: pytest.Item) -> int:
+    marker = item.get_closest_marker("xdist_group")
+    return ORDER.index(marker.args[0]) if marker else len(ORDER)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stops what an interrupted or killed worker has left; a worker itself leaves that to the process that began."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        for state in _all_folders.glob("*/state"):
+            services.down(LocalConfig(state=state))
+        shutil.rmtree(_all_folders, ignore_errors=True)
