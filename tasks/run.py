@@ -1,9 +1,13 @@
-"""The smallest shared types: which run a piece of work belongs to, times as text, shares."""
+"""The smallest shared types: which run a piece of work belongs to, times as text, shares, where progress is told."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from settings import EVALUATIONS_PREFIX
+
+# Takes a line about the progress of something, such as a logger's `info`.
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)

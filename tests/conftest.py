@@ -9,17 +9,18 @@ import shutil
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from local_aws import services
 from local_aws.config import LocalConfig, free_port
 from local_aws.environment import enter
 
-
 FOLDER = "TESTS_FOLDER"
-# Tests that share a stack or a server run in one process, one after another: the first group that a path begins with.
-# In this order they are started, the longest first.
+# Tests that share a stack or a server run in one process, one after another. A file's group is the first whose path it
+# begins with.
 GROUPS = {
     "integration/test_rollout": "rollouts",
     "integration/test_permissions": "rollouts",
@@ -28,9 +29,9 @@ GROUPS = {
     "local_sagemaker/test_restart": "restart",
     "local_sagemaker/test_distribution": "distribution",
     "local_sagemaker": "sagemaker",
-    "unit/test_classifier": "classifier",
 }
-ORDER = ("stack", "rollouts", "sagemaker", "processes", "restart", "classifier", "distribution")
+# The longest begin.
+ORDER = ("stack", "rollouts", "processes", "sagemaker", "unit/test_classifier", "restart", "distribution")
 
 
 class Trap(http.server.ThreadingHTTPServer):
@@ -135,18 +136,28 @@ def nothing_reaches_the_real_account():  # type: ignore[no-untyped-def]
     assert TRAP.calls == []
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Gives each test the group that it runs in, and marks those that start services."""
-    path = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
-    group = next((name for beginning, name in GROUPS.items() if path.startswith(beginning)), None)
-    if group:
-        item.add_marker(pytest.mark.xdist_group(group))
-    if not path.startswith("unit/"):
-        item.add_marker(pytest.mark.services)
+def group_of(path: str) -> str:
+    """The group of a test's file, given below tests/ without its suffix; by default the file is one by itself."""
+    return next((name for beginning, name in GROUPS.items() if path.startswith(beginning)), path)
+
+
+class Groups(LoadScopeScheduling):
+    """Hands pytest-xdist's workers one group of tests after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return group_of(file.removeprefix("tests/").removesuffix(".py"))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    return Groups(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has pytest-xdist start with the group that takes longest; otherwise unit tests come first."""
+    """Unit tests first; but pytest-xdist starts with the group that takes longest."""
+    for item in items:
+        if "unit" not in item.path.parts:
+            item.add_marker(pytest.mark.services)
     items.sort(key=_turn if "PYTEST_XDIST_WORKER" in os.environ else _needs_services)
 
 
@@ -155,8 +166,8 @@ def _needs_services(item: pytest.Item) -> bool:
 
 
 def _turn(item: pytest.Item) -> int:
-    marker = item.get_closest_marker("xdist_group")
-    return ORDER.index(marker.args[0]) if marker else len(ORDER)
+    group = group_of(item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix())
+    return ORDER.index(group) if group in ORDER else len(ORDER)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

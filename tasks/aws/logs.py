@@ -1,14 +1,12 @@
 """CloudWatch Logs of a job or an endpoint, handed on line by line while they grow."""
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from tasks.aws.clients import client, retry_transient
-
-Progress = Callable[[str], None]
+from tasks.run import Log
 
 
 class LogTail:
@@ -17,7 +15,7 @@ class LogTail:
     prefix: of the names of the streams. since: older lines are left out.
     """
 
-    def __init__(self, group: str, prefix: str, progress: Progress, since: datetime | None = None) -> None:
+    def __init__(self, group: str, prefix: str, progress: Log, since: datetime | None = None) -> None:
         self._group = group
         self._prefix = prefix
         self._progress = progress

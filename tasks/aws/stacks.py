@@ -17,6 +17,8 @@ from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
 from tasks.errors import SconesError
 from tasks.installation import Installation
+from tasks.run import Log
+from tasks.waiting import look_until
 
 FUNCTIONS = ("serialize_image_data", "classify_image", "filter_low_confidence")
 POLL_SECONDS = 1.0
@@ -36,7 +38,7 @@ def deploy_infrastructure() -> Installation:
     return installation()
 
 
-def deploy_storage_stack(progress: Any) -> str:
+def deploy_storage_stack(progress: Log) -> str:
     """Creates or updates the storage stack and returns the bucket's name."""
     name = settings().storage_stack
     outcome = deploy_stack(name, ROOT / "infrastructure" / "storage.yaml", {"Stack": settings().stack})
@@ -44,7 +46,7 @@ def deploy_storage_stack(progress: Any) -> str:
     return stack_outputs(name)["Bucket"]
 
 
-def deploy_workflow_stack(bucket: str, progress: Any) -> None:
+def deploy_workflow_stack(bucket: str, progress: Log) -> None:
     """Uploads the functions and the state machine's definition and creates or updates the workflow stack."""
     keys = _upload_code(bucket)
     parameters: dict[str, str | None] = {
@@ -66,7 +68,7 @@ def deploy_workflow_stack(bucket: str, progress: Any) -> None:
     progress(f"stack {settings().stack}: {outcome}")
 
 
-def change_threshold(threshold: float, progress: Any) -> None:
+def change_threshold(threshold: float, progress: Log) -> None:
     """Gives the workflow stack another threshold and leaves the rest of it as it is."""
     name = settings().stack
     stack = _settled(name)
@@ -180,28 +182,28 @@ def _describe(name: str) -> dict[str, Any] | None:
 
 def _settled(name: str) -> dict[str, Any] | None:
     """The stack once nothing is in progress; None if there is none."""
-    deadline = time.monotonic() + STACK_SECONDS
-    while True:
-        stack = _describe(name)
-        if stack is None or stack["StackStatus"] == "DELETE_COMPLETE":
-            return None
-        status = stack["StackStatus"]
-        if not status.endswith("_IN_PROGRESS") or status == "REVIEW_IN_PROGRESS":
-            return stack
-        if time.monotonic() > deadline:
-            raise InfrastructureError(f"stack {name} is {status} for {STACK_SECONDS} s")
-        time.sleep(POLL_SECONDS)
+    stack = look_until(_is_settled, lambda: _describe(name), seconds=STACK_SECONDS, every=POLL_SECONDS)
+    if not _is_settled(stack):
+        raise InfrastructureError(f"stack {name} is {stack and stack['StackStatus']} for {STACK_SECONDS} s")
+    return None if stack is None or stack["StackStatus"] == "DELETE_COMPLETE" else stack
+
+
+def _is_settled(stack: dict[str, Any] | None) -> bool:
+    status = stack["StackStatus"] if stack else ""
+    return not status.endswith("_IN_PROGRESS") or status == "REVIEW_IN_PROGRESS"
 
 
 def _wait_for_change_set(stack: str, name: str) -> str | None:
     """None once the change set can be executed, else why it can't."""
-    while True:
-        answer = client("cloudformation").describe_change_set(StackName=stack, ChangeSetName=name)
-        if answer["Status"] == "CREATE_COMPLETE":
-            return None
-        if answer["Status"] == "FAILED":
-            return str(answer.get("StatusReason", "the change set failed without a reason"))
-        time.sleep(POLL_SECONDS / 4)
+    answer = look_until(
+        lambda seen: seen["Status"] in ("CREATE_COMPLETE", "FAILED"),
+        lambda: client("cloudformation").describe_change_set(StackName=stack, ChangeSetName=name),
+        seconds=STACK_SECONDS,
+        every=POLL_SECONDS / 4,
+    )
+    if answer["Status"] == "CREATE_COMPLETE":
+        return None
+    return str(answer.get("StatusReason", f"the change set is {answer['Status']} without a reason"))
 
 
 def _failure(name: str) -> str:

@@ -7,7 +7,6 @@ a later read decodes late and changed objects only. Nothing here waits, and noth
 import contextlib
 import gc
 import hashlib
-import json
 import multiprocessing
 import os
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import obstore
 import pyarrow as pa
@@ -39,13 +39,14 @@ GROUP_ROWS = 1 << 16
 MOST_PARTS = 8
 DAY_SECONDS = 86_400
 # Of what a file holds; another number makes everything be decoded again.
-VERSION = b"1"
+VERSION = 2
 
 
 # ETag and size in bytes by key.
 Objects = dict[str, tuple[str, int]]
 Listing = Callable[[str], Objects]
-Progress = Callable[[int, int], None]
+# Told how many of all objects are decoded.
+Decoded = Callable[[int, int], None]
 # An object's content by key; asked from several threads and processes. Raises FileNotFoundError if it is gone, and
 # ValueError if it can't be read but others can.
 Reader = Callable[[str], bytes]
@@ -76,7 +77,7 @@ class CaptureArchive:
     reader: Callable[[], Reader]
     prefix: str
     folder: Path
-    progress: Progress
+    progress: Decoded
 
     def days(self, first: datetime, last: datetime) -> Iterator["Day"]:
         """The window's hours, by day; those of which nothing is kept yet are decoded now.
@@ -122,7 +123,7 @@ class CaptureArchive:
 
 
 class Day:
-    """The rows (see capture_records.SCHEMA) of a day's objects, by object and line, a few columns at a time."""
+    """The rows (see records.SCHEMA) of a day's objects, by object and line, a few columns at a time."""
 
     def __init__(self, parts: "dict[_Part, set[str]]") -> None:
         self._parts = parts
@@ -142,9 +143,20 @@ class Day:
         return pa.concat_tables(tables).unify_dictionaries()
 
 
+class _Content(msgspec.Struct, frozen=True):
+    """What the metadata of a Parquet file says it holds: the rows of the objects with these ETags, by key.
+
+    whole: no others. A writer that was interrupted may have written rows of more objects than it could name.
+    """
+
+    version: int
+    etags: dict[str, str]
+    whole: bool
+
+
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A Parquet file with the rows of some objects, whose ETags are in its metadata."""
+    """A Parquet file with the rows of some objects."""
 
     path: Path
     etags: dict[str, str]
@@ -152,11 +164,12 @@ class _Part:
 
     @classmethod
     def open(cls, path: Path) -> "_Part | None":
-        """None if it is not whole, of another version, or removed by now."""
+        """None if it is broken, of another version, or removed by now."""
         with contextlib.suppress(OSError, pa.ArrowException, ValueError, KeyError):
             metadata = pq.read_metadata(path).metadata or {}
-            if metadata[b"version"] == VERSION:
-                return cls(path, json.loads(metadata[b"etags"]), metadata[b"whole"] == b"True")
+            content = msgspec.json.decode(metadata[b"scones"], type=_Content)
+            if content.version == VERSION:
+                return cls(path, content.etags, content.whole)
         return None
 
     def rows(self, objects: set[str], columns: tuple[str, ...] = tuple(SCHEMA.names)) -> pa.Table:
@@ -218,12 +231,10 @@ class _Writer:
         try:
             if kind is None:
                 self._flush()
-            etags = json.dumps(self._etags, sort_keys=True)
-            # Interrupted, it may hold rows of objects that are not among these.
-            whole = str(kind is None)
-            self._writer.add_key_value_metadata({"version": VERSION.decode(), "etags": etags, "whole": whole})
+            content = msgspec.json.encode(_Content(VERSION, dict(sorted(self._etags.items())), whole=kind is None))
+            self._writer.add_key_value_metadata({"scones": content.decode()})
             self._writer.close()
-            self.path = self._folder / f"{hashlib.sha256((whole + etags).encode()).hexdigest()[:16]}.parquet"
+            self.path = self._folder / f"{hashlib.sha256(content).hexdigest()[:16]}.parquet"
             self._new.replace(self.path)
         except BaseException:
             self._new.unlink(missing_ok=True)

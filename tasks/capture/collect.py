@@ -12,8 +12,9 @@ from prefect.logging import get_run_logger
 from settings import settings
 from tasks.aws import storage
 from tasks.aws.errors import AwsError
-from tasks.capture.archive import CaptureArchive, Progress, StoreReader
+from tasks.capture.archive import CaptureArchive, Decoded, StoreReader
 from tasks.capture.window import Captured, Window, read
+from tasks.waiting import look_until
 
 POLL_SECONDS = 1.0
 MAX_POLL_SECONDS = 30.0
@@ -27,27 +28,33 @@ def collect(bucket: str, prefix: str, window: Window, classes: tuple[str, ...], 
     prefix: the endpoint's, below which each variant has a folder.
     """
     logger = get_run_logger()
-    deadline = time.monotonic() + settings().capture_max_seconds
     there = archives(bucket, prefix, window, _logged())
-    pause = POLL_SECONDS
-    while True:
+
+    def look() -> Captured:
         with _translate_store_errors(bucket, prefix):
             try:
                 captured = read(there, window, classes, wanted)
             except FileNotFoundError:  # another report has just made one file of several
                 captured = read(there, window, classes, wanted)
-        if not captured.missing:
-            logger.info("%d inferences are captured, %d of them waited for", len(captured.records), len(wanted))
-            return captured
-        if time.monotonic() > deadline:
-            logger.warning("%d of %d inferences are not captured yet", len(captured.missing), len(wanted))
-            return captured
-        logger.info("waiting for %d of %d capture records", len(captured.missing), len(wanted))
-        time.sleep(pause)
-        pause = min(pause * 1.5, MAX_POLL_SECONDS)
+        if captured.missing:
+            logger.info("waiting for %d of %d capture records", len(captured.missing), len(wanted))
+        return captured
+
+    captured = look_until(
+        lambda seen: not seen.missing,
+        look,
+        seconds=settings().capture_max_seconds,
+        every=POLL_SECONDS,
+        at_most=MAX_POLL_SECONDS,
+    )
+    if captured.missing:
+        logger.warning("%d of %d inferences are not captured yet", len(captured.missing), len(wanted))
+    else:
+        logger.info("%d inferences are captured, %d of them waited for", len(captured.records), len(wanted))
+    return captured
 
 
-def archives(bucket: str, prefix: str, window: Window, progress: Progress) -> dict[str, CaptureArchive]:
+def archives(bucket: str, prefix: str, window: Window, progress: Decoded) -> dict[str, CaptureArchive]:
     """An archive for each variant of the window. prefix: the endpoint's."""
     return {
         variant: CaptureArchive(
@@ -61,7 +68,7 @@ def archives(bucket: str, prefix: str, window: Window, progress: Progress) -> di
     }
 
 
-def _logged() -> Progress:
+def _logged() -> Decoded:
     """A line in the log every few seconds."""
     logger = get_run_logger()
     reported = time.monotonic()

@@ -6,7 +6,7 @@ import pickle
 import re
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from PIL import Image
 
 from tasks.data.generated import draw
 from tasks.errors import SconesError
+from tasks.run import Log
 
 ARCHIVE_FOLDER = "cifar-100-python"
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
 OFFICIAL_PER_CLASS = {"train": 500, "test": 100}
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
-
-Progress = Callable[[str], None]
 
 
 class DatasetError(SconesError):
@@ -141,7 +140,7 @@ def manifest(split: Split) -> str:
     return "".join(f"{index}\t{label}\t{name}\n" for index, (label, name) in enumerate(rows))
 
 
-def download(url: str, md5: str, folder: Path, progress: Progress, patience: float | None = None) -> Path:
+def download(url: str, md5: str, folder: Path, progress: Log, patience: float | None = None) -> Path:
     """Fetches an archive, resuming an earlier attempt, and checks its MD5.
 
     patience: seconds after which to give up, keeping what came so far; None waits. Raises DatasetError.

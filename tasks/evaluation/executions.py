@@ -17,6 +17,7 @@ from settings import settings
 from tasks.aws.clients import client, retry_transient
 from tasks.aws.errors import AwsError, translate_aws_errors
 from tasks.errors import SconesError
+from tasks.waiting import look_until
 
 POLL_SECONDS = 0.1
 MAX_POLL_SECONDS = 2.0
@@ -117,10 +118,12 @@ class Executions:
         for arn, name in self._running.items():
             execution = None
             with suppress(AwsError):
-                execution = describe(arn, once=True)
-                while execution and execution.status == "RUNNING" and time.monotonic() < deadline:
-                    time.sleep(POLL_SECONDS)
-                    execution = describe(arn, once=True)
+                execution = look_until(
+                    lambda seen: seen is None or seen.status != "RUNNING",
+                    lambda arn=arn: describe(arn, once=True),  # type: ignore[misc]
+                    seconds=max(deadline - time.monotonic(), 0),
+                    every=POLL_SECONDS,
+                )
             if execution is None or execution.status == "RUNNING":
                 cause = "it was told to stop, and its end could not be seen"
                 execution = _unseen(arn, self._payloads[name], "ABORTED", "Stopped", cause)

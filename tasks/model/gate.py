@@ -9,10 +9,10 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import settings
-from tasks.aws.logs import Progress
 from tasks.installation import Installation
 from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
 from tasks.model.training import JobPlan, read_artifact, run_job, training_channels, upload_source
+from tasks.run import Log
 
 METRICS = (
     "challenger:images",
@@ -79,7 +79,7 @@ def pass_gate(installation: Installation, version: ModelVersion, run: str) -> Mo
 
 
 def judge(
-    installation: Installation, challenger: ModelVersion, champion: ModelVersion | None, run: str, progress: Progress
+    installation: Installation, challenger: ModelVersion, champion: ModelVersion | None, run: str, progress: Log
 ) -> Verdict:
     """Runs evaluate.py as a job on both artifacts and applies the settings' limits to its figures."""
     channels = {**training_channels(installation.bucket), "challenger": challenger.artifact_uri}

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import tarfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,9 +25,11 @@ from tasks.aws.clients import (
     sdk,
 )
 from tasks.aws.errors import translate_aws_errors
-from tasks.aws.logs import LogTail, Progress
+from tasks.aws.logs import LogTail
 from tasks.errors import SconesError
 from tasks.installation import Installation
+from tasks.run import Log
+from tasks.waiting import look_until
 
 if TYPE_CHECKING:
     from sagemaker.core.resources import TrainingJob
@@ -168,12 +169,12 @@ def train(installation: Installation, plan: TrainingPlan, run: str) -> Completed
     return run_job(installation, plan.job, f"{settings().stack}-{run}", get_run_logger().info)
 
 
-def run_job(installation: Installation, plan: JobPlan, name: str, progress: Progress) -> CompletedJob:
+def run_job(installation: Installation, plan: JobPlan, name: str, progress: Log) -> CompletedJob:
     """Starts the job of that name, or re-attaches to it, and waits for it. Raises TrainingError."""
     return wait(start_or_attach(installation, plan, name, progress), progress)
 
 
-def start_or_attach(installation: Installation, plan: JobPlan, name: str, progress: Progress) -> str:
+def start_or_attach(installation: Installation, plan: JobPlan, name: str, progress: Log) -> str:
     """The name of the job that is running or complete; starts one if there is none.
 
     A job of that name that failed or was stopped is left alone and the next attempt gets a number.
@@ -191,7 +192,7 @@ def start_or_attach(installation: Installation, plan: JobPlan, name: str, progre
     raise TrainingError(f"{name} has 99 training jobs that did not complete")
 
 
-def wait(name: str, progress: Progress) -> CompletedJob:
+def wait(name: str, progress: Log) -> CompletedJob:
     """Waits for the job to complete. Raises TrainingError for every other end.
 
     A cancelled flow stops the job, and so does the end of the time that the settings give it.
@@ -211,28 +212,35 @@ def wait(name: str, progress: Progress) -> CompletedJob:
     )
 
 
-def _wait_for_end(name: str, log: LogTail, progress: Progress) -> "TrainingJob":
+def _wait_for_end(name: str, log: LogTail, progress: Log) -> "TrainingJob":
     """The job once it has ended, however it did. Raises TrainingError if it is gone, or outlasts the settings' time."""
-    status, seconds = "", settings().training_max_seconds + settings().training_pending_seconds
-    deadline = time.monotonic() + seconds
-    while True:
+    reported = ""
+
+    def look() -> "TrainingJob":
+        nonlocal reported
         job = _find(name)
         if job is None:
             raise TrainingError(f"training job {name} is gone")
         log.read()
-        if job.secondary_status != status:
-            status = str(job.secondary_status)
-            progress(f"training job {name}: {status}")
-        if job.training_job_status in ("Completed", "Failed", "Stopped"):
-            return job
-        if time.monotonic() > deadline:
-            stop(name)
-            raise TrainingError(f"training job {name} is {status} after {seconds} s and was told to stop")
-        time.sleep(POLL_SECONDS)
+        if job.secondary_status != reported:
+            reported = str(job.secondary_status)
+            progress(f"training job {name}: {reported}")
+        return job
+
+    seconds = settings().training_max_seconds + settings().training_pending_seconds
+    job = look_until(_has_ended, look, seconds=seconds, every=POLL_SECONDS)
+    if not _has_ended(job):
+        stop(name)
+        raise TrainingError(f"training job {name} is {reported} after {seconds} s and was told to stop")
+    return job
+
+
+def _has_ended(job: "TrainingJob") -> bool:
+    return job.training_job_status in ("Completed", "Failed", "Stopped")
 
 
 @contextlib.contextmanager
-def _stopped_on_cancel(name: str, progress: Progress) -> Iterator[None]:
+def _stopped_on_cancel(name: str, progress: Log) -> Iterator[None]:
     """Stops the job if the flow run is cancelled within the block.
 
     After an error the job goes on, and a retry of the flow run attaches to it.

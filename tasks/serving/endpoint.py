@@ -1,15 +1,15 @@
 """The SageMaker endpoint as it stands: found, waited for, asked known images, deleted. rollout.py changes it."""
 
-import time
 from typing import TYPE_CHECKING
 
 from settings import settings
 from tasks.aws.clients import client, ignore_existing, none_if_missing, retry_transient, sdk
 from tasks.aws.errors import translate_aws_errors
-from tasks.aws.logs import LogTail, Progress
+from tasks.aws.logs import LogTail
 from tasks.errors import SconesError
 from tasks.installation import Installation, ServingEndpoint
-from tasks.run import utc_now
+from tasks.run import Log, utc_now
+from tasks.waiting import look_until
 
 if TYPE_CHECKING:
     from sagemaker.core.resources import Endpoint
@@ -60,12 +60,15 @@ def delete_endpoint(name: str) -> bool:
         return False
     with translate_aws_errors(f"delete endpoint {name}"):
         client("sagemaker").delete_endpoint(EndpointName=name)
-    while find(name) is not None:
-        time.sleep(POLL_SECONDS)
+    left = look_until(
+        lambda seen: seen is None, lambda: find(name), seconds=settings().endpoint_max_seconds, every=POLL_SECONDS
+    )
+    if left is not None:
+        raise EndpointError(f"endpoint {name} is {left.endpoint_status} and does not go away")
     return True
 
 
-def wait_in_service(name: str, progress: Progress) -> "Endpoint":
+def wait_in_service(name: str, progress: Log) -> "Endpoint":
     """Waits until nothing is in progress and returns the endpoint in service. Raises EndpointError otherwise."""
     endpoint = settled(name, progress)
     if endpoint is None:
@@ -75,29 +78,35 @@ def wait_in_service(name: str, progress: Progress) -> "Endpoint":
     return endpoint
 
 
-def settled(name: str, progress: Progress, with_log: bool = False) -> "Endpoint | None":
+def settled(name: str, progress: Log, with_log: bool = False) -> "Endpoint | None":
     """The endpoint once nothing is in progress; None if there is none. Raises EndpointError after a long wait.
 
     with_log: hands on what the containers log meanwhile, such as why a model can't be loaded.
     """
-    deadline = time.monotonic() + settings().endpoint_max_seconds
     log = LogTail(f"{LOG_GROUP}/{name}", "", progress, since=utc_now()) if with_log else None
     reported = ""
-    while True:
+
+    def look() -> "Endpoint | None":
+        nonlocal reported
         endpoint = find(name)
         if endpoint is None:
             return None
-        status = str(endpoint.endpoint_status)
         if log:
             log.read()
-        if status != reported:
-            reported = status
-            progress(f"endpoint {name}: {status}")
-        if status in ENDED:
-            return endpoint
-        if time.monotonic() > deadline:
-            raise EndpointError(f"endpoint {name} is {status} for {settings().endpoint_max_seconds} s")
-        time.sleep(POLL_SECONDS)
+        if endpoint.endpoint_status != reported:
+            reported = str(endpoint.endpoint_status)
+            progress(f"endpoint {name}: {reported}")
+        return endpoint
+
+    seconds = settings().endpoint_max_seconds
+    endpoint = look_until(_is_settled, look, seconds=seconds, every=POLL_SECONDS)
+    if not _is_settled(endpoint):
+        raise EndpointError(f"endpoint {name} is {reported} for {seconds} s")
+    return endpoint
+
+
+def _is_settled(endpoint: "Endpoint | None") -> bool:
+    return endpoint is None or str(endpoint.endpoint_status) in ENDED
 
 
 def find(name: str) -> "Endpoint | None":

@@ -13,10 +13,10 @@ from settings import ROLLOUTS_PREFIX, settings
 from tasks.aws import errors, storage
 from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
-from tasks.aws.logs import Progress
 from tasks.installation import Installation, ServingEndpoint
 from tasks.model.registry import REJECTED, ModelVersion, decide
 from tasks.records import Record
+from tasks.run import Log
 from tasks.serving import models, smoke
 from tasks.serving.endpoint import (
     EndpointError,
@@ -109,7 +109,7 @@ def try_candidate(
     version: ModelVersion,
     rollout: Rollout,
     images: list[smoke.KnownImage],
-    progress: Progress,
+    progress: Log,
 ) -> None:
     """Asks the version about known images on an endpoint of its own, which is deleted whatever comes of it."""
     name, config = settings().candidate_endpoint, f"{rollout.config}-candidate"
@@ -134,7 +134,7 @@ def delete_candidate(config: str) -> None:
     models.delete_config(f"{config}-candidate")
 
 
-def switch(rollout: Rollout, progress: Progress) -> None:
+def switch(rollout: Rollout, progress: Log) -> None:
     """Creates the endpoint, or updates it under AWS's guardrails. Raises EndpointError if it kept its old model."""
     if rollout.previous is None:
         progress(f"creating endpoint {rollout.endpoint}")
@@ -152,7 +152,7 @@ def switch(rollout: Rollout, progress: Progress) -> None:
         raise EndpointError(f"endpoint {rollout.endpoint} kept its old model: {reason(endpoint)}")
 
 
-def roll_back(installation: Installation, rollout: Rollout, progress: Progress) -> str:
+def roll_back(installation: Installation, rollout: Rollout, progress: Log) -> str:
     """Has the endpoint serve what it served before, deletes what the rollout made, and says what serves now.
 
     Can be called again, and by another process, after it was interrupted.
@@ -188,7 +188,7 @@ def _restore(endpoint: "Endpoint | None", rollout: Rollout) -> None:
         client("sagemaker").update_endpoint(EndpointName=rollout.endpoint, EndpointConfigName=rollout.previous)
 
 
-def undo_interrupted(installation: Installation, progress: Progress, run: str | None = None) -> None:
+def undo_interrupted(installation: Installation, progress: Log, run: str | None = None) -> None:
     """Rolls back what a rollout that was killed left behind; does nothing if there is none.
 
     run: only if it was this flow run's, or one's that this began. Without it the caller has the endpoint for itself.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,11 +12,11 @@ from settings import MANIFESTS_PREFIX, TRAIN_PREFIX, settings
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
-from tasks.aws.logs import Progress
 from tasks.installation import Installation, capture_prefix
 from tasks.model.registry import ModelVersion
-from tasks.run import utc_now
+from tasks.run import Log, utc_now
 from tasks.serving.endpoint import EndpointError
+from tasks.waiting import look_until
 
 CAPTURE_POLL_SECONDS = 1.0
 # Statuses of a container that has no worker for a request, or gives no answer; neither tells anything about the model.
@@ -134,18 +133,21 @@ def _ask_once(name: str, variant: str, image: KnownImage, classes: int, inferenc
 
 
 def check_capture(
-    installation: Installation, version: ModelVersion, inference_id: str, progress: Progress, warn: Progress
+    installation: Installation, version: ModelVersion, inference_id: str, progress: Log, warn: Log
 ) -> None:
     """Looks for the capture record of a smoke test. One that comes late is a warning: on AWS it takes minutes."""
     prefix = f"{capture_prefix(installation.endpoint)}{version.name}/"
     since = utc_now() - timedelta(seconds=settings().endpoint_max_seconds)
-    deadline = time.monotonic() + settings().smoke_capture_seconds
-    while not find_record(installation.bucket, prefix, inference_id, since):
-        if time.monotonic() > deadline:
-            warn(f"no capture record of {inference_id} yet; look below s3://{installation.bucket}/{prefix}")
-            return
-        time.sleep(CAPTURE_POLL_SECONDS)
-    progress(f"the inferences of {version.name} are captured")
+    captured = look_until(
+        bool,
+        lambda: find_record(installation.bucket, prefix, inference_id, since),
+        seconds=settings().smoke_capture_seconds,
+        every=CAPTURE_POLL_SECONDS,
+    )
+    if captured:
+        progress(f"the inferences of {version.name} are captured")
+    else:
+        warn(f"no capture record of {inference_id} yet; look below s3://{installation.bucket}/{prefix}")
 
 
 def find_record(bucket: str, prefix: str, inference_id: str, since: datetime) -> bool:

@@ -83,7 +83,7 @@ import json, sys
 from datetime import datetime
 from flows.confidence_report import confidence_report
 since, until = (datetime.fromisoformat(text) for text in sys.argv[3:5]) if sys.argv[3:] else (None, None)
-print(json.dumps(confidence_report(*sys.argv[1:3], since, until)))
+print(json.dumps(confidence_report(*sys.argv[1:3], since, until).to_json()))
 """
 
 
@@ -146,7 +146,7 @@ def test_an_installation_keeps_its_images_until_it_is_given_others(installed: An
     prepare = """
 import sys
 from flows.prepare_data import prepare_data
-print(prepare_data(*sys.argv[1:])["since"])
+print(prepare_data(*sys.argv[1:]).since)
 """
     # The setting names another data set, which can't be had: it is not asked for.
     kept = run_flow(prepare, SCONES_DATASET="cifar100", SCONES_CIFAR_URL="http://127.0.0.1:9/none.tar.gz")
