@@ -41,20 +41,22 @@ def costs() -> str:
 
 def confirm_everything(confirm: str | None) -> None:
     """Raises NotConfirmed, with all that would be lost, unless `confirm` is the installation's name."""
-    if confirm == settings().stack:
+    chosen = settings()
+    if confirm == chosen.stack:
         return
     raise NotConfirmed(
-        f"this would delete every image, model, capture record, evaluation and report of {settings().stack!r} with its "
+        f"this would delete every image, model, capture record, evaluation and report of {chosen.stack!r} with its "
         f"bucket and both stacks, for good",
-        f"run it again with confirm={settings().stack!r} if that is what you want",
+        f"run it again with confirm={chosen.stack!r} if that is what you want",
     )
 
 
 @task(task_run_name="remove the endpoint")
 def remove_endpoint() -> None:
     """Deletes the endpoint, and a candidate's that a killed deployment left."""
+    chosen = settings()
     logger = get_run_logger()
-    for name in (settings().endpoint, settings().candidate_endpoint):
+    for name in (chosen.endpoint, chosen.candidate_endpoint):
         if delete_endpoint(name):
             logger.info("deleted endpoint %s", name)
 
@@ -103,12 +105,13 @@ def remove_stacks() -> None:
 
 def find_bucket() -> str | None:
     """The installation's bucket, whatever state its stack is in; None if there is none."""
-    name = (find_outputs(settings().storage_stack) or {}).get("Bucket")
+    chosen = settings()
+    name = (find_outputs(chosen.storage_stack) or {}).get("Bucket")
     if name is None:
         # Its creation failed, or its deletion came half way; the template's name for it is always the same.
         with translate_aws_errors("look for the bucket"):
             account = client("sts").get_caller_identity()["Account"]
-        name = f"{settings().stack}-{account}-{client('s3').meta.region_name}"
+        name = f"{chosen.stack}-{account}-{client('s3').meta.region_name}"
     return name if storage.bucket_exists(name) else None
 
 

@@ -40,32 +40,34 @@ def deploy_infrastructure() -> Installation:
 
 def deploy_storage_stack(progress: Log) -> str:
     """Creates or updates the storage stack and returns the bucket's name."""
-    name = settings().storage_stack
-    outcome = deploy_stack(name, ROOT / "infrastructure" / "storage.yaml", {"Stack": settings().stack})
+    chosen = settings()
+    name = chosen.storage_stack
+    outcome = deploy_stack(name, ROOT / "infrastructure" / "storage.yaml", {"Stack": chosen.stack})
     progress(f"stack {name}: {outcome}")
     return stack_outputs(name)["Bucket"]
 
 
 def deploy_workflow_stack(bucket: str, progress: Log) -> None:
     """Uploads the functions and the state machine's definition and creates or updates the workflow stack."""
+    chosen = settings()
     keys = _upload_code(bucket)
     parameters: dict[str, str | None] = {
-        "Stack": settings().stack,
+        "Stack": chosen.stack,
         "Bucket": bucket,
-        "EndpointName": settings().endpoint,
-        "Classes": ",".join(settings().classes),
+        "EndpointName": chosen.endpoint,
+        "Classes": ",".join(chosen.classes),
         "Threshold": None,  # deploy-endpoint changes it, with the model
-        "Runtime": settings().lambda_runtime,
-        "ReservedConcurrency": str(settings().lambda_concurrency),
-        "KmsKey": settings().kms_key or "",
-        "Vpc": "true" if settings().vpc_subnets else "false",
+        "Runtime": chosen.lambda_runtime,
+        "ReservedConcurrency": str(chosen.lambda_concurrency),
+        "KmsKey": chosen.kms_key or "",
+        "Vpc": "true" if chosen.vpc_subnets else "false",
         "SerializeImageDataKey": keys["serialize_image_data"],
         "ClassifyImageKey": keys["classify_image"],
         "FilterLowConfidenceKey": keys["filter_low_confidence"],
         "DefinitionKey": keys["definition"],
     }
-    outcome = deploy_stack(settings().stack, ROOT / "infrastructure" / "workflow.yaml", parameters)
-    progress(f"stack {settings().stack}: {outcome}")
+    outcome = deploy_stack(chosen.stack, ROOT / "infrastructure" / "workflow.yaml", parameters)
+    progress(f"stack {chosen.stack}: {outcome}")
 
 
 def change_threshold(threshold: float, progress: Log) -> None:
@@ -81,9 +83,10 @@ def change_threshold(threshold: float, progress: Log) -> None:
 
 def installation() -> Installation:
     """Reads the stacks' outputs; raises InfrastructureError if a stack is missing."""
-    outputs = stack_outputs(settings().stack)
+    chosen = settings()
+    outputs = stack_outputs(chosen.stack)
     return Installation(
-        bucket=stack_outputs(settings().storage_stack)["Bucket"],
+        bucket=stack_outputs(chosen.storage_stack)["Bucket"],
         state_machine_arn=outputs["StateMachineArn"],
         endpoint=outputs["EndpointName"],
         classes=tuple(outputs["Classes"].split(",")),

@@ -6,7 +6,6 @@ Prices are those of us-east-1 in US dollars (aws.amazon.com: /step-functions/pri
 
 from datetime import datetime
 
-from settings import settings
 from tasks.evaluation.results import Result
 from tasks.evaluation.summary import Cost
 
@@ -22,7 +21,7 @@ FUNCTIONS = 3
 TRANSITIONS = 7
 
 
-def cost(results: list[Result]) -> Cost:
+def cost(results: list[Result], instance_type: str, instance_count: int) -> Cost:
     """US dollars of all executions of these results.
 
     Taken from above: each execution is counted with the whole way, and with a function that runs as long as it did. The
@@ -33,11 +32,11 @@ def cost(results: list[Result]) -> Cost:
     seconds = sum((end - start).total_seconds() for start, end in spans)
     transitions = len(spans) * TRANSITIONS * STATE_TRANSITION
     functions = len(spans) * FUNCTIONS * LAMBDA_REQUEST + seconds * FUNCTION_GB * LAMBDA_GB_SECOND
-    hour = INSTANCE_HOUR.get(settings().endpoint_instance_type)
+    hour = INSTANCE_HOUR.get(instance_type)
     endpoint: float | None = 0.0 if spans else None
     if spans:
         hours = (max(end for _, end in spans) - min(start for start, _ in spans)).total_seconds() / 3600
-        endpoint = None if hour is None else hours * hour * settings().endpoint_instance_count
+        endpoint = None if hour is None else hours * hour * instance_count
     return Cost(
         state_transitions=round(transitions, 6),
         functions=round(functions, 6),

@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
-from settings import MANIFESTS_PREFIX, TEST_PREFIX, settings
+from settings import MANIFESTS_PREFIX, TEST_PREFIX, Settings, settings
 from tasks.aws import storage
 from tasks.errors import SconesError
 from tasks.evaluation.executions import Executions
@@ -106,7 +106,8 @@ def execute(
     Whatever this ends by, both are written: what was not submitted is in the results as not_submitted. To be called in
     the flow's main thread, which a cancellation interrupts.
     """
-    evaluation = Evaluation(installation, run, planned, revision=newest_revision(installation.bucket, run) + 1)
+    revision = newest_revision(installation.bucket, run) + 1
+    evaluation = Evaluation(installation, run, planned, revision, settings())
     try:
         evaluation.recall()
         if endpoint.model_version == planned[0].model_version:
@@ -151,11 +152,14 @@ def newest_revision(bucket: str, run: Run) -> int:
 class Evaluation:
     """The images of a run, and what is known of each. revision: of the results and the summary that it will write."""
 
-    def __init__(self, installation: Installation, run: Run, planned: list[Planned], revision: int) -> None:
+    def __init__(
+        self, installation: Installation, run: Run, planned: list[Planned], revision: int, chosen: Settings
+    ) -> None:
         self._installation = installation
         self._run = run
         self._planned = planned
         self._revision = revision
+        self._chosen = chosen
         self._attempts: dict[str, list[Result]] = defaultdict(list)  # by key, in their order
         self._logger = get_run_logger()
 
@@ -175,7 +179,7 @@ class Evaluation:
 
     def run_all(self) -> None:
         """Runs every image that has no result, and then those that failed, as often as the setting says."""
-        for attempt in range(1, settings().evaluation_attempts + 1):
+        for attempt in range(1, self._chosen.evaluation_attempts + 1):
             images = [image.as_attempt(attempt) for image in self._planned if self._needs(image.key, attempt)]
             if images:
                 self._run_round(attempt, images)
@@ -195,7 +199,7 @@ class Evaluation:
             before = read_summary(bucket, run.summary_key(self._revision - 1))
             if before is not None:  # nothing came of going on, so there is nothing to judge again
                 return before
-        summary = summarize(results, run, endpoint, self._installation.classes, dataset, self._revision)
+        summary = summarize(results, run, endpoint, self._installation.classes, dataset, self._chosen, self._revision)
         key = run.summary_key(self._revision)
         if (written := read_summary(bucket, key)) is None:
             lines = [row.to_json() for row in results]
@@ -224,7 +228,7 @@ class Evaluation:
         bucket = self._installation.bucket
         payloads = {image.inference_id: {"bucket": bucket, "key": image.key} for image in images}
         progress = _Progress(f"evaluation {self._run.id}, attempt {attempt}", len(images), self._logger.info)
-        executions = Executions(self._installation.state_machine_arn, payloads, progress)
+        executions = Executions(self._installation.state_machine_arn, payloads, progress, self._chosen)
         try:
             found = executions.attach(datetime.fromisoformat(self._planned[0].planned))
             if found:

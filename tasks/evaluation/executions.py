@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from settings import settings
+from settings import Settings, settings
 from tasks.aws.clients import client, retry_transient
 from tasks.aws.errors import AwsError, translate_aws_errors
 from tasks.errors import SconesError
@@ -59,16 +59,20 @@ class Executions:
     closed: those that have ended, by name. progress is told how many are closed and how many run, every few seconds.
     """
 
-    def __init__(self, state_machine_arn: str, payloads: dict[str, dict[str, Any]], progress: Progress) -> None:
+    def __init__(
+        self, state_machine_arn: str, payloads: dict[str, dict[str, Any]], progress: Progress, chosen: Settings
+    ) -> None:
         self.closed: dict[str, Execution] = {}
         self._state_machine_arn = state_machine_arn
         self._payloads = payloads
         self._progress = progress
         self._waiting = deque(payloads)
         self._running: dict[str, str] = {}  # names by ARN
-        self._starts = _Pace(settings().starts_per_second)
-        self._describes = _Pace(settings().describes_per_second)
-        self._lists = _Pace(settings().lists_per_second)
+        self._starts = _Pace(chosen.starts_per_second)
+        self._describes = _Pace(chosen.describes_per_second)
+        self._lists = _Pace(chosen.lists_per_second)
+        self._in_flight = chosen.executions_in_flight
+        self._max_seconds = chosen.execution_max_seconds
         self._last_close = self._reported = time.monotonic()
 
     def attach(self, since: datetime) -> int:
@@ -99,8 +103,8 @@ class Executions:
                 self._last_close = time.monotonic()
                 continue
             idle = time.monotonic() - self._last_close
-            if self._running and idle > settings().execution_max_seconds:
-                stop(list(self._running), f"no execution closed for {settings().execution_max_seconds} s")
+            if self._running and idle > self._max_seconds:
+                stop(list(self._running), f"no execution closed for {self._max_seconds} s")
                 self._last_close = time.monotonic()
             # Seldom if executions take long.
             time.sleep(min(max(POLL_SECONDS, idle / 10), MAX_POLL_SECONDS))
@@ -131,7 +135,7 @@ class Executions:
         self._running.clear()
 
     def _start_next(self) -> None:
-        while self._waiting and len(self._running) < settings().executions_in_flight:
+        while self._waiting and len(self._running) < self._in_flight:
             name = self._waiting[0]
             self._starts.wait()
             try:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 
-from settings import settings
+from settings import Settings
 from tasks.evaluation.cost import cost
 from tasks.evaluation.results import Result
 from tasks.evaluation.summary import (
@@ -65,9 +65,10 @@ def summarize(
     endpoint: ServingEndpoint,
     classes: tuple[str, ...],
     dataset: DatasetNote,
+    chosen: Settings,
     revision: int = 1,
 ) -> EvaluationSummary:
-    """Judges the results by the settings' gates."""
+    """Judges the results by the gates of the chosen settings."""
     counts = {status: sum(row.status == status for row in results) for status in STATUSES}
     classified = [row for row in results if row.predicted_class is not None]
     accepted = [row for row in results if row.status == "accepted"]
@@ -75,9 +76,9 @@ def summarize(
     coverage, failed = share(counts["accepted"], submitted), share(counts["failed"], submitted)
     accuracy = share(sum(row.predicted_class == row.label for row in classified), len(classified))
     gates = [
-        Gate("failed share", failed, settings().evaluation_max_failed, at_most=True),
-        Gate("accuracy", accuracy, settings().evaluation_min_accuracy),
-        Gate("coverage", coverage, settings().evaluation_min_coverage),
+        Gate("failed share", failed, chosen.evaluation_max_failed, at_most=True),
+        Gate("accuracy", accuracy, chosen.evaluation_min_accuracy),
+        Gate("coverage", coverage, chosen.evaluation_min_coverage),
     ]
     missed = tuple(str(gate) for gate in gates if gate.missed)
     return EvaluationSummary(
@@ -103,7 +104,7 @@ def summarize(
         retried=sum(bool(row.previous_attempts) for row in results),
         errors=dict(Counter(row.error for row in results if row.error).most_common()),
         latency_seconds=_latency(classified),
-        cost_usd=cost(results),
+        cost_usd=cost(results, chosen.endpoint_instance_type, chosen.endpoint_instance_count),
         started=min((row.started for row in results if row.started), default=None),
         stopped=max((row.stopped for row in results if row.stopped), default=None),
         revision=revision,

@@ -8,7 +8,7 @@ from statistics import NormalDist
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import settings
+from settings import Settings, settings
 from tasks.installation import Installation
 from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
 from tasks.model.training import JobPlan, read_artifact, run_job, training_channels, upload_source
@@ -96,7 +96,7 @@ def judge(
     written = json.loads(read_artifact(job, COMPARISON))
     if failure := written.get("challenger_failure"):
         return Verdict(False, failure)
-    return verdict(comparison(written["figures"], champion.name if champion else None))
+    return verdict(comparison(written["figures"], champion.name if champion else None), settings())
 
 
 def comparison(figures: dict[str, float], champion: str | None) -> Comparison:
@@ -113,9 +113,8 @@ def comparison(figures: dict[str, float], champion: str | None) -> Comparison:
     )
 
 
-def verdict(compared: Comparison) -> Verdict:
+def verdict(compared: Comparison, chosen: Settings) -> Verdict:
     """Approves what reaches the accuracy floor, is calibrated, and is shown not to be worse than the margin allows."""
-    chosen = settings()
     n = f"on {compared.images} training images that it was not fitted on"
     reasons, faults = [f"accuracy {compared.accuracy:.3f} (floor {chosen.gate_min_accuracy:g}) {n}"], []
     if compared.accuracy < chosen.gate_min_accuracy:

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import CAPTURE_PREFIX, settings
+from settings import CAPTURE_PREFIX, Settings, settings
 from tasks.aws.clients import client, none_if_missing, retry_until_role_is_assumable
 from tasks.aws.errors import translate_aws_errors
 from tasks.installation import Installation
@@ -16,9 +16,8 @@ from tasks.model.registry import ModelVersion
 from tasks.serving.endpoint import find
 
 
-def deployment_config() -> dict[str, Any]:
+def deployment_config(chosen: Settings) -> dict[str, Any]:
     """AWS's deployment guardrails: all at once for one instance, a canary from two on, rolled back by alarms."""
-    chosen = settings()
     if chosen.endpoint_instance_count > 1:
         routing: dict[str, Any] = {
             "Type": "CANARY",

@@ -145,7 +145,7 @@ def switch(rollout: Rollout, progress: Log) -> None:
             client("sagemaker").update_endpoint(
                 EndpointName=rollout.endpoint,
                 EndpointConfigName=rollout.config,
-                DeploymentConfig=models.deployment_config(),
+                DeploymentConfig=models.deployment_config(settings()),
             )
     endpoint = wait_in_service(rollout.endpoint, progress)
     if str(endpoint.endpoint_config_name) != rollout.config:

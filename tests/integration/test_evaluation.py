@@ -191,9 +191,8 @@ def test_a_run_does_not_go_on_with_another_model(lab: Lab, installed: Any, monke
 def test_an_execution_of_the_same_name_with_other_input_is_a_failure_of_that_image(installed: Any) -> None:
     name, key = f"conflict-{uuid.uuid4().hex[:12]}", "test/bicycle_50000.png"
     start(installed.state_machine_arn, name, {"bucket": installed.bucket, "key": "test/other.png"})
-    executions = Executions(
-        installed.state_machine_arn, {name: {"bucket": installed.bucket, "key": key}}, lambda closed, running: None
-    )
+    payloads = {name: {"bucket": installed.bucket, "key": key}}
+    executions = Executions(installed.state_machine_arn, payloads, lambda closed, running: None, settings())
     executions.run([name])
     closed = executions.closed[name]
     assert (closed.status, closed.error) == ("FAILED", "ExecutionConflict")

@@ -49,7 +49,7 @@ LOW = execution(
 
 
 def summary_of(rows: list[Result]) -> EvaluationSummary:
-    return summarize(rows, RUN, ENDPOINT, INSTALLATION.classes, NOTE)
+    return summarize(rows, RUN, ENDPOINT, INSTALLATION.classes, NOTE, settings())
 
 
 @pytest.fixture
@@ -166,12 +166,12 @@ def test_a_missed_gate_is_named_with_its_distance(choose: Any) -> None:
 def test_the_cost_counts_every_attempt_and_the_prices_fit_the_workflow() -> None:
     once = result(PLANNED[0], accepted("bicycle", stopped=BEGUN + timedelta(seconds=1)))
     twice = replace(once, previous_attempts=(once,))
-    single, double = cost([once]), cost([twice])
+    single, double = cost([once], "ml.m5.large", 1), cost([twice], "ml.m5.large", 1)
     assert double.state_transitions == pytest.approx(2 * single.state_transitions, abs=1e-6)
     assert single.state_transitions == pytest.approx(TRANSITIONS * 0.000025)
     assert single.functions == pytest.approx(3 * 2e-7 + 0.25 * 0.0000166667, abs=1e-6)
     assert single.endpoint == pytest.approx(0.115 / 3600, abs=1e-6)
-    assert cost([]).total is None
+    assert cost([], "ml.m5.large", 1).total is None
     template = (ROOT / "infrastructure" / "workflow.yaml").read_text()
     sizes = [int(line.split(":")[1]) for line in template.splitlines() if "MemorySize:" in line]
     assert (len(sizes), max(sizes)) == (FUNCTIONS, FUNCTION_GB * 1024)
@@ -181,9 +181,8 @@ def test_the_cost_counts_every_attempt_and_the_prices_fit_the_workflow() -> None
     assert len(way) + 2 == TRANSITIONS
 
 
-def test_an_unknown_instance_type_has_no_price(choose: Any) -> None:
-    choose(endpoint_instance_type="ml.unheard.of")
-    assert cost([result(PLANNED[0], accepted("bicycle"))]).total is None
+def test_an_unknown_instance_type_has_no_price() -> None:
+    assert cost([result(PLANNED[0], accepted("bicycle"))], "ml.unheard.of", 1).total is None
 
 
 def test_the_artifact_begins_with_the_verdict_and_keeps_hostile_text_in_its_cell() -> None:

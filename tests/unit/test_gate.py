@@ -5,23 +5,14 @@ from dataclasses import replace
 import pytest
 from prefect.logging import disable_run_logger
 
-from settings import settings
+from settings import Settings
 from tasks.model import registry
 from tasks.model.gate import Comparison, not_worse_p, verdict
 from tasks.model.registry import APPROVED, REJECTED, ModelVersion, find_trained
 from tasks.model.training import JobPlan, TrainingPlan
 
 GOOD = Comparison(images=1000, accuracy=0.92, ece=0.02, ece_limit=0.03)
-
-
-@pytest.fixture(autouse=True)
-def default_limits(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    monkeypatch.delenv("SCONES_GATE_MIN_ACCURACY")
-    monkeypatch.delenv("SCONES_GATE_MARGIN")
-    settings.cache_clear()
-    yield
-    monkeypatch.undo()
-    settings.cache_clear()
+DEFAULTS = Settings(gate_min_accuracy=0.85, gate_margin=0.03)
 
 
 def against(champion_accuracy: float, only_challenger: int, only_champion: int) -> Comparison:
@@ -37,12 +28,12 @@ def against(champion_accuracy: float, only_challenger: int, only_champion: int) 
 
 
 def test_a_first_model_needs_the_floor_and_calibration() -> None:
-    assert verdict(GOOD).approved
-    assert "no champion" in verdict(GOOD).reason
-    low = verdict(replace(GOOD, accuracy=0.84))
+    assert verdict(GOOD, DEFAULTS).approved
+    assert "no champion" in verdict(GOOD, DEFAULTS).reason
+    low = verdict(replace(GOOD, accuracy=0.84), DEFAULTS)
     assert not low.approved
     assert "0.840 is under the floor of 0.85" in low.reason
-    uncalibrated = verdict(replace(GOOD, ece=0.05))
+    uncalibrated = verdict(replace(GOOD, ece=0.05), DEFAULTS)
     assert not uncalibrated.approved
     assert "calibration error 0.050, by chance up to 0.030" in uncalibrated.reason
 
@@ -54,13 +45,13 @@ def test_a_first_model_needs_the_floor_and_calibration() -> None:
 def test_a_challenger_must_be_shown_not_to_be_worse_by_the_margin(
     only_challenger: int, only_champion: int, approved: bool
 ) -> None:
-    judged = verdict(against(0.95, only_challenger, only_champion))
+    judged = verdict(against(0.95, only_challenger, only_champion), DEFAULTS)
     assert judged.approved is approved
     assert "against v3 with 0.950" in judged.reason
 
 
 def test_a_champion_that_could_not_be_asked_is_named() -> None:
-    judged = verdict(replace(GOOD, champion="v3"))
+    judged = verdict(replace(GOOD, champion="v3"), DEFAULTS)
     assert judged.approved
     assert "v3 could not be compared with" in judged.reason
 

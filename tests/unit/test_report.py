@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from msgspec import structs
 
+from settings import settings
 from tasks.capture.window import COLUMNS, Captured, Quarantined, Window
 from tasks.evaluation.outcome import summarize as judge
 from tasks.evaluation.results import Result, inference_id
@@ -273,7 +274,7 @@ def test_a_window_counts_inferences_of_others_but_no_accuracy_of_theirs() -> Non
 def night(number: int, **changed: Any) -> EvaluationSummary:
     """The summary of an evaluation in which nothing was planned."""
     run, images = Run("r", f"2026-11-2{number}"), DatasetNote(source="generated", synthetic=True, manifests_sha256="a")
-    summary = judge([], run, ServingEndpoint("e", "v1"), CLASSES, images)
+    summary = judge([], run, ServingEndpoint("e", "v1"), CLASSES, images, settings())
     times = {"started": f"2026-11-2{number}T03:30:00", "stopped": f"2026-11-2{number}T03:40:00"}
     return structs.replace(summary, **{"threshold": 0.93, **times, **changed})
 
