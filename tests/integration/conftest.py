@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,12 +31,14 @@ def stack(config: LocalConfig) -> Iterator[LocalConfig]:
 
 
 def server_errors(config: LocalConfig) -> list[str]:
-    """Errors with a traceback in the log of the Prefect server, each as far as it tells something."""
+    """Errors with a traceback in the log of the Prefect server: when, what it did, and how the traceback ends."""
     file = config.state / "logs" / "prefect-server.log"
     log = file.read_text(errors="replace") if file.exists() else ""
-    errors = [entry for entry in log.split(" | ERROR ")[1:] if "Traceback" in entry]
+    lines = [entry.strip().splitlines() for entry in re.split(r"(?m)^(?=\d\d:\d\d:\d\d\.\d+ \| )", log)]
+    errors = [entry for entry in lines if entry and " | ERROR " in entry[0] and any("Traceback" in x for x in entry)]
     # A test that deletes an automation of its own may do so while Prefect evaluates it.
-    return [entry[:3000] for entry in errors if "FOREIGN KEY constraint failed" not in entry]
+    shown = ["\n".join([entry[0], "...", *entry[-6:]]) for entry in errors]
+    return [text for text in shown if "FOREIGN KEY constraint failed" not in text]
 
 
 @pytest.fixture(scope="session")

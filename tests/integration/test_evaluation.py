@@ -26,7 +26,7 @@ from prefect.states import Cancelling, Scheduled
 
 import deploy
 from local_aws.config import ROOT, LocalConfig
-from settings import run_id
+from settings import run_id, settings
 from tasks.evaluation import evaluation
 from tasks.evaluation.executions import Executions, execution_arn, start
 from tasks.evaluation.results import Result
