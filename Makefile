@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit bench-model bench-evaluation bench-nights bench-report bench-sagemaker up down status logs lint format check schemas lock clean
+.PHONY: help setup demo test test-unit coverage bench-model bench-evaluation bench-nights bench-report bench-sagemaker up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -47,6 +47,9 @@ test-unit: setup ## run the tests that need no services
 
 test: setup ## run every test
 	@$(BIN)/pytest -q $(if $(TESTS),$(TESTS),-n $(WORKERS))
+
+coverage: setup ## run every test and show the branch coverage of what ships
+	@$(BIN)/pytest -q -n $(WORKERS) --cov --cov-report=term
 
 bench-model: setup ## measure the classifier: accuracy, calibration, time (about 35 minutes)
 	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)")
