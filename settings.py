@@ -36,6 +36,11 @@ REPORTS_PREFIX = "reports/"
 ROLLOUTS_PREFIX = "rollouts/"
 THRESHOLDS_PREFIX = "thresholds/"
 
+# The endpoint's one variant. AWS: "When doing a blue/green or rolling deployment, your new endpoint configuration must
+# have the same variant name as the old endpoint configuration"
+# (https://docs.aws.amazon.com/sagemaker/latest/dg/deployment-guardrails-exclusions.html).
+VARIANT = "primary"
+
 # Schema of the JSON files that others may read.
 SCHEMA_VERSION = 1
 

@@ -303,7 +303,7 @@ def _objects(objects: int) -> Iterator[Figure]:
                 threads.map(
                     lambda number: s3.put_object(
                         Bucket="captures",
-                        Key=f"data-capture/e/v1/2026/11/22/{number % 24:02}/{number:08}.jsonl",
+                        Key=f"data-capture/v1/e/primary/2026/11/22/{number % 24:02}/{number:08}.jsonl",
                         Body=records(2 * number, 2 * number + 2),
                     ),
                     range(objects),
@@ -364,7 +364,7 @@ def read_bucket() -> tuple[int, float]:
     from testing.captures import DAY
 
     began = time.perf_counter()
-    there = archives("captures", "data-capture/e/", DAY, lambda done, total: None)
+    there = archives("captures", DAY, lambda done, total: None)
     captured = read(there, DAY, CLASSES)
     return len(captured.records), time.perf_counter() - began
 
@@ -376,7 +376,7 @@ def read_with_boto3(most: int | None = None) -> tuple[int, float]:
     s3 = boto3.client("s3")
     began = time.perf_counter()
     lines = 0
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket="captures", Prefix="data-capture/e/v1/")
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket="captures", Prefix="data-capture/v1/e/primary/")
     for key in [item["Key"] for page in pages for item in page["Contents"]][:most]:
         lines += len(s3.get_object(Bucket="captures", Key=key)["Body"].read().splitlines())
     return lines, time.perf_counter() - began

@@ -13,7 +13,6 @@ from flows.identity import run_name
 from settings import ALERT_EVENT, settings
 from tasks.aws.stacks import installation
 from tasks.capture import collect
-from tasks.installation import capture_prefix
 from tasks.report import report, subject
 from tasks.report.summary import Alert, ReportSummary
 from tasks.run import utc_now
@@ -26,20 +25,20 @@ def confidence_report(
     since: datetime | None = None,
     until: datetime | None = None,
     endpoint: str | None = None,
-    variant: str | None = None,
+    version: str | None = None,
 ) -> ReportSummary:
     """date (UTC, such as 2026-11-22) and run (12 hex digits) of an evaluation; by default the newest one's.
 
-    Or since, and until (by default now): all that the endpoint answered meanwhile, or one of its variants.
+    Or since, and until (by default now): all that the endpoint answered meanwhile, or one of its versions, such as v7.
     """
     installed = installation()
     if since is None:
         about = subject.read_evaluation(installed.bucket, date, run)
     else:
-        about = subject.read_window(installed, since, until or utc_now(), endpoint, variant)
-    prefix, classes = capture_prefix(about.window.endpoint), about.classes
-    before = collect.collect(installed.bucket, prefix, about.window.before(), classes) if about.is_window else None
-    captured = collect.collect(installed.bucket, prefix, about.window, classes, about.expected)
+        about = subject.read_window(installed, since, until or utc_now(), endpoint, version)
+    bucket, classes = installed.bucket, about.classes
+    before = collect.collect(bucket, about.window.before(), classes) if about.is_window else None
+    captured = collect.collect(bucket, about.window, classes, about.expected)
     summary = report.write(installed.bucket, about, captured, before)
     announce(summary)
     page = settings().reports / summary.date / summary.run / "report.html"

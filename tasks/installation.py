@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from settings import CAPTURE_PREFIX
+from settings import CAPTURE_PREFIX, VARIANT
 from tasks.records import Record
 
 
@@ -45,6 +45,16 @@ class DatasetNote(Record, frozen=True, kw_only=True):
     manifests_sha256: str | None = None
 
 
-def capture_prefix(endpoint: str) -> str:
-    """Where the capture records of an endpoint are in the bucket."""
-    return f"{CAPTURE_PREFIX}{endpoint}/"
+def capture_destination(version: str) -> str:
+    """Key prefix that a version's endpoint config names; AWS appends ENDPOINT/VARIANT/ and the hours to it."""
+    return f"{CAPTURE_PREFIX}{version}/"
+
+
+def capture_prefix(endpoint: str, version: str) -> str:
+    """Where the capture records of an endpoint's model version are in the bucket."""
+    return f"{capture_destination(version)}{endpoint}/{VARIANT}/"
+
+
+def legacy_capture_prefix(endpoint: str, version: str) -> str:
+    """Where they were until November 2026, when the variant was named after the version."""
+    return f"{CAPTURE_PREFIX}{endpoint}/{version}/"

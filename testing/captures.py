@@ -78,7 +78,7 @@ class FolderReader:
 
 
 class CaptureFolder:
-    """Files below a variant's prefix, and the archive of them. decoded: how many objects, by read."""
+    """Files below a model version's prefix, and the archive of them. decoded: how many objects, by read."""
 
     def __init__(self, folder: Path, cache: Path | None = None) -> None:
         self.folder = folder
@@ -109,4 +109,4 @@ class CaptureFolder:
 
     def read(self, window: Window = DAY, wanted: tuple[str, ...] = ()) -> Captured:
         self.decoded.clear()
-        return read({"v1": self.archive}, window, CLASSES, wanted)
+        return read([("v1", self.archive)], window, CLASSES, wanted)

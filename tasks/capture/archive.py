@@ -314,7 +314,7 @@ def _decode_batch(reader: Reader, keys: list[str]) -> tuple[pa.Table, set[str]]:
 
 
 def _folders(first: datetime, last: datetime) -> dict[str, list[str]]:
-    """Folders below a variant's prefix by day: the whole day's, or those of its hours."""
+    """Folders below a version's prefix by day: the whole day's, or those of its hours."""
     hour = first.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     found: dict[str, list[str]] = {}
     while hour <= last:

@@ -1,5 +1,6 @@
 """Collects the endpoint's data-capture records, and waits for those that must come."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,11 +10,12 @@ from obstore.exceptions import BaseError
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import settings
+from settings import CAPTURE_PREFIX, settings
 from tasks.aws import storage
 from tasks.aws.errors import AwsError
 from tasks.capture.archive import CaptureArchive, Decoded, StoreReader
 from tasks.capture.window import Captured, Window, read
+from tasks.installation import capture_prefix, legacy_capture_prefix
 from tasks.waiting import look_until
 
 POLL_SECONDS = 1.0
@@ -22,16 +24,13 @@ PROGRESS_SECONDS = 3.0
 
 
 @task(task_run_name="collect captures from {window.first:%Y-%m-%d %H:%M}")
-def collect(bucket: str, prefix: str, window: Window, classes: tuple[str, ...], wanted: Sequence[str] = ()) -> Captured:
-    """Waits until every wanted inference id is captured, or until the deadline setting is over.
-
-    prefix: the endpoint's, below which each variant has a folder.
-    """
+def collect(bucket: str, window: Window, classes: tuple[str, ...], wanted: Sequence[str] = ()) -> Captured:
+    """Waits until every wanted inference id is captured, or until the deadline setting is over."""
     logger = get_run_logger()
-    there = archives(bucket, prefix, window, _logged())
+    there = archives(bucket, window, _logged())
 
     def look() -> Captured:
-        with _translate_store_errors(bucket, prefix):
+        with _translate_store_errors(bucket):
             try:
                 captured = read(there, window, classes, wanted)
             except FileNotFoundError:  # another report has just made one file of several
@@ -54,18 +53,27 @@ def collect(bucket: str, prefix: str, window: Window, classes: tuple[str, ...], 
     return captured
 
 
-def archives(bucket: str, prefix: str, window: Window, progress: Decoded) -> dict[str, CaptureArchive]:
-    """An archive for each variant of the window. prefix: the endpoint's."""
-    return {
-        variant: CaptureArchive(
-            listing=partial(storage.list_objects, bucket),
-            reader=lambda: StoreReader(storage.object_store(bucket)),
-            prefix=f"{prefix}{variant}/",
-            folder=settings().cache / "capture" / bucket / window.endpoint / variant,
-            progress=progress,
-        )
-        for variant in window.variants or storage.list_folders(bucket, prefix)
-    }
+def archives(bucket: str, window: Window, progress: Decoded) -> list[tuple[str, CaptureArchive]]:
+    """An archive for each place where the window's records may be, with the model version that they are of."""
+    made = []
+    for version in window.versions or _versions(bucket, window.endpoint):
+        for prefix in (capture_prefix(window.endpoint, version), legacy_capture_prefix(window.endpoint, version)):
+            archive = CaptureArchive(
+                listing=partial(storage.list_objects, bucket),
+                reader=lambda: StoreReader(storage.object_store(bucket)),
+                prefix=prefix,
+                folder=settings().cache / "capture" / bucket / prefix.removeprefix(CAPTURE_PREFIX),
+                progress=progress,
+            )
+            made.append((version, archive))
+    return made
+
+
+def _versions(bucket: str, endpoint: str) -> list[str]:
+    """Model versions of which there are captures of the endpoint."""
+    of_versions = [name for name in storage.list_folders(bucket, CAPTURE_PREFIX) if re.fullmatch(r"v[0-9]+", name)]
+    # Until November 2026: data-capture/ENDPOINT/VERSION/.
+    return sorted({*of_versions, *storage.list_folders(bucket, f"{CAPTURE_PREFIX}{endpoint}/")})
 
 
 def _logged() -> Decoded:
@@ -83,8 +91,8 @@ def _logged() -> Decoded:
 
 
 @contextmanager
-def _translate_store_errors(bucket: str, prefix: str) -> Iterator[None]:
+def _translate_store_errors(bucket: str) -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError) as error:
-        raise AwsError(f"read the captures in s3://{bucket}/{prefix}: {str(error).splitlines()[0]}") from error
+        raise AwsError(f"read the captures in s3://{bucket}/{CAPTURE_PREFIX}: {str(error).splitlines()[0]}") from error

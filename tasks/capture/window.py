@@ -20,10 +20,10 @@ COLUMNS = ["inference_id", "time", "model_version", "confidence", "predicted_cla
 
 @dataclass(frozen=True)
 class Window:
-    """Captures of one endpoint from `first` to `last` (both UTC, inclusive): of these variants, or of all."""
+    """Captures of one endpoint from `first` to `last` (both UTC, inclusive): of these model versions, or of all."""
 
     endpoint: str
-    variants: tuple[str, ...]
+    versions: tuple[str, ...]
     first: datetime
     last: datetime
 
@@ -58,11 +58,14 @@ class Captured:
 
 
 def read(
-    archives: dict[str, CaptureArchive], window: Window, classes: tuple[str, ...], wanted: Sequence[str] = ()
+    archives: Sequence[tuple[str, CaptureArchive]],
+    window: Window,
+    classes: tuple[str, ...],
+    wanted: Sequence[str] = (),
 ) -> Captured:
-    """What is captured by now. archives: by variant."""
+    """What is captured by now. archives: each with the model version whose records it has."""
     tables, indices, quarantined = [_NONE], [np.zeros(0, int)], []
-    for variant, archive in archives.items():
+    for version, archive in archives:
         days = list(archive.days(window.first, window.last))
         if not days:
             continue
@@ -71,7 +74,7 @@ def read(
         quarantined += bad
         for day in days:
             rows = day.read(*_NEEDED)
-            names = pa.DictionaryArray.from_arrays(np.zeros(len(rows), dtype=np.int8), [variant])
+            names = pa.DictionaryArray.from_arrays(np.zeros(len(rows), dtype=np.int8), [version])
             tables.append(rows.append_column("model_version", names))
     table = pa.concat_tables(tables).unify_dictionaries()
     return _captured(table, np.concatenate(indices), classes, wanted, tuple(quarantined))

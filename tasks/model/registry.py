@@ -38,7 +38,7 @@ class ModelVersion:
 
     @property
     def name(self) -> str:
-        """The variant's name on the endpoint, such as v7."""
+        """Such as v7."""
         return f"v{self.number}"
 
     @property

@@ -20,8 +20,9 @@ from tasks.run import Run, iso
 
 # Clocks differ a little, and an hour's folder is named after the time of the inference.
 SLACK = timedelta(minutes=5)
-# AWS's own rule for endpoints and variants.
+# AWS's own rule for the names of endpoints.
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
+VERSION = re.compile(r"v[0-9]{1,9}")
 
 
 class ReportError(SconesError):
@@ -87,7 +88,7 @@ def read_evaluation(bucket: str, date: str | None, run: str | None) -> Subject:
 
 @task(task_run_name="read the window's evaluations")
 def read_window(
-    installed: Installation, first: datetime, last: datetime, endpoint: str | None, variant: str | None
+    installed: Installation, first: datetime, last: datetime, endpoint: str | None, version: str | None
 ) -> Subject:
     """All that an endpoint (by default the installation's) answered from `first` to `last`; naive times are UTC.
 
@@ -96,10 +97,11 @@ def read_window(
     first, last = (time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC) for time in (first, last))
     if first >= last:
         raise ReportError(f"the window ends at {last:%Y-%m-%dT%H:%M:%SZ}, before it begins")
-    for name in (name for name in (endpoint, variant) if name is not None):
-        if not NAME.fullmatch(name):
-            raise ReportError(f"{name[:80]!r} is no name of an endpoint or variant: letters, digits and hyphens")
-    window = Window(endpoint or installed.endpoint, (variant,) if variant else (), first, last)
+    if endpoint is not None and not NAME.fullmatch(endpoint):
+        raise ReportError(f"{endpoint[:80]!r} is no name of an endpoint: letters, digits and hyphens")
+    if version is not None and not VERSION.fullmatch(version):
+        raise ReportError(f"{version[:80]!r} is no model version, such as v7")
+    window = Window(endpoint or installed.endpoint, (version,) if version else (), first, last)
     evaluations = [
         summary
         for key in summary_keys(installed.bucket)
@@ -108,7 +110,7 @@ def read_window(
         and _within(summary, window)
     ]
     evaluations.sort(key=lambda summary: str(summary.started))
-    name = "-".join(filter(None, [f"window-{first:%Y%m%dT%H%M%SZ}-{last:%Y%m%dT%H%M%SZ}", endpoint, variant]))
+    name = "-".join(filter(None, [f"window-{first:%Y%m%dT%H%M%SZ}-{last:%Y%m%dT%H%M%SZ}", endpoint, version]))
     missed = sum(summary.outcome != PASSED for summary in evaluations)
     times = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
     latest = evaluations[-1] if evaluations else None
@@ -118,7 +120,7 @@ def read_window(
         verdict=f"{times}. Evaluations: {len(evaluations)}, not passed: {missed}",
         outcome=MISSED if missed else PASSED,
         endpoint=window.endpoint,
-        model_version=", ".join(window.variants or versions) or "every variant",
+        model_version=", ".join(window.versions or versions) or "every version",
         threshold=latest.threshold if latest and latest.threshold is not None else installed.threshold,
         classes=latest.classes if latest else installed.classes,
         dataset=latest.dataset if latest else dataset_note(installed.bucket),
@@ -147,7 +149,7 @@ def _within(summary: EvaluationSummary, window: Window) -> bool:
     started, stopped = _time(summary.started), _time(summary.stopped)
     if started is None or stopped is None or summary.endpoint != window.endpoint:
         return False
-    if window.variants and summary.model_version not in window.variants:
+    if window.versions and summary.model_version not in window.versions:
         return False
     return started <= window.last and stopped >= window.first
 

@@ -1,5 +1,7 @@
 """The SageMaker endpoint as it stands: found, waited for, asked known images, deleted. rollout.py changes it."""
 
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from settings import settings
@@ -37,13 +39,26 @@ def serving(installation: Installation) -> ServingEndpoint:
         )
     if str(endpoint.endpoint_status) not in ("InService", "Updating"):
         raise EndpointError(f"endpoint {installation.endpoint} is {endpoint.endpoint_status}: {reason(endpoint)}")
-    return ServingEndpoint(installation.endpoint, str(endpoint.production_variants[0].variant_name))
+    return ServingEndpoint(installation.endpoint, version_of(str(endpoint.endpoint_config_name)))
 
 
 def served_versions(name: str) -> list[str]:
     """Names of the model versions on an endpoint, in whatever state it is; none if there is no endpoint."""
     endpoint = find(name)
-    return [str(variant.variant_name) for variant in endpoint.production_variants] if endpoint else []
+    with suppress(EndpointError):
+        return [version_of(str(endpoint.endpoint_config_name))] if endpoint else []
+    return []
+
+
+def version_of(config: str) -> str:
+    """The model version, such as v7, that an endpoint config's name carries.
+
+    Raises EndpointError if it carries none, as the config of somebody else's endpoint.
+    """
+    found = re.fullmatch(rf"{re.escape(settings().stack)}-(v[0-9]+)-[0-9a-f]{{8}}(-candidate)?", config)
+    if not found:
+        raise EndpointError(f"the endpoint config {config} is none of this installation {settings().stack!r}")
+    return found[1]
 
 
 def create_endpoint(name: str, config: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import CAPTURE_PREFIX, Settings, settings
+from settings import VARIANT, Settings, settings
 from tasks.aws.clients import client, none_if_missing, retry_until_role_is_assumable
 from tasks.aws.errors import translate_aws_errors
-from tasks.installation import Installation
+from tasks.installation import Installation, capture_destination
 from tasks.model.registry import ModelVersion
 from tasks.serving.endpoint import find
 
@@ -52,6 +52,7 @@ def config_name(installation: Installation, version: ModelVersion) -> str:
         chosen.kms_key,
         chosen.vpc_subnets,
         chosen.vpc_security_groups,
+        VARIANT,
     ]
     return f"{chosen.stack}-{version.name}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]}"
 
@@ -94,7 +95,7 @@ def create_config(
         "EndpointConfigName": name,
         "ProductionVariants": [
             {
-                "VariantName": version.name,
+                "VariantName": VARIANT,
                 "ModelName": model,
                 "InstanceType": chosen.endpoint_instance_type,
                 "InitialInstanceCount": 1 if candidate else chosen.endpoint_instance_count,
@@ -106,7 +107,7 @@ def create_config(
         request["DataCaptureConfig"] = {
             "EnableCapture": True,
             "InitialSamplingPercentage": 100,
-            "DestinationS3Uri": f"s3://{installation.bucket}/{CAPTURE_PREFIX}",
+            "DestinationS3Uri": f"s3://{installation.bucket}/{capture_destination(version.name)}",
             "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
             "CaptureContentTypeHeader": {"JsonContentTypes": ["application/json"]},
             **({"KmsKeyId": chosen.kms_key} if chosen.kms_key else {}),
@@ -160,6 +161,13 @@ def config_exists(name: str) -> bool:
         return (
             none_if_missing(lambda: client("sagemaker").describe_endpoint_config(EndpointConfigName=name)) is not None
         )
+
+
+def variants_of(config: str) -> list[str]:
+    """Names of an endpoint config's variants; none if there is no such config."""
+    with translate_aws_errors(f"look at endpoint config {config}"):
+        found = none_if_missing(lambda: client("sagemaker").describe_endpoint_config(EndpointConfigName=config))
+    return [variant["VariantName"] for variant in found["ProductionVariants"]] if found else []
 
 
 def delete_config(name: str) -> None:

@@ -4,7 +4,7 @@ A version is tried on an endpoint of its own first, and what served before serve
 over a rollout is on record in the bucket, so that one that was killed can be undone by another process.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.logging import get_run_logger
@@ -90,7 +90,7 @@ def roll_out(installation: Installation, version: ModelVersion, runs: tuple[str,
             logger.warning("endpoint %s is %s: %s", installation.endpoint, endpoint.endpoint_status, reason(endpoint))
             delete_endpoint(installation.endpoint)
         switch(rollout, logger.info)
-        ids = smoke.smoke_test(installation.endpoint, version.name, images, installation.classes, runs[0])
+        ids = smoke.smoke_test(installation.endpoint, images, installation.classes, runs[0])
     except BaseException as error:
         logger.warning("rolling back: %s", error or type(error).__name__)
         kept = roll_back(installation, rollout, logger.info)
@@ -122,7 +122,7 @@ def try_candidate(
             why = "it is gone" if candidate is None else reason(candidate)
             kind = smoke.SmokeTestFailed if errors.is_fault_of_model(why) else EndpointError
             raise kind(f"endpoint {name} did not come up: {why}")
-        smoke.smoke_test(name, version.name, images, installation.classes, rollout.runs[0])
+        smoke.smoke_test(name, images, installation.classes, rollout.runs[0])
         progress(f"{version.name} knows {len(images)} images as it should")
     finally:
         delete_candidate(rollout.config)
@@ -141,15 +141,26 @@ def switch(rollout: Rollout, progress: Log) -> None:
         create_endpoint(rollout.endpoint, rollout.config)
     else:
         progress(f"updating endpoint {rollout.endpoint} to {rollout.version}")
-        with translate_aws_errors(f"update endpoint {rollout.endpoint}"):
-            client("sagemaker").update_endpoint(
-                EndpointName=rollout.endpoint,
-                EndpointConfigName=rollout.config,
-                DeploymentConfig=models.deployment_config(settings()),
-            )
+        policy = models.deployment_config(settings())
+        _update(rollout.endpoint, rollout.previous, rollout.config, progress, DeploymentConfig=policy)
     endpoint = wait_in_service(rollout.endpoint, progress)
     if str(endpoint.endpoint_config_name) != rollout.config:
         raise EndpointError(f"endpoint {rollout.endpoint} kept its old model: {reason(endpoint)}")
+
+
+def _update(name: str, present: str, wanted: str, progress: Log, **request: Any) -> None:
+    """Gives the endpoint another config.
+
+    If the variants of the two have other names, as after a release that named them after the version, AWS does not
+    update the one to the other: the endpoint is deleted and created anew.
+    """
+    if models.variants_of(present) == models.variants_of(wanted):
+        with translate_aws_errors(f"update endpoint {name}"):
+            client("sagemaker").update_endpoint(EndpointName=name, EndpointConfigName=wanted, **request)
+        return
+    progress(f"AWS renames no variant, so endpoint {name} is deleted and created anew; it answers nothing meanwhile")
+    delete_endpoint(name)
+    create_endpoint(name, wanted)
 
 
 def roll_back(installation: Installation, rollout: Rollout, progress: Log) -> str:
@@ -166,7 +177,7 @@ def roll_back(installation: Installation, rollout: Rollout, progress: Log) -> st
     else:
         if endpoint is None or str(endpoint.endpoint_config_name) != rollout.previous:
             progress(f"going back to {rollout.previous}")
-            _restore(endpoint, rollout)
+            _restore(endpoint, rollout, progress)
             wait_in_service(rollout.endpoint, progress)
         kept = f"{serving(installation).model_version} serves as before"
     if rollout.made:
@@ -176,7 +187,7 @@ def roll_back(installation: Installation, rollout: Rollout, progress: Log) -> st
     return kept
 
 
-def _restore(endpoint: "Endpoint | None", rollout: Rollout) -> None:
+def _restore(endpoint: "Endpoint | None", rollout: Rollout, progress: Log) -> None:
     assert rollout.previous is not None
     if endpoint is not None and str(endpoint.endpoint_status) == "Failed":
         delete_endpoint(rollout.endpoint)
@@ -184,8 +195,7 @@ def _restore(endpoint: "Endpoint | None", rollout: Rollout) -> None:
     if endpoint is None:
         create_endpoint(rollout.endpoint, rollout.previous)
         return
-    with translate_aws_errors(f"restore endpoint {rollout.endpoint}"):
-        client("sagemaker").update_endpoint(EndpointName=rollout.endpoint, EndpointConfigName=rollout.previous)
+    _update(rollout.endpoint, str(endpoint.endpoint_config_name), rollout.previous, progress)
 
 
 def undo_interrupted(installation: Installation, progress: Log, run: str | None = None) -> None:

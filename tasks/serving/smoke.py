@@ -61,16 +61,16 @@ def known_images(installation: Installation) -> list[KnownImage]:
     return images
 
 
-def smoke_test(name: str, variant: str, images: list[KnownImage], classes: tuple[str, ...], run: str) -> list[str]:
+def smoke_test(name: str, images: list[KnownImage], classes: tuple[str, ...], run: str) -> list[str]:
     """Asks an endpoint about known images and returns the inference ids.
 
-    Raises SmokeTestFailed unless every answer is one probability per class, given by that variant, every class is
+    Raises SmokeTestFailed unless every answer is one probability per class, every class is
     recognized at least once, and the share of right answers reaches the setting.
     """
     right: Counter[str] = Counter()
     ids = [f"smoke-{run}-{number}" for number in range(len(images))]
     for image, inference_id in zip(images, ids, strict=True):
-        probabilities = _ask(name, variant, image, len(classes), inference_id)
+        probabilities = _ask(name, image, len(classes), inference_id)
         right[image.label] += classes[probabilities.index(max(probabilities))] == image.label
     accuracy = right.total() / len(images)
     unseen = [label for label in classes if not right[label]]
@@ -86,7 +86,7 @@ class _NotUpYet(EndpointError):
     """The container had no worker for the request. An endpoint can be InService before its model answers."""
 
 
-def _ask(name: str, variant: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
+def _ask(name: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
     """Probabilities. Raises SmokeTestFailed, or EndpointError if there was no worker for START_SECONDS."""
     retrying = Retrying(
         retry=retry_if_exception_type(_NotUpYet),
@@ -94,10 +94,10 @@ def _ask(name: str, variant: str, image: KnownImage, classes: int, inference_id:
         stop=stop_after_delay(START_SECONDS),
         reraise=True,
     )
-    return retrying(_ask_once, name, variant, image, classes, inference_id)
+    return retrying(_ask_once, name, image, classes, inference_id)
 
 
-def _ask_once(name: str, variant: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
+def _ask_once(name: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
     runtime = client("sagemaker-runtime")
     try:
         with translate_aws_errors(f"invoke endpoint {name}"):
@@ -125,8 +125,6 @@ def _ask_once(name: str, variant: str, image: KnownImage, classes: int, inferenc
         raise SmokeTestFailed(
             f"endpoint {name} returned an invalid response for {image.key}: {body[:200]!r}"
         ) from error
-    if answer["InvokedProductionVariant"] != variant:
-        raise SmokeTestFailed(f"endpoint {name} answers with {answer['InvokedProductionVariant']}, not {variant}")
     if len(probabilities) != classes or not abs(sum(probabilities) - 1) < 0.01 or min(probabilities) < 0:
         raise SmokeTestFailed(f"endpoint {name} returned an invalid response for {image.key}: {body[:200]!r}")
     return probabilities
@@ -136,7 +134,7 @@ def check_capture(
     installation: Installation, version: ModelVersion, inference_id: str, progress: Log, warn: Log
 ) -> None:
     """Looks for the capture record of a smoke test. One that comes late is a warning: on AWS it takes minutes."""
-    prefix = f"{capture_prefix(installation.endpoint)}{version.name}/"
+    prefix = capture_prefix(installation.endpoint, version.name)
     since = utc_now() - timedelta(seconds=settings().endpoint_max_seconds)
     captured = look_until(
         bool,
@@ -151,7 +149,7 @@ def check_capture(
 
 
 def find_record(bucket: str, prefix: str, inference_id: str, since: datetime) -> bool:
-    """Whether a variant's capture files of the hours since then mention an inference id. prefix: the variant's."""
+    """Whether capture files of the hours since then, below a version's prefix, mention an inference id."""
     needle = json.dumps(inference_id).encode()
     hour = datetime.now(UTC)
     while hour >= since.replace(minute=0, second=0, microsecond=0):

@@ -35,7 +35,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class World:
-    """Where an evaluation left its traces. prefix: evaluations/DATE/RUN/. capture: data-capture/ENDPOINT/."""
+    """Where an evaluation left its traces. prefix: evaluations/DATE/RUN/. capture: data-capture/."""
 
     s3: Any
     states: Any

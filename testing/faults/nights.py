@@ -144,7 +144,7 @@ class Lab:
             bucket=self.installed.bucket,
             state_machine=self.installed.state_machine_arn,
             prefix=found[0].removesuffix("manifest.jsonl"),
-            capture=f"data-capture/{self.installed.endpoint}/",
+            capture="data-capture/",
         )
 
     def plan(self, schedule: random.Random, images: int, bad: dict[str, bytes | None] | None = None) -> list[str]:

@@ -44,7 +44,7 @@ def test_every_image_is_accounted_for(evaluation: Evaluation) -> None:
 def test_every_inference_is_captured_once(installed: Any, evaluation: Evaluation) -> None:
     _, results, _ = evaluation
     ids = []
-    for key in storage.list_etags(installed.bucket, f"data-capture/{installed.endpoint}/v1/"):
+    for key in storage.list_etags(installed.bucket, f"data-capture/v1/{installed.endpoint}/primary/"):
         for line in (storage.get(installed.bucket, key) or b"").splitlines():
             record = json.loads(line)
             assert record["captureData"]["endpointInput"]["encoding"] == "BASE64"

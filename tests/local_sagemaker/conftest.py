@@ -117,6 +117,10 @@ class Server:
         )
         return name
 
+    def answering(self, answer: str, code: str = ACTOR) -> str:
+        """The name of an endpoint config of an actor that says so."""
+        return self.config({"ModelName": self.model(code, ANSWER=answer)})
+
     def endpoint(self, config: str | None = None, wait: bool = True) -> str:
         """The name of an endpoint that is in service."""
         name = unique("endpoint")

@@ -1,5 +1,6 @@
 """Endpoints: starting, failing, updating, scaling, and staying alive."""
 
+import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,11 @@ from tests.local_sagemaker.conftest import ACTOR, Server, archive, eventually, u
 
 
 def clients_of(server: Server, endpoint: str, clients: int = 3) -> Load:
-    return Load(server.runtime, clients, EndpointName=endpoint, Body=b"sleep 0.02")
+    return Load(server.runtime, clients, who=model_of, EndpointName=endpoint, Body=b"sleep 0.02")
+
+
+def model_of(answer: Any, body: bytes) -> str:
+    return str(json.loads(body)["model"])
 
 
 def test_an_endpoint_describes_what_it_serves(server: Server, actor: str) -> None:
@@ -61,11 +66,11 @@ def test_model_data_that_is_missing_or_broken_is_the_reason(server: Server, data
 
 
 def test_an_update_moves_all_clients_without_a_failed_request(server: Server) -> None:
-    name = server.endpoint(server.config({"VariantName": "old"}))
+    name = server.endpoint(server.answering("old"))
     with clients_of(server, name) as load:
         eventually(lambda: load.answers["old"] > 20)
-        server.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=server.config({"VariantName": "new"}))
-        assert server.settled(name)["ProductionVariants"][0]["VariantName"] == "new"
+        server.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=server.answering("new"))
+        assert "FailureReason" not in server.settled(name)
         before = load.answers["old"]
         eventually(lambda: load.answers["new"] > 20)
     assert load.errors == []
@@ -74,9 +79,9 @@ def test_an_update_moves_all_clients_without_a_failed_request(server: Server) ->
 
 
 def test_an_update_that_fails_leaves_the_old_model_serving(server: Server) -> None:
-    name = server.endpoint(server.config({"VariantName": "old"}))
+    name = server.endpoint(server.answering("old"))
     present = server.sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
-    broken = server.config({"ModelName": server.model("raise ImportError('stale')\n"), "VariantName": "new"})
+    broken = server.answering("new", "raise ImportError('stale')\n")
     with clients_of(server, name) as load:
         server.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=broken)
         endpoint = server.settled(name)
@@ -88,7 +93,7 @@ def test_an_update_that_fails_leaves_the_old_model_serving(server: Server) -> No
 
 
 def test_a_canary_takes_its_share_and_then_all(server: Server) -> None:
-    name = server.endpoint(server.config({"VariantName": "old"}))
+    name = server.endpoint(server.answering("old"))
     routing = {
         "Type": "CANARY",
         "CanarySize": {"Type": "CAPACITY_PERCENT", "Value": 50},
@@ -97,7 +102,7 @@ def test_a_canary_takes_its_share_and_then_all(server: Server) -> None:
     policy = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}}
     with clients_of(server, name) as load:
         server.sagemaker.update_endpoint(
-            EndpointName=name, EndpointConfigName=server.config({"VariantName": "new"}), DeploymentConfig=policy
+            EndpointName=name, EndpointConfigName=server.answering("new"), DeploymentConfig=policy
         )
         pending = server.sagemaker.describe_endpoint(EndpointName=name)["PendingDeploymentSummary"]
         assert pending["EndpointConfigName"]
@@ -112,7 +117,7 @@ def test_a_canary_takes_its_share_and_then_all(server: Server) -> None:
 
 
 def test_a_new_fleet_that_dies_during_the_shift_is_rolled_back(server: Server) -> None:
-    name = server.endpoint(server.config({"VariantName": "old"}))
+    name = server.endpoint(server.answering("old"))
     routing = {
         "Type": "LINEAR",
         "LinearStepSize": {"Type": "CAPACITY_PERCENT", "Value": 10},
@@ -120,27 +125,29 @@ def test_a_new_fleet_that_dies_during_the_shift_is_rolled_back(server: Server) -
     }
     server.sagemaker.update_endpoint(
         EndpointName=name,
-        EndpointConfigName=server.config({"VariantName": "new"}),
+        EndpointConfigName=server.answering("new"),
         DeploymentConfig={"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}},
     )
-    answer = eventually(lambda: (found := answer_of(server, name, "new")) and found)
-    assert all(answer_of(server, name, variant) for variant in ("old", "new") * 5)
+    answer = eventually(lambda: (found := server.invoke(name)) and found["model"] == "new" and found)
+    eventually(lambda: server.invoke(name)["model"] == "old")  # both answer
     os.kill(answer["process"], signal.SIGKILL)
     endpoint = server.settled(name)
     assert endpoint["EndpointStatus"] == "InService"
     assert "unhealthy" in endpoint["FailureReason"]
-    assert answer_of(server, name, "new") is None
-    assert answer_of(server, name, "old")
+    assert {server.invoke(name)["model"] for _ in range(10)} == {"old"}
     server.delete(name)
 
 
-def answer_of(server: Server, endpoint: str, variant: str) -> Any:
-    """The variant's answer, or None if there is no such variant."""
-    try:
-        return server.invoke(endpoint, TargetVariant=variant)
-    except ClientError as error:
-        assert error.response["Error"]["Code"] == "ValidationError"
-        return None
+def test_an_update_keeps_the_names_of_the_variants(server: Server) -> None:
+    """Every update is a blue/green one by default, and AWS's guardrails ask for the same variant names."""
+    name = server.endpoint(server.answering("old"))
+    renamed = server.config({"VariantName": "other"})
+    with pytest.raises(ClientError, match="must have the same variant names") as error:
+        server.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=renamed)
+    assert error.value.response["Error"]["Code"] == "ValidationException"
+    assert server.sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "InService"
+    assert server.invoke(name)["model"] == "old"
+    server.delete(name)
 
 
 def test_an_alarm_rolls_an_update_back(server: Server) -> None:
@@ -157,7 +164,7 @@ def test_an_alarm_rolls_an_update_back(server: Server) -> None:
         ComparisonOperator="GreaterThanOrEqualToThreshold",
     )
     cloudwatch.set_alarm_state(AlarmName=alarm, StateValue="ALARM", StateReason="a test")
-    name = server.endpoint(server.config({"VariantName": "old"}))
+    name = server.endpoint(server.answering("old"))
     policy = {
         "BlueGreenUpdatePolicy": {
             "TrafficRoutingConfiguration": {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 60},
@@ -165,11 +172,11 @@ def test_an_alarm_rolls_an_update_back(server: Server) -> None:
         "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": alarm}]},
     }
     server.sagemaker.update_endpoint(
-        EndpointName=name, EndpointConfigName=server.config({"VariantName": "new"}), DeploymentConfig=policy
+        EndpointName=name, EndpointConfigName=server.answering("new"), DeploymentConfig=policy
     )
     endpoint = server.settled(name)
     assert alarm in endpoint["FailureReason"]
-    assert endpoint["ProductionVariants"][0]["VariantName"] == "old"
+    assert server.invoke(name)["model"] == "old"
     server.delete(name)
 
 

@@ -36,12 +36,12 @@ def stopped(server: Server) -> None:
 
 @pytest.mark.parametrize("end", [killed, stopped])
 def test_jobs_and_endpoints_after_a_restart(own: Server, end: Callable[[Server], None]) -> None:
-    serving = own.endpoint(own.config({"VariantName": "old"}))
-    updating = own.endpoint(own.config({"VariantName": "old"}))
-    new = own.config({"ModelName": own.model(SLOW), "VariantName": "new"})
+    serving = own.endpoint(own.answering("old"))
+    updating = own.endpoint(own.answering("old"))
+    new = own.answering("new", SLOW)
     running, queued = own.job(WAITING), own.job(WAITING)
     own.training(running)
-    creating = own.endpoint(own.config({"ModelName": own.model(SLOW)}), wait=False)
+    creating = own.endpoint(own.answering("created", SLOW), wait=False)
     own.sagemaker.update_endpoint(EndpointName=updating, EndpointConfigName=new)
     children = psutil.Process(own.aws.process_id("sagemaker")).children(recursive=True)
     assert len(children) >= 4
@@ -59,11 +59,9 @@ def test_jobs_and_endpoints_after_a_restart(own: Server, end: Callable[[Server],
     with pytest.raises(ClientError) as error:
         own.invoke(serving)
     assert error.value.response["Error"]["Code"] == "ServiceUnavailable"
-    for name, variant in ((serving, "old"), (updating, "new"), (creating, "only")):
-        endpoint = own.settled(name)
-        assert endpoint["EndpointStatus"] == "InService"
-        assert [item["VariantName"] for item in endpoint["ProductionVariants"]] == [variant]
-        assert own.runtime.invoke_endpoint(EndpointName=name, Body=b"x")["InvokedProductionVariant"] == variant
+    for name, model in ((serving, "old"), (updating, "new"), (creating, "created")):
+        assert own.settled(name)["EndpointStatus"] == "InService"
+        assert own.invoke(name)["model"] == model
 
     # A restart amid the deletion ends it.
     for name in (serving, updating, creating):
@@ -74,33 +72,34 @@ def test_jobs_and_endpoints_after_a_restart(own: Server, end: Callable[[Server],
 
 
 def test_a_guarded_update_is_guarded_after_a_restart_as_well(own: Server) -> None:
-    name = own.endpoint(own.config({"VariantName": "old"}))
+    name = own.endpoint(own.answering("old"))
     canary = {"Type": "CAPACITY_PERCENT", "Value": 50}
     routing = {"Type": "CANARY", "CanarySize": canary, "WaitIntervalInSeconds": 600}
     own.sagemaker.update_endpoint(
         EndpointName=name,
-        EndpointConfigName=own.config({"VariantName": "new"}),
+        EndpointConfigName=own.answering("new"),
         DeploymentConfig={"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}},
     )
     for end in (killed, stopped):
         eventually(lambda: answering(own, name) == {"old", "new"})
         end(own)
         own.aws.start("sagemaker")
-    new = eventually(lambda: answering(own, name) == {"old", "new"} and own.invoke(name, TargetVariant="new"))
+    eventually(lambda: answering(own, name) == {"old", "new"})
+    new = eventually(lambda: (found := own.invoke(name)) and found["model"] == "new" and found)
     assert own.sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"] == "Updating"
     os.kill(new["process"], signal.SIGKILL)
-    assert own.settled(name)["ProductionVariants"][0]["VariantName"] == "old"
+    own.settled(name)
+    assert answering(own, name) == {"old"}
     own.delete(name)
 
 
 def answering(server: Server, endpoint: str) -> set[str]:
-    """The variants that answer; none while the endpoint is starting again."""
+    """The models that answer; none while the endpoint is starting again."""
     try:
-        answers = [server.runtime.invoke_endpoint(EndpointName=endpoint, Body=b"x") for _ in range(20)]
+        return {server.invoke(endpoint)["model"] for _ in range(20)}
     except ClientError as error:
         assert error.response["Error"]["Code"] == "ServiceUnavailable"
         return set()
-    return {answer["InvokedProductionVariant"] for answer in answers}
 
 
 def test_two_servers_do_not_share_a_state(own: Server) -> None:

@@ -96,7 +96,7 @@ def test_equal_confidences_are_accepted_together() -> None:
 
 @pytest.mark.parametrize("n", [80, 1000])
 def test_the_report_and_the_gate_agree_on_what_chance_does(n: int) -> None:
-    """The gate runs where tasks/ is not, and draws each answer; the report does not, as its time must not grow with n."""
+    """The gate runs where tasks/ is not and draws each answer; the report's time must not grow with n."""
     confidence = np.random.default_rng(2).uniform(0.5, 1, n)
     drawn_one_by_one = float(np.percentile(calibration.calibrated_errors(confidence), 99))
     assert calibration_error_by_chance(confidence, 0.99) == pytest.approx(drawn_one_by_one, rel=0.1)

@@ -49,6 +49,7 @@ class EndpointOperations:
         with self._resources.store.lock:
             endpoint = self._settled(name)
             plan = self._plan(request["EndpointConfigName"])
+            _check_same_variants(name, endpoint["Plan"], plan)
             if request.get("RetainAllVariantProperties"):
                 _retain(endpoint["Plan"], plan, request.get("ExcludeRetainedVariantProperties", []))
             deployment = request.get("DeploymentConfig")
@@ -179,6 +180,20 @@ class EndpointOperations:
 
 def _instances(plan: Record) -> int:
     return sum(variant["InstanceCount"] for variant in plan["Variants"])
+
+
+def _check_same_variants(endpoint: str, present: Record, wanted: Record) -> None:
+    """Raises ValidationException if the variants have other names.
+
+    AWS asks for the same ones in every blue/green and rolling deployment, and an update without a policy is a
+    blue/green one (deployment-guardrails-exclusions, API_DeploymentConfig). Its sentence is not known.
+    """
+    before, after = ({variant["VariantName"] for variant in plan["Variants"]} for plan in (present, wanted))
+    if before != after:
+        raise ValidationException(
+            f"Cannot update endpoint {endpoint}: in a blue/green or rolling deployment the new endpoint configuration "
+            f"must have the same variant names as the old one, and {sorted(after)} are not {sorted(before)}."
+        )
 
 
 def _retain(present: Record, plan: Record, excluded: list[dict[str, Any]]) -> None:
