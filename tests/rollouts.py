@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from settings import settings
+from settings import ROOT, settings
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.installation import Installation
@@ -50,6 +50,12 @@ def changed_artifact(
         ModelApprovalStatus=APPROVED,
     )
     return next(versions())
+
+
+def slow_artifact(installed: Installation, version: ModelVersion) -> ModelVersion:
+    """The same that takes seconds to load, so that something can happen meanwhile."""
+    source = (ROOT / "classifier" / "inference.py").read_bytes()
+    return changed_artifact(installed, version, {"code/inference.py": source + b"\nimport time\ntime.sleep(3)\n"})
 
 
 def captured_versions(installed: Installation) -> set[str]:

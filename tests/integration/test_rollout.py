@@ -33,7 +33,15 @@ from tasks.serving.models import owned_names
 from tasks.serving.rollout import RolloutFailed
 from tasks.serving.threshold import threshold_changes
 from testing.flow_runs import ended, model_servers, started
-from tests.rollouts import captured_versions, changed_artifact, clients_of, eventually, leftovers, version_named
+from tests.rollouts import (
+    captured_versions,
+    changed_artifact,
+    clients_of,
+    eventually,
+    leftovers,
+    slow_artifact,
+    version_named,
+)
 
 STACK = "rollouts"
 CLASSES = ("bicycle", "motorcycle", "pickup_truck")
@@ -173,7 +181,7 @@ def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(
     own: Installation, config: LocalConfig
 ) -> None:
     before = serving(own)
-    again = changed_artifact(own, version_named(before.model_version))
+    again = slow_artifact(own, version_named(before.model_version))
     running = {process.pid for process in model_servers(config)}
     killed: list[int] = []
     over = threading.Event()
@@ -211,7 +219,7 @@ def test_a_model_killed_in_the_middle_of_the_switch_leaves_the_old_one_serving(
 def test_a_cancelled_deployment_goes_back(own: Installation) -> None:
     """SIGTERM, as the worker sends it, while the endpoint is being updated."""
     before = serving(own)
-    again = changed_artifact(own, version_named(before.model_version))
+    again = slow_artifact(own, version_named(before.model_version))
     with clients_of(own) as invoking:
         flow = subprocess.Popen(
             [sys.executable, "-c", "from flows.deploy_endpoint import deploy_endpoint; deploy_endpoint()"],

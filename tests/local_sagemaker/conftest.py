@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from local_aws.standalone import StandaloneAws
 
@@ -218,6 +219,15 @@ def eventually(condition: Callable[[], Any], seconds: float = 90) -> Any:
             return value
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.1)
+
+
+def answer_or_none(server: Server, endpoint: str) -> Any:
+    """An actor's answer; None while no instance can answer."""
+    try:
+        return server.invoke(endpoint)
+    except ClientError as error:
+        assert error.response["Error"]["Code"] in ("ServiceUnavailable", "ModelError")
+        return None
 
 
 @pytest.fixture(scope="session")

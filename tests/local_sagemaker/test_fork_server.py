@@ -5,7 +5,7 @@ import os
 import psutil
 from local_sagemaker.fork_server import can_fork
 
-from tests.local_sagemaker.conftest import ACTOR, Server, eventually
+from tests.local_sagemaker.conftest import ACTOR, Server, answer_or_none, eventually
 
 TELLING = (
     ACTOR
@@ -53,7 +53,7 @@ def test_a_fork_server_that_dies_is_started_again_and_its_forks_are_replaced(ser
     second = server.endpoint()
     assert psutil.Process(server.invoke(second)["process"]).ppid() != parent
     # Nobody can tell any more how the first one's process ended, so it is replaced.
-    eventually(lambda: server.invoke(name)["process"] != first)
+    eventually(lambda: (answer := answer_or_none(server, name)) and answer["process"] != first)
     assert not psutil.pid_exists(first) or psutil.Process(first).status() == psutil.STATUS_ZOMBIE
     server.delete(name)
     server.delete(second)

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from testing.load import Load
-from tests.local_sagemaker.conftest import ACTOR, Server, archive, eventually, unique
+from tests.local_sagemaker.conftest import ACTOR, Server, answer_or_none, archive, eventually, unique
 
 
 def clients_of(server: Server, endpoint: str, clients: int = 3) -> Load:
@@ -233,14 +233,6 @@ def test_an_instance_that_dies_or_hangs_is_replaced(server: Server) -> None:
     assert not psutil.pid_exists(second)
     server.delete(name)
     assert not psutil.pid_exists(third)
-
-
-def answer_or_none(server: Server, endpoint: str) -> Any:
-    try:
-        return server.invoke(endpoint)
-    except ClientError as error:
-        assert error.response["Error"]["Code"] in ("ServiceUnavailable", "ModelError")
-        return None
 
 
 def test_scaling_down_takes_the_dead_instance_away(server: Server) -> None:
