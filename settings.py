@@ -188,7 +188,7 @@ class Settings(BaseSettings):
         default=10, gt=0, description="Rate of DescribeExecution; AWS refills 10 or more a second in every region."
     )
     lists_per_second: float = Field(
-        default=5, gt=0, description="Rate of ListExecutions; AWS refills 5 or more a second in every region."
+        default=2, gt=0, description="Rate of ListExecutions; AWS refills 2 or more a second in every region."
     )
     evaluation_attempts: int = Field(
         default=2, ge=1, le=9, description="Executions an image may have: failed ones are tried again at the end."

@@ -28,6 +28,7 @@ SMALL = {
 PIPELINE = """
 from flows.pipeline import pipeline
 from flows.teardown import teardown
+from tasks.aws import stacks
 from tasks.aws.stacks import installation
 from tasks.evaluation import executions
 from tasks.model import training
@@ -43,6 +44,7 @@ while executions.describe(arn).status == "RUNNING":
     time.sleep(0.2)
 print("failed in", executions.describe(arn).failed_state)
 executions.stop([arn], "test")
+print("of a stack:", stacks._failure("permissions"), stacks._failed_validation("permissions"))
 storage.put(installation().bucket, "train/stale.png", b"x")
 storage.delete_others(installation().bucket, "train/stale", [])
 teardown()
@@ -59,6 +61,10 @@ BY_AWS = {
     "lambda:GetFunction": "CloudFormation calls it for the flow runner",
     "lambda:GetFunctionConfiguration": "CloudFormation calls it for the flow runner",
     "lambda:UpdateFunctionConfiguration": "CloudFormation calls it for the flow runner",
+    "lambda:GetFunctionCodeSigningConfig": "CloudFormation calls it for the flow runner",
+    "lambda:GetRuntimeManagementConfig": "CloudFormation calls it for the flow runner",
+    "lambda:GetFunctionRecursionConfig": "CloudFormation calls it for the flow runner",
+    "cloudwatch:DescribeAlarms": "SageMaker looks at the alarms that roll an update back",
     "lambda:InvokeFunction": "Step Functions invokes the functions; an execution that ended proves it",
 }
 BY_LAMBDA = {

@@ -79,7 +79,7 @@ class ForkServer:
             self._control, other = socket.socketpair()
             with other:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "local_sagemaker.fork_server", str(other.fileno())],
+                    [sys.executable, "-P", "-m", "local_sagemaker.fork_server", str(other.fileno())],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                     pass_fds=(other.fileno(),),
@@ -192,8 +192,9 @@ def _become_model_server(mine: list[int], others: list[int]) -> NoReturn:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         import numpy as np
 
-        from local_sagemaker import model_server
+        from local_sagemaker import closed_imports, model_server
 
+        closed_imports.close()
         np.random.seed()  # its global state would be the same in every fork
         model_server.main()
         code = 0

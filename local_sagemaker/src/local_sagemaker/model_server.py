@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
 
+from local_sagemaker.closed_imports import other_python
 from local_sagemaker.container import start_parent_watchdog
 from local_sagemaker.requirements import report_unmet
 
@@ -148,6 +149,8 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.path.insert(0, f"{arguments.model_dir}/code")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if line := other_python():
+        logging.info(line)
     # The toolkits' own variable; their default is a worker per CPU as well.
     workers = int(os.environ.get("SAGEMAKER_MODEL_SERVER_WORKERS") or os.cpu_count() or 1)
     server = ModelServer(socket.socket(fileno=arguments.fd), Model(arguments.model_dir), workers, arguments.seconds)

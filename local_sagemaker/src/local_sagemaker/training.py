@@ -14,7 +14,7 @@ from typing import Any
 
 import regex
 
-from local_sagemaker import account, training_container
+from local_sagemaker import account, closed_imports, training_container
 from local_sagemaker.container import Container, start_process
 from local_sagemaker.resources import TRAINING_JOB, Resources
 from local_sagemaker.store import Record
@@ -132,8 +132,10 @@ class TrainingJobs:
                 if value is not None:
                     metrics[metric] = {"MetricName": metric, "Value": value, "Timestamp": time.time()}
 
+        image, own = job["AlgorithmSpecification"]["TrainingImage"], job.get("Environment", {})
         environment = {
-            **job.get("Environment", {}),
+            **own,
+            **closed_imports.variables(image, own),
             **account.role_credentials(job["RoleArn"]),
             "SAGEMAKER_BASE_DIR": str(folder),
             "SAGEMAKER_TRAINING_MODULE": _toolkit_module(job),

@@ -11,12 +11,15 @@ from types import FrameType
 
 import psutil
 
+from local_sagemaker.closed_imports import other_python
 from local_sagemaker.container import start_parent_watchdog
 from local_sagemaker.requirements import report_unmet
 
 
 def main() -> None:
     start_parent_watchdog()
+    if line := other_python():
+        print(line, flush=True)  # noqa: T201 the job's log
     signal.signal(signal.SIGTERM, leave_it_to_the_script)
     from sagemaker_pytorch_container import training
     from sagemaker_training import modules

@@ -1,0 +1,100 @@
+"""Closes a container's Python: what the image does not hold cannot be imported, as on AWS. See images.py.
+
+It can import the standard library, what the image holds, what a requirements.txt beside its own code asks for, and its
+own code. Everything else is ModuleNotFoundError. Subprocesses inherit it: Python imports site/sitecustomize.py of their
+PYTHONPATH when it starts.
+"""
+
+import os
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+SITE = Path(__file__).parent / "site"
+# Names of the modules that the image holds, with spaces between. Without it nothing is closed.
+VARIABLE = "LOCAL_SAGEMAKER_MODULES"
+PYTHON = "LOCAL_SAGEMAKER_IMAGE_PYTHON"
+# The container itself, and what a coverage measurement of it brings along.
+ALWAYS = frozenset({"local_sagemaker", "sitecustomize", "usercustomize", "coverage"})
+
+
+def variables(uri: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment that closes a process of that image and all that it starts.
+
+    environment: what it has besides. Nothing is closed for an image of which there is no list.
+    """
+    from local_sagemaker.images import find_image, modules
+
+    image, held = find_image(uri), modules(uri)
+    if image is None or held is None:
+        return {}
+    path = os.pathsep.join(filter(None, [str(SITE), environment.get("PYTHONPATH", "")]))
+    return {VARIABLE: " ".join(sorted(held)), PYTHON: image.python, "PYTHONPATH": path}
+
+
+def other_python() -> str | None:
+    """A line for the container's log if its image has another Python than this machine."""
+    here, there = f"{sys.version_info.major}.{sys.version_info.minor}", os.environ.get(PYTHON)
+    return f"this image has Python {there} on AWS, and here it runs on {here}" if there not in (None, here) else None
+
+
+def close() -> None:
+    """Closes this process, if the environment says so."""
+    text = os.environ.get(VARIABLE)
+    if text is not None and not any(isinstance(finder, Closed) for finder in sys.meta_path):
+        sys.meta_path.insert(0, Closed(frozenset(text.split())))
+
+
+class Closed:
+    """A finder that finds nothing: it refuses what is installed on this machine and not in the image."""
+
+    def __init__(self, modules: frozenset[str]) -> None:
+        self._modules = modules | ALWAYS | sys.stdlib_module_names
+        self._folders = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
+        self._asked_for: frozenset[str] | None = None
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """None if others may look for the module. Raises ModuleNotFoundError."""
+        if path is not None or fullname in self._modules:  # a part of a package, or all right
+            return None
+        spec = PathFinder.find_spec(fullname)
+        if spec is None or not self._installed(spec) or fullname in self._required():
+            return None
+        raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+    def _installed(self, spec: ModuleSpec) -> bool:
+        """Whether it is one of this machine's distributions, and not the container's own code."""
+        places = [spec.origin or "", *(spec.submodule_search_locations or [])]
+        return any(place.startswith(self._folders) for place in places)
+
+    def _required(self) -> frozenset[str]:
+        """Modules that requirements.txt files beside the container's own code ask for."""
+        if self._asked_for is None:
+            self._asked_for = frozenset()  # reading them imports something
+            sys.meta_path.remove(self)
+            try:
+                self._asked_for = _modules_asked_for()
+            finally:
+                sys.meta_path.insert(0, self)
+        return self._asked_for
+
+
+def _modules_asked_for() -> frozenset[str]:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    from local_sagemaker.images import modules_of
+
+    names = []
+    for folder in {entry or os.getcwd() for entry in sys.path}:  # noqa: PTH109 as Python itself
+        file = Path(folder, "requirements.txt")
+        for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
+            try:
+                names.append(Requirement(line.split(" #")[0].strip()).name)
+            except InvalidRequirement:
+                continue
+    return modules_of(names) if names else frozenset()

@@ -1,0 +1,5 @@
+"""Imported by every Python process of a container when it starts."""
+
+from local_sagemaker.closed_imports import close
+
+close()
