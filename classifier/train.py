@@ -90,7 +90,9 @@ def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> En
     images = pixels.numpy()
     # numpy arrays: torch would share tensors through file descriptors, of which there may be too few.
     jobs: list[Future[Any]] = []
-    with ProcessPoolExecutor(os.cpu_count() or 1, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__"])  # PyTorch is loaded once, not by every process
+    with ProcessPoolExecutor(os.cpu_count() or 1, context) as pool:
         for repeat in range(options.repeats):
             assigned = assign_folds(images, options.folds, repeat)
             for fold in range(options.folds):

@@ -23,7 +23,8 @@ FOLDER = "TESTS_FOLDER"
 # begins with.
 GROUPS = {
     "integration/test_rollout": "rollouts",
-    "integration/test_permissions": "rollouts",
+    "integration/test_permissions": "permissions",
+    "integration/test_evaluation": "evaluation",
     "integration/test_processes": "processes",
     "integration": "stack",
     "local_sagemaker/test_restart": "restart",
@@ -31,7 +32,7 @@ GROUPS = {
     "local_sagemaker": "sagemaker",
 }
 # The longest begin.
-ORDER = ("stack", "rollouts", "processes", "sagemaker", "unit/test_classifier", "restart", "distribution")
+ORDER = ("rollouts", "evaluation", "stack", "processes", "permissions", "sagemaker", "unit/test_classifier", "restart")
 
 
 class Trap(http.server.ThreadingHTTPServer):
