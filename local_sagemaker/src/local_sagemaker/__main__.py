@@ -20,6 +20,9 @@ OPTIONS = {
     "requests_per_instance": "requests in flight on an instance; one more is ServiceUnavailable",
     "capture_interval": "seconds between uploads of captured records",
     "capture_delay": "seconds that a captured record waits at least before it is uploaded",
+    "capture_loss": "share of the records that are lost, from 0 to 1",
+    "worker_delay": "seconds that an instance in service answers 503 for want of a worker",
+    "calls_per_second": "control-plane calls beyond this rate are ThrottlingException; 0 for no limit",
     "model_seconds": "seconds that a model has to answer",
     "stop_grace": "seconds that a stopped training job has to end by itself",
 }

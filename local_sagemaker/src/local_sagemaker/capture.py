@@ -42,11 +42,12 @@ class CaptureSpool:
     can't be uploaded stays.
     """
 
-    def __init__(self, folder: Path, interval: float = 2.0, delay: float = 0.0) -> None:
+    def __init__(self, folder: Path, interval: float = 2.0, delay: float = 0.0, loss: float = 0.0) -> None:
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self._interval = interval
         self._delay = delay
+        self._loss = loss
         self._files: dict[tuple[str, str], IO[bytes]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -59,6 +60,8 @@ class CaptureSpool:
     def record(self, config: dict[str, Any], role_arn: str, endpoint: str, variant: str, exchange: Exchange) -> None:
         """Writes the record of one exchange if the endpoint's DataCaptureConfig asks for it."""
         if not config["EnableCapture"] or random.random() * 100 >= config["InitialSamplingPercentage"]:
+            return
+        if random.random() < self._loss:
             return
         line = json.dumps(_record(config, exchange), separators=(",", ":")).encode() + b"\n"
         hour = exchange.time.strftime("%Y/%m/%d/%H")

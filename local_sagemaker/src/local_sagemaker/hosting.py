@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -43,9 +42,11 @@ class Endpoints:
     """Brings fleets up and down and keeps them alive. A plan is what Describe, a restart and an update work from:
     EndpointConfigName, DataCaptureConfig, and for each variant name, weight, instance count and what it runs."""
 
-    def __init__(self, resources: Resources, folder: Path, queue_per_instance: int, model_seconds: float) -> None:
+    def __init__(
+        self, resources: Resources, instances: Instances, queue_per_instance: int, model_seconds: float
+    ) -> None:
         self._resources = resources
-        self._instances = Instances(folder, model_seconds)
+        self._instances = instances
         self._queue = queue_per_instance
         self._model_seconds = model_seconds
         self._lock = threading.Lock()

@@ -60,11 +60,15 @@ class Instance:
 
 
 class Instances:
-    """Starts and stops model processes. A model's data is unpacked once, below `folder`."""
+    """Starts and stops model processes. A model's data is unpacked once, below `folder`.
 
-    def __init__(self, folder: Path, model_seconds: float) -> None:
+    worker_delay: seconds for which an instance that passed its health check has no worker yet, as can be on AWS.
+    """
+
+    def __init__(self, folder: Path, model_seconds: float, worker_delay: float = 0.0) -> None:
         self._folder = folder
         self._model_seconds = model_seconds
+        self._worker_delay = worker_delay
         self._live: set[Instance] = set()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -132,6 +136,7 @@ class Instances:
         self, folder: Path, of_model: Mapping[str, str], environment: Mapping[str, str], listener: socket.socket
     ) -> Process:
         arguments = ["--model-dir", f"{folder}", "--seconds", f"{self._model_seconds}"]
+        arguments += ["--worker-delay", f"{self._worker_delay}"]
         if can_fork(of_model):
             return self._forks.start(arguments, {**os.environ, **environment}, folder, listener)
         number = listener.fileno()

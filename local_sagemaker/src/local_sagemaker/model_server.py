@@ -86,16 +86,21 @@ class ModelServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, model: Model, workers: int, seconds: float) -> None:
+    def __init__(
+        self, listener: socket.socket, model: Model, workers: int, seconds: float, worker_delay: float = 0.0
+    ) -> None:
         super().__init__(listener.getsockname(), Handler, bind_and_activate=False)
         self.socket = listener
         self.model = model
         self.workers = threading.BoundedSemaphore(workers)
         self._seconds = seconds
+        self._first_worker_at = time.monotonic() + worker_delay
         self._began: dict[int, float] = {}
 
     def predict(self, body: bytes, headers: Mapping[str, str] | Message) -> tuple[int, dict[str, str], bytes]:
-        """The model's answer, when one of the workers is free."""
+        """The model's answer, when one of the workers is free; 503 while there is none yet."""
+        if time.monotonic() < self._first_worker_at:
+            return 503, {}, b"No worker is available to serve request"
         thread = threading.get_ident()
         with self.workers:
             self._began[thread] = time.monotonic()
@@ -146,6 +151,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True, help="file descriptor of a listening socket")
     parser.add_argument("--model-dir", required=True, help="folder of the unpacked model.tar.gz")
     parser.add_argument("--seconds", type=float, default=60.0, help="longest time of a prediction")
+    parser.add_argument("--worker-delay", type=float, default=0.0, help="seconds before the first worker is there")
     arguments = parser.parse_args()
     sys.path.insert(0, f"{arguments.model_dir}/code")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -153,6 +159,7 @@ def main() -> None:
         logging.info(line)
     # The toolkits' own variable; their default is a worker per CPU as well.
     workers = int(os.environ.get("SAGEMAKER_MODEL_SERVER_WORKERS") or os.cpu_count() or 1)
-    server = ModelServer(socket.socket(fileno=arguments.fd), Model(arguments.model_dir), workers, arguments.seconds)
+    listener, model = socket.socket(fileno=arguments.fd), Model(arguments.model_dir)
+    server = ModelServer(listener, model, workers, arguments.seconds, arguments.worker_delay)
     logging.info("the model is loaded and answers, %d requests at once", workers)
     server.serve_forever()

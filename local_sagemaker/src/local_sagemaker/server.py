@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from local_sagemaker.capture import CaptureSpool
 from local_sagemaker.control_plane import ControlPlane
 from local_sagemaker.hosting import Endpoints
+from local_sagemaker.instances import Instances
 from local_sagemaker.operations.endpoints import EndpointOperations
 from local_sagemaker.operations.model_packages import ModelPackageOperations
 from local_sagemaker.operations.models import EndpointConfigOperations, ModelOperations
@@ -45,6 +47,9 @@ class ServerConfig:
     requests_per_instance: int = 64
     capture_interval: float = 2.0
     capture_delay: float = 0.0
+    capture_loss: float = 0.0
+    worker_delay: float = 0.0
+    calls_per_second: float = 0.0
     model_seconds: float = MODEL_SECONDS
     stop_grace: float = STOP_GRACE_SECONDS
 
@@ -53,8 +58,10 @@ def create_app(config: ServerConfig) -> web.Application:
     """The server with its state below `config.state`."""
     resources = Resources(Store(config.state / "resources.sqlite"))
     jobs = TrainingJobs(resources, config.state / "training", config.training_jobs, config.stop_grace)
-    endpoints = Endpoints(resources, config.state / "models", config.requests_per_instance, config.model_seconds)
-    capture = CaptureSpool(config.state / "capture", config.capture_interval, config.capture_delay)
+    instances = Instances(config.state / "models", config.model_seconds, config.worker_delay)
+    endpoints = Endpoints(resources, instances, config.requests_per_instance, config.model_seconds)
+    capture = CaptureSpool(config.state / "capture", config.capture_interval, config.capture_delay, config.capture_loss)
+    rate = Rate(config.calls_per_second)
     control_plane = ControlPlane(
         resources,
         TrainingJobOperations(resources, jobs),
@@ -73,6 +80,7 @@ def create_app(config: ServerConfig) -> web.Application:
         try:
             payload = parse(await request.read())
             _log_request(request, name, payload)
+            rate.take()
             answer = await asyncio.get_running_loop().run_in_executor(threads, control_plane.call, name, payload)
         except ApiError as error:
             return _error(error, {"__type": error.code, "message": error.message}, JSON)
@@ -111,6 +119,26 @@ def create_app(config: ServerConfig) -> web.Application:
     for name, path in _runtime_paths().items():
         app.router.add_route("*", path, _unknown_operation(name))
     return app
+
+
+class Rate:
+    """A token bucket for the control plane's calls that holds those of a second; 0 calls a second for no limit."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._tokens = max(per_second, 1.0)
+        self._filled = time.monotonic()
+
+    def take(self) -> None:
+        """Raises ThrottlingException if there were too many."""
+        if not self._per_second:
+            return
+        now = time.monotonic()
+        filled = self._tokens + (now - self._filled) * self._per_second
+        self._tokens, self._filled = min(filled, max(self._per_second, 1.0)), now
+        if self._tokens < 1:
+            raise ApiError("ThrottlingException", "Rate exceeded")
+        self._tokens -= 1
 
 
 @web.middleware
