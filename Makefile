@@ -4,7 +4,7 @@ AWS ?= local
 DATASET ?=
 TESTS ?=
 # More than there are processors: tests mostly wait for processes of their own.
-WORKERS ?= 4
+WORKERS ?= 3
 PIP_ARGS ?=
 
 VENV := .venv

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.capture.archive import CaptureArchive, Objects
-from tasks.capture.records import MOST_BYTES
+from tasks.capture.decoding import MOST_BYTES
 from tasks.capture.window import Captured, Window, read
 
 CLASSES = ("bicycle", "motorcycle")

@@ -23,8 +23,7 @@ FOLDER = "TESTS_FOLDER"
 # begins with.
 GROUPS = {
     "integration/test_rollout": "rollouts",
-    "integration/test_permissions": "permissions",
-    "integration/test_evaluation": "evaluation",
+    "integration/test_permissions": "rollouts",
     "integration/test_processes": "processes",
     "integration": "stack",
     "local_sagemaker/test_restart": "restart",
@@ -32,7 +31,7 @@ GROUPS = {
     "local_sagemaker": "sagemaker",
 }
 # The longest begin.
-ORDER = ("rollouts", "evaluation", "stack", "processes", "permissions", "sagemaker", "unit/test_classifier", "restart")
+ORDER = ("stack", "rollouts", "processes", "sagemaker", "unit/test_classifier", "restart", "distribution")
 
 
 class Trap(http.server.ThreadingHTTPServer):

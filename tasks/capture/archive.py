@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import S3Store
 
-from tasks.capture.records import MOST_BYTES, SCHEMA, TOO_LARGE, Columns
+from tasks.capture.decoding import MOST_BYTES, SCHEMA, TOO_LARGE, Columns
 
 # Objects are downloaded and decoded a batch at a time, which bounds the memory.
 BATCH_BYTES = 8 << 20
@@ -123,7 +123,7 @@ class CaptureArchive:
 
 
 class Day:
-    """The rows (see records.SCHEMA) of a day's objects, by object and line, a few columns at a time."""
+    """The rows (see decoding.SCHEMA) of a day's objects, by object and line, a few columns at a time."""
 
     def __init__(self, parts: "dict[_Part, set[str]]") -> None:
         self._parts = parts

@@ -1,6 +1,6 @@
 """What the capture archive holds of a window of time, as one table for pandas; no AWS, no Prefect and no waiting."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.capture.archive import CaptureArchive, Day
+from tasks.capture.deduplication import first_of_each, rows_at
 
 # Inference ids of smoke tests, which never count, begin so.
 SMOKE = "smoke-"
-# Strings that are hashed at once.
-SLICE = 1 << 16
 COLUMNS = ["inference_id", "time", "model_version", "confidence", "predicted_class"]
 
 
@@ -104,7 +103,7 @@ def _records(days: list[Day], window: Window, classes: int) -> tuple[np.ndarray,
     kept = np.flatnonzero(np.concatenate(good))
     # A delivery may come twice; its records are the same.
     events = pa.chunked_array([chunk for day in days for chunk in day.read("event_id")[0].chunks])
-    return kept[_first(events, kept)], quarantined
+    return kept[first_of_each(events, kept)], quarantined
 
 
 def _captured(
@@ -119,10 +118,10 @@ def _captured(
     kept = kept[~smoke[kept]]
     # The latest first, so that of several records of an inference the last one stays: what its execution saw.
     latest = kept[np.argsort(table["time"].to_numpy()[kept], kind="stable")[::-1]]
-    first = _first(table["inference_id"], latest)
-    again = _taken(table.select(["inference_id"]), latest[~first])[0].value_counts()
+    first = first_of_each(table["inference_id"], latest)
+    again = rows_at(table.select(["inference_id"]), latest[~first])[0].value_counts()
     repeated = {row["values"].as_py(): row["counts"].as_py() + 1 for row in again}
-    table = _taken(table, latest[first][::-1])
+    table = rows_at(table, latest[first][::-1])
     ids, answered = table["inference_id"], pc.is_valid(table["predicted"])
     waited_for = pa.array(wanted, pa.string())
     missing = waited_for.filter(pc.invert(pc.is_in(waited_for, ids.combine_chunks()))).to_pylist() if wanted else []
@@ -133,62 +132,6 @@ def _captured(
     names = pa.DictionaryArray.from_arrays(index, pa.array(classes))
     records = table.drop_columns(["predicted"]).append_column("predicted_class", names).to_pandas()
     return Captured(records[COLUMNS], tuple(missing), tuple(without), dict(sorted(repeated.items())), quarantined)
-
-
-def _first(column: pa.ChunkedArray, order: np.ndarray) -> np.ndarray:
-    """Mask (n,) of the rows, taken in an order of n, whose value did not come before; a null is like no other.
-
-    Hashes say which rows may be alike; only these are compared as they are, since tables of strings take much memory.
-    """
-    hashes = np.concatenate([np.zeros(0, np.uint64), *map(_hashes, _slices(column))])[order]
-    by_hash = np.argsort(hashes, kind="stable")
-    same = hashes[by_hash][1:] == hashes[by_hash][:-1]
-    mask = np.ones(len(order), dtype=bool)
-    suspected = np.sort(by_hash[np.append(same, False) | np.append(False, same)]) if len(order) else by_hash
-    values = _taken(pa.table([column], names=["value"]), order[suspected])[0].combine_chunks()
-    # dictionary_encode numbers the values as they come.
-    codes = values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    before = np.maximum.accumulate(np.append(-1, codes[:-1])) if len(codes) else codes
-    mask[suspected] = (codes > before) | (codes < 0)
-    return mask
-
-
-def _taken(table: pa.Table, indices: np.ndarray) -> pa.Table:
-    """These rows in this order. Arrow's own `take` makes a copy of the whole table first."""
-    mask = np.zeros(len(table), dtype=bool)
-    mask[indices] = True
-    some = table.filter(pa.array(mask))
-    if (np.diff(indices) > 0).all():
-        return some
-    return some.take(np.searchsorted(np.sort(indices), indices))
-
-
-def _slices(column: pa.ChunkedArray) -> Iterator[pa.Array]:
-    for chunk in column.chunks:
-        for start in range(0, len(chunk), SLICE):
-            yield chunk.slice(start, SLICE)
-
-
-def _hashes(strings: pa.Array) -> np.ndarray:
-    """A number of 64 bits per string (n,); different strings may have the same. 0 for null."""
-    hashes = np.zeros(len(strings), np.uint64)
-    lengths = pc.fill_null(pc.binary_length(strings), 0).to_numpy()
-    for length in np.unique(lengths[lengths > 0]):  # ids are of one length, or of a few
-        of_length = np.flatnonzero(lengths == length)
-        some = strings if len(of_length) == len(strings) else strings.take(pa.array(of_length))
-        hashes[of_length] = _hashes_of_length(some, int(length))
-    return hashes
-
-
-def _hashes_of_length(strings: pa.Array, length: int) -> np.ndarray:
-    """The sum of a string's words, each times an odd number of its own."""
-    _, offsets, data = strings.buffers()
-    first = np.frombuffer(offsets, np.int32)[strings.offset]
-    words = np.zeros((len(strings), -(-length // 8) * 8), np.uint8)
-    words[:, :length] = np.frombuffer(data, np.uint8)[first : first + len(strings) * length].reshape(-1, length)
-    factors = np.random.default_rng(1).integers(0, 2**63, words.shape[1] // 8, dtype=np.uint64) * 2 + 1
-    hashes: np.ndarray = (words.view(np.uint64) * factors).sum(axis=1)
-    return hashes
 
 
 def _inside(times: pa.ChunkedArray, window: Window) -> np.ndarray:

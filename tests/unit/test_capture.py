@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from tasks.capture import archive as capture_archive
-from tasks.capture import window as capture_window
+from tasks.capture import deduplication
 from tasks.capture.archive import MOST_PARTS, _folders
-from tasks.capture.records import MOST_BYTES, decode
+from tasks.capture.decoding import MOST_BYTES, decode
 from testing.captures import DAY, POISON, CaptureFolder, record, records
 
 
@@ -197,20 +197,20 @@ def test_duplicate_deliveries_count_once_and_attempts_by_their_last(captures: Ca
 
 def test_strings_of_one_hash_are_compared(captures: CaptureFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     captures.put("a.jsonl", records(0, 9) + record("another length", inference=None) + b"\n" + records(3, 12))
-    monkeypatch.setattr(capture_window, "SLICE", 5)  # so that one has the other length, and another has not
+    monkeypatch.setattr(deduplication, "SLICE", 5)  # so that one has the other length, and another has not
     expected = captures.read().records
-    monkeypatch.setattr(capture_window, "_hashes", lambda strings: np.zeros(len(strings), np.uint64))
+    monkeypatch.setattr(deduplication, "_hashes", lambda strings: np.zeros(len(strings), np.uint64))
     pd.testing.assert_frame_equal(captures.read().records, expected)
     assert len(expected) == 13
 
 
 def test_equal_strings_have_equal_hashes_wherever_they_stand() -> None:
     strings = pa.array([f"{number:036}" for number in range(100)] * 2)
-    expected = capture_window._hashes(strings)
+    expected = deduplication._hashes(strings)
     assert len(set(expected)) == 100
     for column in (strings.slice(0, 200), pa.concat_arrays([strings, pa.array(["", "x", None])])):
-        assert (capture_window._hashes(column)[:200] == expected).all()
-    assert (capture_window._hashes(strings.slice(7, 50)) == expected[7:57]).all()
+        assert (deduplication._hashes(column)[:200] == expected).all()
+    assert (deduplication._hashes(strings.slice(7, 50)) == expected[7:57]).all()
 
 
 def test_inferences_without_an_id_are_each_one(captures: CaptureFolder) -> None:

@@ -10,6 +10,7 @@ import pytest
 from local_sagemaker.account import split_uri
 from local_sagemaker.capture import CaptureSpool, Exchange
 from local_sagemaker.hosting import Endpoints
+from local_sagemaker.instances import Instances
 from local_sagemaker.protocol import (
     ApiError,
     SerializationException,
@@ -223,7 +224,8 @@ def test_an_s3_uri_is_bucket_and_key_whatever_is_in_the_key(uri: str, parts: tup
 def test_an_endpoint_of_an_earlier_version_can_be_deleted_and_made_again(tmp_path: Path) -> None:
     resources = Resources(Store(tmp_path / "resources.sqlite"))
     resources.store.create("endpoint", "old", {"EndpointName": "old", "EndpointStatus": "InService"})
-    endpoints = Endpoints(resources, tmp_path / "models", queue_per_instance=1, model_seconds=1)
+    instances = Instances(tmp_path / "models", model_seconds=1)
+    endpoints = Endpoints(resources, instances, queue_per_instance=1, model_seconds=1)
     deadline = time.monotonic() + 10
     while (record := resources.store.get("endpoint", "old") or {})["EndpointStatus"] != "Failed":
         assert time.monotonic() < deadline
