@@ -22,8 +22,9 @@ REFUSED = "fails: No module named"
 
 def log_of(server: Server, files: dict[str, str]) -> list[str]:
     name = unique("job")
-    uri = server.put(f"code/{name}.tar.gz", archive({"train.py": BOTH, "own.py": "", **files}))
+    uri = server.put(f"source/{name}.tar.gz", archive({"train.py": BOTH, "own.py": "", **files}))
     hyperparameters = {"sagemaker_program": "train.py", "sagemaker_submit_directory": uri}
+    hyperparameters["sagemaker_container_log_level"] = "30"  # its own lines would fill the page that is read
     server.job("", TrainingJobName=name, HyperParameters=hyperparameters)
     assert server.ended(name)["TrainingJobStatus"] == "Completed"
     return server.log("/aws/sagemaker/TrainingJobs", f"{name}/")

@@ -24,7 +24,7 @@ from local_sagemaker.resources import Resources
 from local_sagemaker.store import Store
 
 from local_aws import services
-from local_aws.config import ROOT, LocalConfig
+from local_aws.config import ROOT, LocalConfig, free_port
 from local_aws.environment import prepare, process_environment, shell_script
 from tests.conftest import POISON
 
@@ -92,7 +92,8 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        config = LocalConfig(state=tmp_path, sagemaker_port=taken.getsockname()[1])
+        others = {"prefect_port": free_port(), "aws_port": free_port()}
+        config = LocalConfig(state=tmp_path, sagemaker_port=taken.getsockname()[1], **others)
         with pytest.raises(services.ServicesError, match=rf"port {taken.getsockname()[1]} .*SCONES_SAGEMAKER_PORT"):
             services._check_ports(config, real_aws=False)
 
