@@ -50,7 +50,9 @@ def test_a_model_that_cannot_load_fails_its_endpoint_with_the_reason(server: Ser
     server.delete(name)
 
 
-@pytest.mark.parametrize("data", [None, b"no archive", archive({"code/inference.py": ACTOR})[:100]])
+@pytest.mark.parametrize(
+    "data", [None, b"no archive", archive({"code/inference.py": ACTOR})[:100]], ids=["missing", "text", "truncated"]
+)
 def test_model_data_that_is_missing_or_broken_is_the_reason(server: Server, data: bytes | None) -> None:
     model = server.model()
     key = f"models/{model}.tar.gz"
