@@ -3,16 +3,18 @@
 import argparse
 import asyncio
 import hashlib
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from local_aws import services
 from local_aws.config import ROOT, ConfigError, LocalConfig
-from local_aws.environment import enter
+from local_aws.environment import enter, work_pool
 from settings import SettingsError, settings
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
 FILES = ("prefect.yaml", "automations.yaml")
-# Names of the deployments: what a flow run of them works on.
-LOCAL, REAL = "local", "aws"
 NOTIFICATION_BLOCK = "scones-notify"
 # Added to the time after which recover-runs takes a run for dead.
 MARGIN_SECONDS = 60
@@ -35,6 +35,12 @@ RETIRED_AUTOMATIONS = (
 )
 
 
+EXPIRING = (
+    "warning: the shell's AWS_SESSION_TOKEN is temporary, and scheduled runs fail when it has expired; set AWS_PROFILE to a "
+    "profile that renews itself (SSO, an assumed role), or run the worker where it has a role"
+)
+
+
 class DeploymentError(Exception):
     """prefect.yaml could not be applied, or there are no credentials; the message says what to do."""
 
@@ -42,18 +48,22 @@ class DeploymentError(Exception):
 def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
     """Services up, deployments and automations as the files say. What stands already is left alone."""
     settings()  # wrong ones are refused before anything starts
+    if real_aws:
+        services.refuse_local_shell(config)
     enter(config, real_aws)
     settings.cache_clear()
     if real_aws:
         _check_credentials()
+        if os.environ.get("AWS_SESSION_TOKEN"):
+            print(EXPIRING)
     for line in services.up(config, real_aws):
         print(line)
-    marker = config.state / "prefect" / "deployed"
+    marker = config.prefect_home(real_aws) / "deployed"
     block = asyncio.run(_notification_block())
-    digest, name = f"{_digest(real_aws)} {block}", REAL if real_aws else LOCAL
+    digest, name = f"{_digest(real_aws)} {block}", work_pool(real_aws)
     if not marker.exists() or marker.read_text() != digest:
         print("applying prefect.yaml")
-        _apply_deployments(config, name)
+        _apply_deployments(config, marker.parent, name)
         asyncio.run(_apply_automations(block))
         marker.write_text(digest)
     asyncio.run(_recover_later(name))
@@ -82,16 +92,16 @@ def _digest(real_aws: bool) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _apply_deployments(config: LocalConfig, name: str) -> None:
+def _apply_deployments(config: LocalConfig, home: Path, name: str) -> None:
     """Deploys prefect.yaml under that name. Schedules stay paused or resumed as they are, and added ones stay."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     standing = asyncio.run(_read_deployments(name))
     for deployment in document["deployments"]:
-        deployment["name"] = name
+        deployment["name"] = deployment["work_pool"]["name"] = name
         there = standing.get(deployment["entrypoint"])
         if there is not None:
             deployment["schedules"] = merge_schedules(deployment.get("schedules", []), there.schedules)
-    file = config.state / "prefect" / "prefect.yaml"
+    file = home / "prefect.yaml"
     file.write_text(yaml.safe_dump(document, sort_keys=False))
     log = config.state / "logs" / "deploy.log"
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]

@@ -58,9 +58,12 @@ class LocalConfig(BaseSettings):
             lines = [f"SCONES_{str(each['loc'][0]).upper()}={each['input']}: {each['msg']}" for each in error.errors()]
             raise ConfigError("\n".join(lines)) from error
 
-    @property
-    def prefect_database_url(self) -> str:
-        return self.prefect_database or f"sqlite+aiosqlite:///{self.state}/prefect/prefect.db"
+    def prefect_home(self, real_aws: bool = False) -> Path:
+        """Runs, schedules and settings of Prefect; those for an account are kept apart from the local ones."""
+        return self.state / ("prefect-aws" if real_aws else "prefect")
+
+    def prefect_database_url(self, real_aws: bool = False) -> str:
+        return self.prefect_database or f"sqlite+aiosqlite:///{self.prefect_home(real_aws)}/prefect.db"
 
     @property
     def worker_settings(self) -> Path:

@@ -18,16 +18,16 @@ ACCOUNT_ID = "000000000000"
 REGION = "us-east-1"
 
 
-def prefect_variables(config: LocalConfig) -> dict[str, str]:
+def prefect_variables(config: LocalConfig, real_aws: bool = False) -> dict[str, str]:
     """A Prefect server and worker of our own."""
-    home = config.state / "prefect"
+    home = config.prefect_home(real_aws)
     return {
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_API_URL": f"{config.prefect_url}/api",
         "PREFECT_UI_URL": config.prefect_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": config.prefect_database_url,
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": config.prefect_database_url(real_aws),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         # So that `prefect deployment run --watch` shows a run's log.
@@ -76,6 +76,18 @@ def evaluation_variables() -> dict[str, str]:
     return {name: value for name, value in machine.items() if name not in chosen}
 
 
+def local_exports(config: LocalConfig) -> list[str]:
+    """Names in this process's environment that lead to the embedded AWS, as env.sh exports them."""
+    ours = aws_variables(config)
+    leading = [name for name in ours if name.startswith("AWS_ENDPOINT_URL")] + ["AWS_ACCESS_KEY_ID", "AWS_CA_BUNDLE"]
+    return sorted(name for name in leading if os.environ.get(name) == ours[name])
+
+
+def work_pool(real_aws: bool) -> str:
+    """Of each mode its own, and also what its deployments are called, so that neither starts runs of the other."""
+    return "aws" if real_aws else "local"
+
+
 def worker_settings(config: LocalConfig, real_aws: bool = False) -> dict[str, str]:
     """The settings of the shell, and of this machine, with which a worker runs flows; ports and folders aside."""
     own = {f"SCONES_{name.upper()}" for name in LocalConfig.model_fields} | PROCESS_VARIABLES
@@ -90,7 +102,7 @@ def _in_flight() -> int:
 
 def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str, str]:
     """The shell's environment without foreign variables, and with ours. `real_aws` keeps the shell's AWS_*."""
-    ours = prefect_variables(config) | ({} if real_aws else aws_variables(config))
+    ours = prefect_variables(config, real_aws) | ({} if real_aws else aws_variables(config))
     dropped = ("PREFECT_",) if real_aws else FOREIGN_PREFIXES
     kept = {
         name: value
@@ -120,7 +132,7 @@ def enter(config: LocalConfig, real_aws: bool = False) -> None:
 
 def prepare(config: LocalConfig) -> None:
     """Makes the folders and the file that the environment names."""
-    for folder in ("logs", "prefect", "aws/tmp", "bin"):
+    for folder in ("logs", "prefect", "prefect-aws", "aws/tmp", "bin"):
         (config.state / folder).mkdir(parents=True, exist_ok=True)
     _sdk_defaults(config).write_text("SchemaVersion: '1.0'\n")
     # The AWS CLI's own script does not start if the path of its Python has a space in it.
@@ -157,7 +169,7 @@ def ministack_variables(config: LocalConfig) -> dict[str, str]:
 
 def shell_script(config: LocalConfig, real_aws: bool) -> str:
     """Shell commands that give a shell the environment of the running services."""
-    ours = prefect_variables(config) | ({} if real_aws else aws_variables(config) | evaluation_variables())
+    ours = prefect_variables(config, real_aws) | ({} if real_aws else aws_variables(config) | evaluation_variables())
     # Sourced later and elsewhere: what that shell exports by then is not known here.
     pattern = "PREFECT_" if real_aws else "|".join(FOREIGN_PREFIXES)
     lines = [

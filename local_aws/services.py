@@ -26,7 +26,14 @@ import psutil
 
 from local_aws.certificate import ensure_certificate
 from local_aws.config import ROOT, LocalConfig
-from local_aws.environment import prepare, process_environment, shell_script, worker_settings
+from local_aws.environment import (
+    local_exports,
+    prepare,
+    process_environment,
+    shell_script,
+    work_pool,
+    worker_settings,
+)
 
 MARK = "SCONES_SUPERVISED"
 # Prefect sets it for the process of a flow run.
@@ -45,6 +52,8 @@ def up(config: LocalConfig, real_aws: bool = False) -> list[str]:
 
     Returns lines for a person: what was restarted and why, or what has to wait for flow runs in progress.
     """
+    if real_aws:
+        refuse_local_shell(config)
     prepare(config)
     with _lock(config):
         running = mode(config)
@@ -78,6 +87,15 @@ def up(config: LocalConfig, real_aws: bool = False) -> list[str]:
             _stop(config)
             raise
     return [f"restarted the services: {line}" for line in changed]
+
+
+def refuse_local_shell(config: LocalConfig) -> None:
+    """Raises ServicesError if the shell has the environment of the embedded AWS."""
+    if names := local_exports(config):
+        raise ServicesError(
+            f"AWS=real, and this shell has the environment of the local AWS ({', '.join(names)}): it sourced "
+            f"{config.state / 'env.sh'}. Open another shell"
+        )
 
 
 def down(config: LocalConfig) -> None:
@@ -213,7 +231,7 @@ def _start(config: LocalConfig, real_aws: bool) -> None:
                 raise ServicesError(f"{name} does not answer after {START_SECONDS} s; the end of {log}:\n{tail}")
             time.sleep(0.2)
     environment = process_environment(config, real_aws)
-    pool = ["prefect", "work-pool", "create", "local", "--type", "process", "--overwrite"]
+    pool = ["prefect", "work-pool", "create", work_pool(real_aws), "--type", "process", "--overwrite"]
     subprocess.run(pool, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     _supervisor(config, "supervisorctl", "start", "worker")
 

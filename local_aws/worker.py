@@ -7,15 +7,17 @@ are not among them: each flow run reads that file when it starts.
 import json
 import os
 
+from local_aws import services
 from local_aws.config import LocalConfig
-
-COMMAND = ["prefect", "worker", "start", "--name", "local", "--pool", "local", "--type", "process", "--limit", "4"]
+from local_aws.environment import work_pool
 
 
 def main() -> None:
     environment = dict(os.environ)
     environment.update(json.loads(LocalConfig().worker_settings.read_text()))
-    os.execvpe(COMMAND[0], COMMAND, environment)  # noqa: S606
+    pool = work_pool(real_aws=services.mode(LocalConfig()) == "real")
+    command = ["prefect", "worker", "start", "--name", pool, "--pool", pool, "--type", "process", "--limit", "4"]
+    os.execvpe(command[0], command, environment)  # noqa: S606
 
 
 if __name__ == "__main__":

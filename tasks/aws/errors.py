@@ -18,6 +18,8 @@ from botocore.exceptions import (
 from tasks.errors import SconesError
 
 QUOTA_CODES = {"ResourceLimitExceeded", "LimitExceededException", "ServiceQuotaExceededException"}
+# https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html
+EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 ACCESS_CODES = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnrecognizedClientException"}
 
 
@@ -35,6 +37,11 @@ def translate_aws_errors(action: str) -> Iterator[None]:
         hint = ""
         if code in QUOTA_CODES:
             hint = "ask for a higher quota in the Service Quotas console, or free what uses it"
+        elif code in EXPIRED_CODES:
+            hint = (
+                "the credentials have expired: sign in again and run `make up AWS=real`, or give the worker ones that "
+                "renew themselves, such as a profile with SSO or an instance's role"
+            )
         elif code in ACCESS_CODES:
             hint = "run it with the flow runner's role, or one that may do this"
         raise AwsError(f"{action}: {code}: {message}", hint) from error

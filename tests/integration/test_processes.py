@@ -15,6 +15,7 @@ import pytest
 
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig, free_port
+from local_aws.environment import aws_variables
 from testing.flow_runs import worker_processes
 from tests.conftest import POISON
 from tests.integration.conftest import server_errors
@@ -146,6 +147,9 @@ def test_real_aws_starts_only_server_and_worker(own: tuple[LocalConfig, dict[str
     config, environment = own
     # The shell's proxies are meant for an AWS of its own, and Prefect may use them too.
     environment = {name: value for name, value in environment.items() if not name.endswith("_PROXY")}
+    sourced = call({**environment, **aws_variables(config)}, "make", "up", "AWS=real")
+    assert sourced.returncode != 0
+    assert "the environment of the local AWS (AWS_ACCESS_KEY_ID, AWS_CA_BUNDLE, AWS_ENDPOINT_URL," in sourced.stderr
     done = call(environment, "make", "up", "AWS=real")
     assert done.returncode == 0, done.stdout + done.stderr
     assert listening(config) == [config.prefect_port]
@@ -154,6 +158,10 @@ def test_real_aws_starts_only_server_and_worker(own: tuple[LocalConfig, dict[str
     assert worker.environ()["PREFECT_API_URL"] == f"{config.prefect_url}/api"
     listed = call(environment, "sh", "-c", f'. "{config.state}/env.sh" && prefect deployment ls').stdout
     assert "pipeline/aws" in listed and "/local" not in listed
+    # Nothing of the local mode, its schedules among it, is there to be started against an account.
+    assert (config.state / "prefect-aws" / "prefect.db").exists()
+    assert not (config.state / "prefect" / "prefect.db").exists()
+    assert worker.cmdline()[worker.cmdline().index("--pool") + 1] == "aws"
     refused = call(environment, "make", "up")
     assert refused.returncode != 0
     assert "make down" in refused.stderr

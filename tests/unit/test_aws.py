@@ -18,6 +18,10 @@ def refusal(code: str, message: str) -> ClientError:
     ("error", "text"),
     [
         (
+            refusal("ExpiredToken", "The security token included in the request is expired"),
+            "is expired; the credentials have expired: sign in again",
+        ),
+        (
             refusal("ResourceLimitExceeded", "'ml.m5.xlarge for training job usage' is 0"),
             "ml.m5.xlarge .* higher quota",
         ),
