@@ -36,8 +36,8 @@ RETIRED_AUTOMATIONS = (
 
 
 EXPIRING = (
-    "warning: the shell's AWS_SESSION_TOKEN is temporary, and scheduled runs fail when it has expired; set AWS_PROFILE to "
-    "a profile that renews itself (SSO, an assumed role), or run the worker where it has a role"
+    "warning: the shell's AWS_SESSION_TOKEN is temporary, and scheduled runs fail when it has expired; set AWS_PROFILE "
+    "to a profile that renews itself (SSO, an assumed role), or run the worker where it has a role"
 )
 
 

@@ -7,12 +7,14 @@ from flows.deploy_endpoint import deploy_endpoint, undo
 from flows.ending import endings, evaluated
 from flows.identity import run_name
 from flows.nightly_evaluation import nightly_evaluation
+from flows.preflight import preflight
 from flows.prepare_data import prepare_data
 from flows.train_model import train_model
 from settings import settings
 from tasks.evaluation.outcome import GateMissed
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.model.registry import APPROVED
+from tasks.preflight import on_aws
 
 
 @flow(name="pipeline", flow_run_name=run_name, log_prints=True, **endings(on_crashed=[undo], on_cancellation=[undo]))
@@ -27,6 +29,8 @@ def pipeline(
     hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
     Returns the evaluation's summary, and ends as the evaluation does.
     """
+    if on_aws():  # an embedded AWS has no quotas, and was started just now
+        preflight()
     prepare_data(dataset, fall_back_to_generated)
     model = train_model(reuse=not retrain, hyperparameters=hyperparameters)
     # Where the gate rejected it, the newest approved version is deployed, which usually serves already.

@@ -27,12 +27,14 @@ SMALL = {
 }
 PIPELINE = """
 from flows.pipeline import pipeline
+from flows.preflight import preflight
 from flows.teardown import teardown
 from tasks.aws import stacks
 from tasks.aws.stacks import installation
 from tasks.evaluation import executions
 from tasks.model import training
 summary = pipeline("generated")
+preflight()
 pipeline("generated", retrain=True)
 # What only a cancelled or failed run calls.
 training.stop("permissions-none")
@@ -64,6 +66,7 @@ BY_AWS = {
     "lambda:GetFunctionCodeSigningConfig": "CloudFormation calls it for the flow runner",
     "lambda:GetRuntimeManagementConfig": "CloudFormation calls it for the flow runner",
     "lambda:GetFunctionRecursionConfig": "CloudFormation calls it for the flow runner",
+    "servicequotas:ListServiceQuotas": "Service Quotas is not on this machine; preflight asks for it on AWS",
     "cloudwatch:DescribeAlarms": "SageMaker looks at the alarms that roll an update back",
     "lambda:InvokeFunction": "Step Functions invokes the functions; an execution that ended proves it",
 }

@@ -22,6 +22,7 @@ KEYS = {
     "parameters",
 }
 EXPECTED = {
+    "preflight",
     "prepare-data",
     "train-model",
     "decide-model",

@@ -18,7 +18,7 @@ FLOORS = (
     {"aws"},
     {"data", "model", "evaluation", "capture"},
     {"serving"},
-    {"report", "teardown"},
+    {"report", "teardown", "preflight"},
     {"schemas"},
 )
 # Folders that run somewhere else, or by themselves, and import nothing else of this project.

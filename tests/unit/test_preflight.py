@@ -1,0 +1,72 @@
+"""What preflight makes of answers; that it gets them is tested beside the services."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from settings import Settings
+from tasks import preflight
+from tasks.preflight import clock, images, lambda_concurrency, quotas, role_of
+
+NOW = datetime(2026, 11, 25, tzinfo=UTC)
+CHOSEN = Settings(executions_in_flight=50)
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(0, "ok"), (-299, "ok"), (301, "problem"), (-3600, "problem")])
+def test_a_clock_that_aws_refuses_is_a_problem(seconds: int, level: str) -> None:
+    assert clock(NOW, NOW + timedelta(seconds=seconds)).level == level
+
+
+def test_an_image_past_its_end_is_a_warning_and_one_that_is_not_there_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, after = (images(CHOSEN, day) for day in (date(2026, 6, 1), date(2026, 11, 25)))
+    assert [each.level for each in before] == ["ok", "ok"]
+    assert [each.level for each in after] == ["ok", "warning"]
+    assert "2026-06-30" in after[1].detail
+    unknown = images(Settings(training_pytorch="9.9.9"), NOW.date())
+    assert (unknown[0].level, unknown[0].hint) == ("problem", "choose another with SCONES_TRAINING_PYTORCH")
+    assert images(Settings(inference_image="a/b:c"), NOW.date())[1].detail == "a/b:c"
+
+
+class Answering:
+    """In place of a boto3 client whose service no emulator has."""
+
+    def __init__(self, **answers: Any) -> None:
+        self._answers = answers
+
+    def get_paginator(self, name: str) -> Any:
+        return self
+
+    def paginate(self, **request: Any) -> list[Any]:
+        return [self._answers]
+
+    def get_account_settings(self) -> Any:
+        return self._answers
+
+
+def test_quotas_are_compared_with_what_the_settings_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [
+        {"QuotaName": "ml.m5.xlarge for training job usage", "Value": 0.0},
+        {"QuotaName": "ml.m5.large for endpoint usage", "Value": 3.0},
+    ]
+    monkeypatch.setattr(preflight, "client", lambda service: Answering(Quotas=listed))
+    training, endpoint = quotas(CHOSEN)
+    assert (training.level, training.detail) == ("problem", "0 are allowed, and 1 are needed")
+    assert "Service Quotas console" in training.hint
+    assert endpoint.level == "ok"
+    monkeypatch.setattr(preflight, "client", lambda service: Answering(Quotas=[]))
+    assert {each.level for each in quotas(CHOSEN)} == {"warning"}
+
+
+def test_lambda_must_bear_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, level in ((10, "problem"), (1000, "ok")):
+        answer = Answering(AccountLimit={"ConcurrentExecutions": limit})
+        monkeypatch.setattr(preflight, "client", lambda service, answer=answer: answer)
+        assert lambda_concurrency(CHOSEN)[0].level == level
+
+
+def test_a_sessions_role_is_what_is_simulated() -> None:
+    assert role_of("arn:aws:sts::1:assumed-role/runner/session") == "arn:aws:iam::1:role/runner"
+    assert role_of("arn:aws:iam::1:user/someone") == "arn:aws:iam::1:user/someone"
