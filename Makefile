@@ -46,10 +46,10 @@ test-unit: setup ## run the tests that need no services
 	@$(BIN)/pytest -q -n 2 tests/unit
 
 test: setup ## run every test
-	@$(BIN)/pytest -q $(if $(TESTS),$(TESTS),-n $(WORKERS))
+	@$(BIN)/pytest -q -p no:randomly $(if $(TESTS),$(TESTS),-n $(WORKERS))
 
 coverage: setup ## run every test and show the branch coverage of what ships
-	@$(BIN)/pytest -q -n $(WORKERS) --cov --cov-report=term
+	@$(BIN)/pytest -q -p no:randomly -n $(WORKERS) --cov --cov-report=term
 
 bench-model: setup ## measure the classifier: accuracy, calibration, time (about 35 minutes)
 	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)")
