@@ -52,7 +52,7 @@ storage.delete_others(installation().bucket, "train/stale", [])
 teardown()
 print("DONE")
 """
-# Made by AWS itself in the role's name: nothing on one machine makes these calls.
+# Made by AWS itself in the role's name, or not to be seen on one machine.
 BY_AWS = {
     "ecr:BatchGetImage": "SageMaker pulls the container image",
     "ecr:GetDownloadUrlForLayer": "SageMaker pulls the container image",
@@ -67,6 +67,8 @@ BY_AWS = {
     "lambda:GetRuntimeManagementConfig": "CloudFormation calls it for the flow runner",
     "lambda:GetFunctionRecursionConfig": "CloudFormation calls it for the flow runner",
     "servicequotas:ListServiceQuotas": "Service Quotas is not on this machine; preflight asks for it on AWS",
+    "lambda:GetAccountSettings": "preflight, whose call ministack does not record",
+    "iam:SimulatePrincipalPolicy": "preflight, whose call ministack does not record",
     "cloudwatch:DescribeAlarms": "SageMaker looks at the alarms that roll an update back",
     "lambda:InvokeFunction": "Step Functions invokes the functions; an execution that ended proves it",
 }

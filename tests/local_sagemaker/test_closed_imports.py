@@ -12,9 +12,9 @@ import importlib, subprocess, sys
 for name in ("json", "numpy", "torch", "PIL", "scipy", "own", "jinja2", "sagemaker_inference", "prefect"):
     try:
         importlib.import_module(name)
-        sys.stdout.write(f"{name} is there\n")
+        sys.stdout.write(f"{name} is there\\n")
     except ModuleNotFoundError as error:
-        sys.stdout.write(f"{name} fails: {error}\n")
+        sys.stdout.write(f"{name} fails: {error}\\n")
 """
 BOTH = TRY + "if len(sys.argv) < 2 or sys.argv[1] != 'again': subprocess.run([sys.executable, __file__, 'again'])\n"
 REFUSED = "fails: No module named"
