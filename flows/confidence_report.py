@@ -39,7 +39,7 @@ def confidence_report(
     bucket, classes = installed.bucket, about.classes
     before = collect.collect(bucket, about.window.before(), classes) if about.is_window else None
     captured = collect.collect(bucket, about.window, classes, about.expected)
-    summary = report.write(installed.bucket, about, captured, before)
+    summary = report.write(bucket, about, captured, before)
     announce(summary)
     page = settings().reports / summary.date / summary.run / "report.html"
     message = f"{about.verdict}. {len(summary.alerts)} things to look at. Report: {page}"

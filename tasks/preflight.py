@@ -17,6 +17,7 @@ from prefect.logging import get_run_logger
 
 from settings import Settings, settings
 from tasks.aws.clients import client, session
+from tasks.aws.images import pytorch_image
 from tasks.aws.stacks import find_outputs
 from tasks.errors import SconesError
 
@@ -129,8 +130,6 @@ def region() -> list[Finding]:
 
 def images(chosen: Settings, today: date) -> list[Finding]:
     """Whether AWS has the images of the settings, and patches them still."""
-    from sagemaker.core import image_uris  # takes a second
-
     found = []
     for scope, version, python, instance in (
         ("training", chosen.training_pytorch, chosen.training_python, chosen.training_instance_type),
@@ -141,14 +140,7 @@ def images(chosen: Settings, today: date) -> list[Finding]:
             found.append(Finding(name, "ok", chosen.inference_image))
             continue
         try:
-            uri = image_uris.retrieve(
-                "pytorch",
-                region=session().region_name,
-                version=version,
-                py_version=python,
-                instance_type=instance,
-                image_scope=scope,
-            )
+            uri = pytorch_image(scope, version, python, instance)
         except ValueError as error:
             hint = f"choose another with SCONES_{scope.upper()}_PYTORCH"
             found.append(Finding(name, "problem", str(error).splitlines()[0], hint))

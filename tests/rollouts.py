@@ -2,9 +2,7 @@
 
 import io
 import tarfile
-import time
 import uuid
-from collections.abc import Callable
 
 from settings import ROOT, settings
 from tasks.aws import storage
@@ -62,14 +60,6 @@ def captured_versions(installed: Installation) -> set[str]:
     """Model versions that have answered on the endpoint, by the folders of its capture records."""
     keys = storage.list_etags(installed.bucket, "data-capture/")
     return {key.split("/")[1] for key in keys if key.split("/")[2] == installed.endpoint}
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Returns when the condition is true at last."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.2)
 
 
 def version_named(name: str) -> ModelVersion:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import ClientError
 from obstore.store import S3Store
@@ -15,11 +15,14 @@ from obstore.store import S3Store
 from settings import settings
 from tasks.aws.clients import client, retry_transient, session
 from tasks.aws.errors import AwsError, translate_aws_errors
+from tasks.records import Record
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 PARALLEL_REQUESTS = 16
+
+R = TypeVar("R", bound=Record)
 
 
 def list_objects(bucket: str, prefix: str) -> dict[str, tuple[str, int]]:
@@ -187,6 +190,18 @@ def put_json(bucket: str, key: str, value: Any) -> None:
 
 def put_json_lines(bucket: str, key: str, rows: Iterable[Any]) -> None:
     put(bucket, key, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def get_record(bucket: str, key: str, kind: type[R]) -> R | None:
+    """The record in an object; None if there is none. Raises RecordError for another file."""
+    content = get(bucket, key)
+    return None if content is None else kind.parse(content, f"s3://{bucket}/{key}")
+
+
+def get_records(bucket: str, key: str, kind: type[R]) -> list[R]:
+    """A record per line of an object; none if there is no such object. Raises RecordError for another file."""
+    lines = get_json_lines(bucket, key) or []
+    return [kind.from_json(line, f"s3://{bucket}/{key}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def get_json(bucket: str, key: str) -> Any:

@@ -27,8 +27,8 @@ def load_dataset(bucket: str, dataset: str | None, fall_back_to_generated: bool)
     """
     logger, chosen = get_run_logger(), settings()
     note = find_note(bucket)
-    name, kept = dataset or (_given(note) if note else chosen.dataset), dataset is None
-    if note and kept and "dataset" in chosen.model_fields_set and _named(chosen.dataset) != name:
+    name, kept = dataset or (_given(note) if note else chosen.dataset), note if dataset is None else None
+    if kept and "dataset" in chosen.model_fields_set and _named(chosen.dataset) != name:
         logger.warning(
             "SCONES_DATASET is %s, and this installation keeps %s; run prepare-data with dataset=%s to change it",
             *(chosen.dataset, name, chosen.dataset),
@@ -36,11 +36,11 @@ def load_dataset(bucket: str, dataset: str | None, fall_back_to_generated: bool)
     try:
         return _load(name, FALLBACK_PATIENCE_SECONDS if fall_back_to_generated else None)
     except DatasetError as error:
-        if note and kept and note.classes == chosen.classes:
+        if kept and kept.classes == chosen.classes:
             logger.warning("%s", error)
-            logger.warning("the images in the bucket stay: %s", note.source)
+            logger.warning("the images in the bucket stay: %s", kept.source)
             return None
-        if not fall_back_to_generated or (note and kept) or name != "cifar100":
+        if not fall_back_to_generated or kept or name != "cifar100":
             raise
         logger.warning("%s", error)
         logger.warning("using GENERATED images instead of photographs")
@@ -114,5 +114,4 @@ def dataset_note(bucket: str) -> DatasetNote:
 
 def find_note(bucket: str) -> DatasetNote | None:
     """The same; None if none were prepared."""
-    content = storage.get(bucket, NOTE_KEY)
-    return None if content is None else DatasetNote.parse(content, f"s3://{bucket}/{NOTE_KEY}")
+    return storage.get_record(bucket, NOTE_KEY, DatasetNote)

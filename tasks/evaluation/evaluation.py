@@ -29,7 +29,6 @@ from tasks.evaluation.results import (
     Result,
     inference_id,
     not_submitted,
-    read_results,
     read_summary,
     result,
 )
@@ -52,11 +51,10 @@ def plan(installation: Installation, endpoint: ServingEndpoint, run: Run) -> lis
     Raises EvaluationError for an empty test set, and if the manifest can't be read.
     """
     name = f"{run.prefix}manifest.jsonl"
-    written = storage.get_json_lines(installation.bucket, name)
+    written = storage.get_records(installation.bucket, name, Planned)
     if written:
-        get_run_logger().info("going on with the manifest of %s", written[0]["planned"])
-        source = f"s3://{installation.bucket}/{name}"
-        return [Planned.from_json(line, f"{source}, line {number}") for number, line in enumerate(written, 1)]
+        get_run_logger().info("going on with the manifest of %s", written[0].planned)
+        return written
     content = storage.get(installation.bucket, f"{MANIFESTS_PREFIX}test.lst")
     if not content or not content.strip():
         raise EvaluationError("there is no test image to evaluate", "run the prepare-data deployment first")
@@ -167,7 +165,7 @@ class Evaluation:
         """Reads what an earlier process of this run, if any, has written."""
         bucket = self._installation.bucket
         files = [*storage.list_etags(bucket, self._chunks), self._run.results_key(max(self._revision - 1, 1))]
-        rows = [row for file in files for row in read_results(bucket, file)]
+        rows = [row for file in files for row in storage.get_records(bucket, file, Result)]
         attempts = [attempt for row in rows for attempt in (*row.previous_attempts, row)]
         known = {
             row.inference_id: replace(row, previous_attempts=()) for row in attempts if row.status != "not_submitted"
@@ -195,8 +193,9 @@ class Evaluation:
         returned.
         """
         bucket, run, results = self._installation.bucket, self._run, self.results()
-        if self._revision > 1 and results == read_results(bucket, run.results_key(self._revision - 1)):
-            before = read_summary(bucket, run.summary_key(self._revision - 1))
+        earlier = self._revision - 1
+        if earlier and results == storage.get_records(bucket, run.results_key(earlier), Result):
+            before = read_summary(bucket, run.summary_key(earlier))
             if before is not None:  # nothing came of going on, so there is nothing to judge again
                 return before
         summary = summarize(results, run, endpoint, self._installation.classes, dataset, self._chosen, self._revision)

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Iterable
-from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -12,11 +11,10 @@ from msgspec.structs import replace
 from settings import EVALUATIONS_PREFIX
 from tasks.aws import storage
 from tasks.evaluation.executions import LOW_CONFIDENCE, Execution
-from tasks.evaluation.summary import EvaluationSummary
+from tasks.evaluation.summary import EvaluationSummary, Status
 from tasks.records import Record
 from tasks.run import iso
 
-Status = Literal["accepted", "below_threshold", "failed", "not_submitted"]
 SUMMARY_KEY = re.compile(r"(?P<prefix>evaluations/[^/]+/[^/]+/)summary(-(?P<revision>[1-9][0-9]*))?\.json")
 
 
@@ -154,16 +152,9 @@ def summary_keys(bucket: str, date: str | None = None) -> list[str]:
 
 def read_summary(bucket: str, key: str) -> EvaluationSummary | None:
     """A summary; None if there is none of that key. Raises RecordError for another file."""
-    content = storage.get(bucket, key)
-    return None if content is None else EvaluationSummary.parse(content, f"s3://{bucket}/{key}")
-
-
-def read_results(bucket: str, key: str) -> list[Result]:
-    """The lines of a file of results; none if there is no such file. Raises RecordError for another file."""
-    lines = storage.get_json_lines(bucket, key) or []
-    return [Result.from_json(line, f"s3://{bucket}/{key}, line {number}") for number, line in enumerate(lines, 1)]
+    return storage.get_record(bucket, key, EvaluationSummary)
 
 
 def results_of(bucket: str, summary: EvaluationSummary) -> list[Result]:
     """The results of the evaluation that a summary is of."""
-    return read_results(bucket, summary.identity.results_key(summary.revision))
+    return storage.get_records(bucket, summary.identity.results_key(summary.revision), Result)

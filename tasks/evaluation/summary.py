@@ -1,6 +1,6 @@
 """The content of an evaluation's summary.json."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from tasks.installation import DatasetNote
 from tasks.records import Part, Record
@@ -10,7 +10,8 @@ Outcome = Literal["passed", "missed", "incomplete"]
 PASSED: Outcome = "passed"
 MISSED: Outcome = "missed"
 INCOMPLETE: Outcome = "incomplete"
-STATUSES = ("accepted", "below_threshold", "failed", "not_submitted")
+Status = Literal["accepted", "below_threshold", "failed", "not_submitted"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 # Counts by predicted class, by label.
 Confusion = dict[str, dict[str, int]]
 

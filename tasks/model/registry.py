@@ -12,6 +12,7 @@ from prefect.logging import get_run_logger
 from settings import settings
 from tasks.aws.clients import client, none_if_missing, sdk
 from tasks.aws.errors import translate_aws_errors
+from tasks.aws.images import pytorch_image
 from tasks.errors import SconesError
 from tasks.model.training import CompletedJob, TrainingPlan
 
@@ -201,16 +202,7 @@ def inference_image() -> str:
     chosen = settings()
     if chosen.inference_image:
         return chosen.inference_image
-    from sagemaker.core import image_uris  # takes a second
-
-    return image_uris.retrieve(
-        "pytorch",
-        region=sdk()["region"],
-        version=chosen.inference_pytorch,
-        py_version=chosen.inference_python,
-        instance_type=chosen.endpoint_instance_type,
-        image_scope="inference",
-    )
+    return pytorch_image("inference", chosen.inference_pytorch, chosen.inference_python, chosen.endpoint_instance_type)
 
 
 def _version(arn: str) -> ModelVersion:

@@ -25,6 +25,7 @@ from tasks.aws.clients import (
     sdk,
 )
 from tasks.aws.errors import translate_aws_errors
+from tasks.aws.images import pytorch_image
 from tasks.aws.logs import LogTail
 from tasks.errors import SconesError
 from tasks.installation import Installation
@@ -299,7 +300,6 @@ def _find(name: str) -> "TrainingJob | None":
 
 
 def _start(name: str, installation: Installation, plan: JobPlan) -> None:
-    from sagemaker.core import image_uris
     from sagemaker.core.resources import TrainingJob
     from sagemaker.core.shapes import (
         AlgorithmSpecification,
@@ -310,14 +310,7 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
     )
 
     chosen = settings()
-    image = image_uris.retrieve(
-        "pytorch",
-        region=sdk()["region"],
-        version=chosen.training_pytorch,
-        py_version=chosen.training_python,
-        instance_type=chosen.training_instance_type,
-        image_scope="training",
-    )
+    image = pytorch_image("training", chosen.training_pytorch, chosen.training_python, chosen.training_instance_type)
     metrics = [
         MetricDefinition(name=metric, regex=rf"\b{metric.replace(':', '_')}=([0-9.e+-]+)") for metric in plan.metrics
     ]

@@ -157,17 +157,18 @@ def owned_names() -> list[str]:
 
 def config_exists(name: str) -> bool:
     """Whether there is an endpoint config of that name."""
-    with translate_aws_errors(f"look at endpoint config {name}"):
-        return (
-            none_if_missing(lambda: client("sagemaker").describe_endpoint_config(EndpointConfigName=name)) is not None
-        )
+    return _find_config(name) is not None
 
 
 def variants_of(config: str) -> list[str]:
     """Names of an endpoint config's variants; none if there is no such config."""
-    with translate_aws_errors(f"look at endpoint config {config}"):
-        found = none_if_missing(lambda: client("sagemaker").describe_endpoint_config(EndpointConfigName=config))
+    found = _find_config(config)
     return [variant["VariantName"] for variant in found["ProductionVariants"]] if found else []
+
+
+def _find_config(name: str) -> dict[str, Any] | None:
+    with translate_aws_errors(f"look at endpoint config {name}"):
+        return none_if_missing(lambda: client("sagemaker").describe_endpoint_config(EndpointConfigName=name))
 
 
 def delete_config(name: str) -> None:

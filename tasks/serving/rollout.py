@@ -213,9 +213,7 @@ def undo_interrupted(installation: Installation, progress: Log, run: str | None 
 
 
 def _recorded(installation: Installation) -> Rollout | None:
-    key = _record_key(installation)
-    content = storage.get(installation.bucket, key)
-    return None if content is None else Rollout.parse(content, f"s3://{installation.bucket}/{key}")
+    return storage.get_record(installation.bucket, _record_key(installation), Rollout)
 
 
 def _record_key(installation: Installation) -> str:

@@ -45,8 +45,7 @@ def apply_threshold(installation: Installation, version: ModelVersion, run: str)
 def threshold_changes(bucket: str) -> list[ThresholdChange]:
     """Every recorded change, the first one first."""
     keys = sorted(storage.list_etags(bucket, THRESHOLDS_PREFIX))
-    found = [(key, content) for key in keys if (content := storage.get(bucket, key)) is not None]
-    return [ThresholdChange.parse(content, f"s3://{bucket}/{key}") for key, content in found]
+    return [change for key in keys if (change := storage.get_record(bucket, key, ThresholdChange)) is not None]
 
 
 def _wanted(version: ModelVersion) -> tuple[float | None, str]:

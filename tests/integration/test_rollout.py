@@ -33,11 +33,11 @@ from tasks.serving.models import owned_names
 from tasks.serving.rollout import RolloutFailed
 from tasks.serving.threshold import threshold_changes
 from testing.flow_runs import ended, model_servers, started
+from testing.waiting import eventually
 from tests.rollouts import (
     captured_versions,
     changed_artifact,
     clients_of,
-    eventually,
     leftovers,
     slow_artifact,
     version_named,

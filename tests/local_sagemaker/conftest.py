@@ -4,9 +4,8 @@ import copy
 import io
 import json
 import tarfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from local_aws.standalone import StandaloneAws
+from testing.waiting import eventually
 
 BUCKET = "sagemaker-tests"
 TRAINING_IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.10.0-cpu-py313"
@@ -208,17 +208,6 @@ def archive(files: dict[str, str | bytes]) -> bytes:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 90) -> Any:
-    """What the condition returns when it is true at last."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
 
 
 def answer_or_none(server: Server, endpoint: str) -> Any:

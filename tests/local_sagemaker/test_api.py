@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.local_sagemaker.conftest import BUCKET, INFERENCE_IMAGE, TRAINING_IMAGE, Server, eventually, unique
+from testing.waiting import eventually
+from tests.local_sagemaker.conftest import BUCKET, INFERENCE_IMAGE, TRAINING_IMAGE, Server, unique
 
 Request = dict[str, Any]
 LONG_NAME = "x" * 64

@@ -17,7 +17,8 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws.standalone import StandaloneAws
-from tests.local_sagemaker.conftest import BUCKET, Server, eventually, unique
+from testing.waiting import eventually
+from tests.local_sagemaker.conftest import BUCKET, Server, unique
 
 
 def capture(prefix: str, *modes: str, sampling: int = 100, **headers: list[str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from local_aws.config import ROOT, free_port
-from tests.local_sagemaker.conftest import ACTOR, BUCKET, INFERENCE_IMAGE, Server, eventually, unique
+from testing.waiting import eventually
+from tests.local_sagemaker.conftest import ACTOR, BUCKET, INFERENCE_IMAGE, Server, unique
 
 SCRIPT = f"""
 import os, pathlib

@@ -5,7 +5,8 @@ import os
 import psutil
 from local_sagemaker.fork_server import can_fork
 
-from tests.local_sagemaker.conftest import ACTOR, Server, answer_or_none, eventually
+from testing.waiting import eventually
+from tests.local_sagemaker.conftest import ACTOR, Server, answer_or_none
 
 TELLING = (
     ACTOR

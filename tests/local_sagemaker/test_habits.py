@@ -7,7 +7,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from local_aws.standalone import StandaloneAws
-from tests.local_sagemaker.conftest import BUCKET, Server, eventually
+from testing.waiting import eventually
+from tests.local_sagemaker.conftest import BUCKET, Server, answer_or_none
 
 
 def test_an_endpoint_in_service_may_have_no_worker_and_lose_captures(tmp_path: Path) -> None:
@@ -25,16 +26,9 @@ def test_an_endpoint_in_service_may_have_no_worker_and_lose_captures(tmp_path: P
             server.invoke(name)
         assert error.value.response["Error"]["Code"] == "ModelError"
         assert error.value.response.get("OriginalStatusCode") == 503
-        eventually(lambda: answers(server, name), 20)
+        eventually(lambda: answer_or_none(server, name), 20)
         time.sleep(1)
         assert server.keys("captured") == []
-
-
-def answers(server: Server, endpoint: str) -> bool:
-    try:
-        return bool(server.invoke(endpoint))
-    except ClientError:
-        return False
 
 
 def test_too_many_calls_are_throttled_and_the_sdk_waits(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from testing.load import Load
-from tests.local_sagemaker.conftest import ACTOR, Server, answer_or_none, archive, eventually, unique
+from testing.waiting import eventually
+from tests.local_sagemaker.conftest import ACTOR, Server, answer_or_none, archive, unique
 
 
 def clients_of(server: Server, endpoint: str, clients: int = 3) -> Load:

@@ -14,7 +14,8 @@ from botocore.exceptions import ClientError
 
 from local_aws.config import ROOT
 from local_aws.standalone import StandaloneAws
-from tests.local_sagemaker.conftest import ACTOR, Server, eventually
+from testing.waiting import eventually
+from tests.local_sagemaker.conftest import ACTOR, Server
 
 WAITING = "import time\nprint('begun', flush=True)\ntime.sleep(300)\n"
 SLOW = "import time\ntime.sleep(4)\n" + ACTOR

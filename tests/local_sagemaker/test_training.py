@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.local_sagemaker.conftest import BUCKET, TRAINING_IMAGE, Server, eventually, unique
+from testing.waiting import eventually
+from tests.local_sagemaker.conftest import BUCKET, TRAINING_IMAGE, Server, unique
 
 WAITING = "import time\nprint('begun', flush=True)\ntime.sleep(300)\n"
 

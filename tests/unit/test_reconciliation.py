@@ -4,7 +4,8 @@ import pandas as pd
 from msgspec.structs import replace
 
 from tasks.capture.window import COLUMNS, Captured
-from tasks.evaluation.results import Result, Status
+from tasks.evaluation.results import Result
+from tasks.evaluation.summary import Status
 from tasks.report.reconciliation import KINDS, counts, reconcile
 from tests.unit.results import RESULT
 

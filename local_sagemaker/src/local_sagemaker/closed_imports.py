@@ -9,6 +9,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -88,13 +89,11 @@ def _modules_asked_for() -> frozenset[str]:
     from packaging.requirements import InvalidRequirement, Requirement
 
     from local_sagemaker.images import modules_of
+    from local_sagemaker.requirements import stated
 
     names = []
     for folder in {entry or os.getcwd() for entry in sys.path}:  # noqa: PTH109 as Python itself
-        file = Path(folder, "requirements.txt")
-        for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
-            try:
-                names.append(Requirement(line.split(" #")[0].strip()).name)
-            except InvalidRequirement:
-                continue
+        for line in stated(folder, errors="replace"):
+            with suppress(InvalidRequirement):
+                names.append(Requirement(line).name)
     return modules_of(names) if names else frozenset()

@@ -15,16 +15,23 @@ logger = logging.getLogger(__name__)
 
 def report_unmet(folder: str | Path) -> None:
     """Writes a warning to the log for every line of the folder's requirements.txt that is not met."""
-    file = Path(folder, "requirements.txt")
-    for line in file.read_text().splitlines() if file.exists() else ():
-        problem = _problem(line.split(" #")[0].strip())
+    for line in stated(folder):
+        problem = _problem(line)
         if problem:
             logger.warning("requirements.txt: %s; nothing is installed here", problem)
 
 
+def stated(folder: str | Path, errors: str = "strict") -> list[str]:
+    """Lines of the folder's requirements.txt without comments and empty ones; none if there is no such file.
+
+    errors: what is done about bytes that are no UTF-8, as in bytes.decode.
+    """
+    file = Path(folder, "requirements.txt")
+    lines = file.read_text(errors=errors).splitlines() if file.is_file() else []
+    return [text for line in lines if (text := line.split(" #")[0].strip()) and not text.startswith("#")]
+
+
 def _problem(line: str) -> str | None:
-    if not line or line.startswith("#"):
-        return None
     try:
         requirement = Requirement(line)
     except InvalidRequirement:
