@@ -19,10 +19,19 @@ PREFIX = "SCONES_"
 
 # What local_aws/config.py reads from the same file and environment.
 LOCAL_NAMES = frozenset(
-    {"STATE", "PREFECT_PORT", "AWS_PORT", "SAGEMAKER_PORT", "SAGEMAKER_OPTIONS", "PREFECT_DATABASE"}
+    [
+        "STATE",
+        "PREFECT_PORT",
+        "AWS_PORT",
+        "SAGEMAKER_PORT",
+        "SAGEMAKER_OPTIONS",
+        "LIST_DELAY",
+        "ROLE_DELAY",
+        "PREFECT_DATABASE",
+    ]
 )
 # What processes of this project tell each other; SETTINGS is the path of the settings file.
-PROCESS_NAMES = frozenset({"SETTINGS", "ROOT", "SUPERVISED", "SOCKET"})
+PROCESS_NAMES = frozenset({"SETTINGS", "ROOT", "SUPERVISED", "SOCKET", "AUTHORIZER"})
 
 # Prefixes in the bucket. The templates in infrastructure/ grant access to them by name.
 TRAIN_PREFIX = "train/"
@@ -118,8 +127,10 @@ class Settings(BaseSettings):
         default=0.90, gt=0.5, lt=1, description="Confidence of the lower bound that has to reach that accuracy."
     )
     training_instance_type: str = "ml.m5.xlarge"
-    training_pytorch: str = Field(default="2.10.0", description="PyTorch version of AWS's training image.")
-    training_python: str = Field(default="py313", description="Python version of AWS's training image.")
+    training_pytorch: str = Field(default="2.13", description="PyTorch version of AWS's training image.")
+    training_python: str = Field(
+        default="py313", description="Python version of AWS's training image, for a PyTorch below 2.11."
+    )
     training_max_seconds: int = Field(default=3600, ge=60, description="After this SageMaker stops the job.")
     training_pending_seconds: int = Field(
         default=3600, ge=0, description="How much longer a job may be on its way, such as waiting for an instance."
@@ -139,8 +150,13 @@ class Settings(BaseSettings):
     # Endpoint
     endpoint_instance_type: str = "ml.m5.large"
     endpoint_instance_count: int = Field(default=1, ge=1)
+    inference_container: Literal["pytorch", "ray-serve"] = Field(
+        default="pytorch",
+        description="What serves models: AWS's PyTorch image, or its successor with Ray Serve, which only AWS runs.",
+    )
     inference_pytorch: str = Field(default="2.6.0", description="PyTorch version of AWS's inference image.")
     inference_python: str = Field(default="py312", description="Python version of AWS's inference image.")
+    inference_ray_serve: str = Field(default="1.4", description="Version of AWS's Ray Serve image.")
     inference_image: str | None = Field(default=None, description="Image URI to serve with instead of AWS's.")
     endpoint_max_seconds: int = Field(default=1800, ge=30, description="How long an endpoint may take to come up.")
     canary_percent: int = Field(

@@ -34,7 +34,9 @@ LABEL_SMOOTHING = 0.05
 AVERAGING = 0.99
 SHIFT = 3
 HYPERPARAMETERS = ("image_shape", "epochs", "learning_rate", "mini_batch_size", "seed", "folds", "repeats")
-CODE = ("inference.py", "network.py", "out_of_fold.py", "requirements.txt")
+CODE = ("inference.py", "serving.py", "network.py", "out_of_fold.py", "requirements.txt")
+# Ray Serve looks for these at the root of the archive.
+RAY_SERVE = ("config.yaml", "deployment.py")
 
 
 def main() -> None:
@@ -265,13 +267,15 @@ def print_figures(figures: dict[str, Any]) -> None:
 
 
 def save(model: Ensemble, figures: dict[str, Any], folder: Path) -> None:
-    """Writes what inference.py reads, inference.py itself, and the figures."""
+    """Writes the model, its figures, and what serves it in AWS's PyTorch and Ray Serve images."""
     torch.save(model.state_dict(), folder / "model.pt")
     (folder / "model.json").write_text(json.dumps(model.shape.to_json()))
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2))
     (folder / "code").mkdir(exist_ok=True)
     for name in CODE:
         shutil.copy(Path(__file__).with_name(name), folder / "code" / name)
+    for name in RAY_SERVE:
+        shutil.copy(Path(__file__).with_name(name), folder / name)
 
 
 def write_answers(path: Path, names: list[str], labels: np.ndarray, raw: np.ndarray, calibrated: np.ndarray) -> None:

@@ -12,6 +12,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
+# Where ministack tells the SageMaker server what a caller may do.
+AUTHORIZER_PATH = "/_scones/authorize"
 
 
 def free_port() -> int:
@@ -42,6 +44,13 @@ class LocalConfig(BaseSettings):
 
     sagemaker_options: str = Field(
         default="", description="options of the SageMaker server, such as --capture-delay 120"
+    )
+
+    list_delay: float = Field(
+        default=0, ge=0, description="seconds until ListExecutions shows what happened, as it may take on AWS"
+    )
+    role_delay: float = Field(
+        default=0, ge=0, description="seconds until a new role can be assumed, as it may take on AWS"
     )
 
     prefect_database: str = Field(
@@ -78,6 +87,10 @@ class LocalConfig(BaseSettings):
     def aws_url(self) -> str:
         # TLS because the bucket's policy refuses plain HTTP, here as on AWS.
         return f"https://127.0.0.1:{self.aws_port}"
+
+    @property
+    def authorizer_url(self) -> str:
+        return f"{self.aws_url}{AUTHORIZER_PATH}"
 
     @property
     def sagemaker_url(self) -> str:

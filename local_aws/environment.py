@@ -13,7 +13,7 @@ FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "SAGEMAKER_", "SM_", "BOTO_")
 # A proxy must not stand between processes of one machine.
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 # What processes of this project tell each other; no settings.
-PROCESS_VARIABLES = {"SCONES_SETTINGS", "SCONES_ROOT", "SCONES_SUPERVISED", "SCONES_SOCKET"}
+PROCESS_VARIABLES = {"SCONES_SETTINGS", "SCONES_ROOT", "SCONES_SUPERVISED", "SCONES_SOCKET", "SCONES_AUTHORIZER"}
 ACCOUNT_ID = "000000000000"
 REGION = "us-east-1"
 
@@ -119,6 +119,8 @@ def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str
     kept["SCONES_AWS_PORT"] = str(config.aws_port)
     kept["SCONES_SAGEMAKER_PORT"] = str(config.sagemaker_port)
     kept["SCONES_SAGEMAKER_OPTIONS"] = config.sagemaker_options
+    kept["SCONES_LIST_DELAY"] = str(config.list_delay)
+    kept["SCONES_ROLE_DELAY"] = str(config.role_delay)
     return ({} if real_aws else evaluation_variables()) | kept | ours
 
 

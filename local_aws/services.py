@@ -318,7 +318,8 @@ def _taken_by(port: int) -> str:
 def _supervisor(
     config: LocalConfig, command: str, *arguments: str, real_aws: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**process_environment(config, real_aws), "SCONES_SOCKET": str(_socket(config))}
+    ours = {"SCONES_SOCKET": str(_socket(config)), "SCONES_AUTHORIZER": config.authorizer_url}
+    environment = {**process_environment(config, real_aws), **ours}
     if command == "supervisord":
         environment[MARK] = _mark(config)
         for name in worker_settings(config, real_aws):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +65,8 @@ class StandaloneAws:
         command = [sys.executable, "-m", "local_aws.parent_watchdog", MODULES[name]]
         if name == "sagemaker":
             state = self.config.state / "sagemaker"
-            command += ["--port", str(self.config.sagemaker_port), "--state", str(state), *self._options]
+            command += ["--port", str(self.config.sagemaker_port), "--state", str(state)]
+            command += ["--authorizer", self.config.authorizer_url, *self._options]
         with (self.config.state / "logs" / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -124,6 +126,20 @@ class StandaloneAws:
             aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
             verify=str(self.config.certificate),
             config=Config(proxies={}, **config),
+        )
+
+    def client_of(self, session: Mapping[str, str], service: str) -> Any:
+        """A client of who has these credentials, as AssumeRole answers them; it does not retry."""
+        of: Any = boto3.Session()
+        return of.client(
+            service,
+            region_name=REGION,
+            endpoint_url=self.config.sagemaker_url if service.startswith("sagemaker") else self.config.aws_url,
+            aws_access_key_id=session["AccessKeyId"],
+            aws_secret_access_key=session["SecretAccessKey"],
+            aws_session_token=session["SessionToken"],
+            verify=str(self.config.certificate),
+            config=Config(proxies={}, retries={"total_max_attempts": 1}),
         )
 
     def create_role(self, name: str) -> str:

@@ -17,7 +17,7 @@ from prefect.logging import get_run_logger
 
 from settings import Settings, settings
 from tasks.aws.clients import client, session
-from tasks.aws.images import pytorch_image
+from tasks.aws.images import inference_image, training_image
 from tasks.aws.stacks import find_outputs
 from tasks.errors import SconesError
 
@@ -26,10 +26,11 @@ Level = Literal["ok", "warning", "problem"]
 # AWS refuses requests whose time differs by more:
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html (RequestTimeTooSkewed)
 MOST_SKEW_SECONDS = 300
-# End of patches by framework, scope and version, as AWS publishes it with its images; looked up in November 2026.
+# End of patches by what repository and tag of an image begin with, as AWS publishes it; looked up in November 2026.
 SUPPORTED_UNTIL = {
-    ("training", "2.10"): date(2027, 1, 21),
-    ("inference", "2.6"): date(2026, 6, 30),
+    "pytorch-training:2.10": date(2027, 1, 21),
+    "pytorch:2.13": date(2027, 7, 20),
+    "pytorch-inference:2.6": date(2026, 6, 30),
 }
 # What deploys, trains and evaluates; simulated for whoever runs the flows.
 ACTIONS = (
@@ -131,27 +132,32 @@ def region() -> list[Finding]:
 def images(chosen: Settings, today: date) -> list[Finding]:
     """Whether AWS has the images of the settings, and patches them still."""
     found = []
-    for scope, version, python, instance in (
-        ("training", chosen.training_pytorch, chosen.training_python, chosen.training_instance_type),
-        ("inference", chosen.inference_pytorch, chosen.inference_python, chosen.endpoint_instance_type),
-    ):
+    for scope, find in (("training", training_image), ("inference", inference_image)):
         name = f"{scope} image"
-        if scope == "inference" and chosen.inference_image:
-            found.append(Finding(name, "ok", chosen.inference_image))
-            continue
         try:
-            uri = pytorch_image(scope, version, python, instance)
+            uri = find(chosen)
         except ValueError as error:
             hint = f"choose another with SCONES_{scope.upper()}_PYTORCH"
             found.append(Finding(name, "problem", str(error).splitlines()[0], hint))
             continue
-        until = SUPPORTED_UNTIL.get((scope, ".".join(version.split(".")[:2])))
+        until = supported_until(uri)
         if until is not None and until < today:
             hint = "docs/aws-rules.md says what follows it"
+            if scope == "inference":
+                hint = "SCONES_INFERENCE_CONTAINER=ray-serve chooses the image that AWS maintains"
             found.append(Finding(name, "warning", f"{uri}: AWS has not patched it since {until}", hint))
         else:
             found.append(Finding(name, "ok", f"{uri}, patched until {until or 'an unknown day'}"))
     return found
+
+
+def supported_until(uri: str) -> date | None:
+    """The day until which AWS patches an image; None if it is not known."""
+    image = uri.rsplit("/", 1)[-1]
+    for beginning, day in SUPPORTED_UNTIL.items():
+        if image == beginning or image.startswith((f"{beginning}.", f"{beginning}-")):
+            return day
+    return None
 
 
 def quotas(chosen: Settings) -> list[Finding]:

@@ -12,12 +12,14 @@ from prefect.logging import get_run_logger
 from settings import settings
 from tasks.aws.clients import client, none_if_missing, sdk
 from tasks.aws.errors import translate_aws_errors
-from tasks.aws.images import pytorch_image
+from tasks.aws.images import inference_image
 from tasks.errors import SconesError
 from tasks.model.training import CompletedJob, TrainingPlan
 
 APPROVED, REJECTED, PENDING = "Approved", "Rejected", "PendingManualApproval"
 MAX_DESCRIPTION = 1024
+# What AWS's PyTorch image asks for; Ray Serve's finds its config.yaml by itself.
+SERVING_ENVIRONMENT = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"}
 NO_REASON = "no reason given"
 
 
@@ -86,7 +88,13 @@ def register(job: CompletedJob, plan: TrainingPlan) -> ModelVersion:
             ModelPackageGroupName=settings().model_package_group,
             ModelPackageDescription=f"Trained by {job.name}",
             InferenceSpecification={
-                "Containers": [{"Image": inference_image(), "ModelDataUrl": job.artifact_uri}],
+                "Containers": [
+                    {
+                        "Image": inference_image(settings()),
+                        "ModelDataUrl": job.artifact_uri,
+                        "Environment": SERVING_ENVIRONMENT,
+                    }
+                ],
                 "SupportedContentTypes": ["application/x-image"],
                 "SupportedResponseMIMETypes": ["application/json"],
             },
@@ -195,14 +203,6 @@ def publish(serving: list[str]) -> None:
             }
         )
     create_table_artifact(rows, key="model-registry", description=f"Versions of {settings().model_package_group}")
-
-
-def inference_image() -> str:
-    """The image that serves: the setting's, else AWS's PyTorch inference image."""
-    chosen = settings()
-    if chosen.inference_image:
-        return chosen.inference_image
-    return pytorch_image("inference", chosen.inference_pytorch, chosen.inference_python, chosen.endpoint_instance_type)
 
 
 def _version(arn: str) -> ModelVersion:

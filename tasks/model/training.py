@@ -25,7 +25,7 @@ from tasks.aws.clients import (
     sdk,
 )
 from tasks.aws.errors import translate_aws_errors
-from tasks.aws.images import pytorch_image
+from tasks.aws.images import training_image
 from tasks.aws.logs import LogTail
 from tasks.errors import SconesError
 from tasks.installation import Installation
@@ -45,6 +45,9 @@ SOURCES = (
     "calibration.py",
     "network.py",
     "inference.py",
+    "serving.py",
+    "deployment.py",
+    "config.yaml",
     "requirements.txt",
 )
 # What data and classes do not decide.
@@ -310,7 +313,7 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
     )
 
     chosen = settings()
-    image = pytorch_image("training", chosen.training_pytorch, chosen.training_python, chosen.training_instance_type)
+    image = training_image(chosen)
     metrics = [
         MetricDefinition(name=metric, regex=rf"\b{metric.replace(':', '_')}=([0-9.e+-]+)") for metric in plan.metrics
     ]

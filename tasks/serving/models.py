@@ -66,14 +66,8 @@ def create_model(installation: Installation, version: ModelVersion, name: str) -
     request: dict[str, Any] = {
         "ModelName": name,
         "ExecutionRoleArn": installation.hosting_role_arn,
-        "PrimaryContainer": {
-            "Image": version.image,
-            "ModelDataUrl": version.artifact_uri,
-            "Environment": {
-                "SAGEMAKER_PROGRAM": "inference.py",
-                "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
-            },
-        },
+        # By its package, so that SageMaker shows which version of the registry a model is of.
+        "PrimaryContainer": {"ModelPackageName": version.arn},
     }
     if chosen.vpc_subnets:
         request["VpcConfig"] = {

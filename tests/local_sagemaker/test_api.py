@@ -40,7 +40,7 @@ class Operation:
     required: tuple[str, ...] = ()
     wrong_types: dict[str, Any] = field(default_factory=dict)
     out_of_range: dict[str, Any] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, Any] = field(default_factory=dict)
     in_use: tuple[Callable[["World"], Request], str] | None = None
 
 
@@ -49,6 +49,8 @@ class World:
 
     def __init__(self, server: Server, actor: str) -> None:
         self.server = server
+        server.put("data/train.csv", b"1")
+        server.put("model.tar.gz", b"")
         self.role = server.role
         self.endpoint = actor
         self.endpoint_arn = server.sagemaker.describe_endpoint(EndpointName=actor)["EndpointArn"]
@@ -76,7 +78,7 @@ class World:
         return self.server.job("import time\ntime.sleep(60)\n")
 
     def training_job(self, name: str) -> Request:
-        source = {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/no-data/"}
+        source = {"S3DataType": "S3Prefix", "S3Uri": f"s3://{BUCKET}/data/"}
         return {
             "TrainingJobName": name,
             "AlgorithmSpecification": {"TrainingImage": TRAINING_IMAGE, "TrainingInputMode": "File"},
@@ -200,7 +202,7 @@ OPERATIONS = [
             "PrimaryContainer.Image": "i" * 256,
             "PrimaryContainer.ModelDataUrl": "not a url",
         },
-        absent={"PrimaryContainer.ModelPackageName": NOBODY + "model-package/nobody/1"},
+        absent={"PrimaryContainer": {"ModelPackageName": NOBODY + "model-package/nobody/1"}},
         in_use=(lambda world: world.model_request(world.model), "ValidationException"),
     ),
     Operation(
@@ -815,7 +817,8 @@ def test_null_is_no_value(server: Server, world: World) -> None:
     }
     for operation_name, request in requests.items():
         connection = http.client.HTTPConnection("127.0.0.1", server.aws.config.sagemaker_port)
-        connection.request("POST", "/", json.dumps(request), {"X-Amz-Target": f"SageMaker.{operation_name}"})
+        headers = {"X-Amz-Target": f"SageMaker.{operation_name}", "Authorization": "AWS4-HMAC-SHA256 Credential=test/"}
+        connection.request("POST", "/", json.dumps(request), headers)
         answer = connection.getresponse()
         assert (answer.status, answer.read()[:0]) == (200, b""), operation_name
         connection.close()

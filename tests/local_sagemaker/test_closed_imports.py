@@ -55,7 +55,8 @@ def test_a_model_has_only_what_the_inference_image_has(server: Server, module: s
 
 
 def test_an_image_without_a_list_is_not_closed(server: Server) -> None:
-    assert find_image(INFERENCE_IMAGE) and find_image(TRAINING_IMAGE)
+    successor = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13-cpu-amzn2023-sagemaker"
+    assert find_image(INFERENCE_IMAGE) and find_image(TRAINING_IMAGE) and find_image(successor)
     for uri in ("pytorch-training", "a/pytorch-training:2.1.0", "a/pytorch-training:2.100", "a/other:2.10", ""):
         assert find_image(uri) is None
     model = unique("model")

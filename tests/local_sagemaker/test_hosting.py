@@ -191,7 +191,7 @@ def test_weights_and_targets_choose_the_variant(server: Server) -> None:
     assert variants == {"most"}
     targeted = runtime.invoke_endpoint(EndpointName=name, Body=b"x", TargetVariant="none")
     assert targeted["InvokedProductionVariant"] == "none"
-    with pytest.raises(ClientError, match=r"variant other of endpoint .* not found"):
+    with pytest.raises(ClientError, match=r"Variant other of endpoint .* not found"):
         server.invoke(name, TargetVariant="other")
 
     swapped = [

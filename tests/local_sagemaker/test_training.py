@@ -108,13 +108,9 @@ def test_a_failing_script_gives_its_reason(server: Server, script: str, reason: 
 @pytest.mark.parametrize(
     ("uri", "kind", "reason"),
     [
-        (f"s3://{BUCKET}/no-such-prefix/", "S3Prefix", "no S3 objects found under"),
         (f"s3://{BUCKET}/broken-manifest", "ManifestFile", "is no manifest"),
         (f"s3://{BUCKET}/climbing-manifest", "ManifestFile", "leads out of its channel"),
-        ("s3://somebody-elses/data/", "S3Prefix", "NoSuchBucket"),
         (f"s3://{BUCKET}/twice", "S3Prefix", "would both be the file"),
-        # Not a fragment: the prefix twice/ would be there.
-        (f"s3://{BUCKET}/twice#1/", "S3Prefix", "no S3 objects found under"),
     ],
 )
 def test_data_that_cannot_be_had_is_the_reason(server: Server, uri: str, kind: str, reason: str) -> None:
@@ -128,9 +124,28 @@ def test_data_that_cannot_be_had_is_the_reason(server: Server, uri: str, kind: s
     assert reason in job["FailureReason"]
 
 
-def test_a_role_or_image_that_cannot_be_used_is_the_reason(server: Server) -> None:
-    job = server.ended(server.job("print(1)", RoleArn="arn:aws:iam::000000000000:role/nobody"))
-    assert "AssumeRole" in job["FailureReason"]
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://{BUCKET}/no-such-prefix/",
+        "s3://somebody-elses/data/",
+        # Not a fragment: the prefix twice/ would be there.
+        f"s3://{BUCKET}/twice#1/",
+    ],
+)
+def test_a_channel_without_objects_is_refused_at_once(server: Server, uri: str) -> None:
+    server.put("twice/x.csv", b"1")
+    with pytest.raises(ClientError, match=f'ValidationException.* No S3 objects found under S3 URL "{uri}" given in'):
+        server.job("print(1)", InputDataConfig=[channel("train", uri)])
+
+
+def test_a_role_that_can_not_be_assumed_is_refused_at_once(server: Server) -> None:
+    nobody = "arn:aws:iam::000000000000:role/nobody"
+    with pytest.raises(ClientError, match=f"ValidationException.* Could not assume role {nobody}. Please ensure"):
+        server.job("print(1)", RoleArn=nobody)
+
+
+def test_an_image_that_cannot_be_used_is_the_reason(server: Server) -> None:
     other = {"TrainingImage": "763104351884.dkr.ecr.us-east-1.amazonaws.com/xgboost:1", "TrainingInputMode": "File"}
     job = server.ended(server.job("print(1)", AlgorithmSpecification=other))
     assert "PyTorch training images only" in job["FailureReason"]

@@ -57,9 +57,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_artifact_has_weights_and_code(model: Path) -> None:
-    names = {"model.pt", "model.json", "metrics.json", "out_of_fold.csv", "code"}
+    names = {"model.pt", "model.json", "metrics.json", "out_of_fold.csv", "code", "config.yaml", "deployment.py"}
     assert {path.name for path in model.iterdir()} == names
-    code = {"inference.py", "network.py", "out_of_fold.py", "requirements.txt"}
+    code = {"inference.py", "serving.py", "network.py", "out_of_fold.py", "requirements.txt"}
     assert {path.name for path in (model / "code").iterdir()} == code
 
 

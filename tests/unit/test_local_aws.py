@@ -109,9 +109,21 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 def test_requests_are_checked_against_the_api(request_: dict[str, object], message: str) -> None:
     shape = operation("CreateEndpoint").input_shape
     assert shape is not None
-    assert shape is not None
     with pytest.raises(ValidationException, match=message):
         validate(shape, request_)
+
+
+def test_a_broken_constraint_is_told_in_awss_words() -> None:
+    """As quoted in aws-samples/aws-sagemaker-heart-disease-prediction, issue 1."""
+    shape = operation("CreateModel").input_shape
+    assert shape is not None
+    wrong = {"ModelName": "m", "PrimaryContainer": {"Mode": "NoModel"}}
+    with pytest.raises(ValidationException) as raised:
+        validate(shape, wrong)
+    assert raised.value.message == (
+        "1 validation error detected: Value 'NoModel' at 'primaryContainer.mode' failed to satisfy constraint: Member "
+        "must satisfy enum value set: [SingleModel, MultiModel]"
+    )
 
 
 def test_a_value_of_another_type_is_no_request() -> None:

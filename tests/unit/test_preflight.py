@@ -24,10 +24,16 @@ def test_an_image_past_its_end_is_a_warning_and_one_that_is_not_there_a_problem(
     before, after = (images(CHOSEN, day) for day in (date(2026, 6, 1), date(2026, 11, 25)))
     assert [each.level for each in before] == ["ok", "ok"]
     assert [each.level for each in after] == ["ok", "warning"]
+    assert "/pytorch:2.13-cpu-amzn2023-sagemaker" in after[0].detail
     assert "2026-06-30" in after[1].detail
+    assert "SCONES_INFERENCE_CONTAINER=ray-serve" in after[1].hint
     unknown = images(Settings(training_pytorch="9.9.9"), NOW.date())
     assert (unknown[0].level, unknown[0].hint) == ("problem", "choose another with SCONES_TRAINING_PYTORCH")
-    assert images(Settings(inference_image="a/b:c"), NOW.date())[1].detail == "a/b:c"
+    assert images(Settings(inference_image="a/b:c"), NOW.date())[1].detail == "a/b:c, patched until an unknown day"
+    old = images(Settings(training_pytorch="2.10.0"), date(2027, 2, 1))[0]
+    assert (old.level, "pytorch-training:2.10.0-cpu-py313" in old.detail) == ("warning", True)
+    maintained = images(Settings(inference_container="ray-serve"), NOW.date())[1]
+    assert (maintained.level, "/ray:serve-ml-sagemaker-cpu-v1.4" in maintained.detail) == ("ok", True)
 
 
 class Answering:

@@ -38,6 +38,11 @@ def main() -> None:
         default=Path("local-sagemaker-state"),
         help="folder for resources, models and spooled capture (default: local-sagemaker-state)",
     )
+    parser.add_argument(
+        "--authorizer",
+        default="",
+        help="URL that is asked whether a caller's policies allow a call (default: every call is allowed)",
+    )
     for name, meaning in OPTIONS.items():
         default = getattr(ServerConfig, name)
         option = f"--{name.replace('_', '-')}"

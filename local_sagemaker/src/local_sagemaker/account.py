@@ -31,7 +31,9 @@ MAX_WAITING_EVENTS = 10_000
 
 @cache
 def account_id() -> str:
-    identity: str = boto3.client("sts", config=CONFIG).get_caller_identity()["Account"]
+    # Whoever calls waits for it.
+    config = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2})
+    identity: str = boto3.client("sts", config=config).get_caller_identity()["Account"]
     return identity
 
 
@@ -84,6 +86,36 @@ def client_as(role_arn: str, service: str) -> Any:
             client.meta.events.register("needs-retry", renew)
             _clients[role_arn, service] = (time.monotonic(), client)
         return client
+
+
+def assumable(role_arn: str) -> bool:
+    """Whether SageMaker can act as the role; raises ClientError if STS fails for another reason."""
+    try:
+        client_as(role_arn, "s3")
+    except ClientError as error:
+        if _is_refusal(error):
+            return False
+        raise
+    return True
+
+
+def readable(role_arn: str, uri: str, as_prefix: bool = False) -> bool:
+    """Whether the role can be assumed and finds an object at an S3 URI, or one whose key begins so."""
+    bucket, key = split_uri(uri)
+    try:
+        s3 = client_as(role_arn, "s3")
+        if as_prefix:
+            return bool(s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents"))
+        s3.head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if _is_refusal(error):
+            return False
+        raise
+    return True
+
+
+def _is_refusal(error: ClientError) -> bool:
+    return 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) < 500
 
 
 def split_uri(uri: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from botocore import xform_name
 
+from local_sagemaker.authorization import Authorizer, requests_of
 from local_sagemaker.operations.endpoints import EndpointOperations
 from local_sagemaker.operations.model_packages import ModelPackageOperations
 from local_sagemaker.operations.models import EndpointConfigOperations, ModelOperations
@@ -18,11 +19,14 @@ Operations = (
 class ControlPlane:
     """Answers operations by name. Requests and answers are AWS's own, as plain dicts with times in epoch seconds."""
 
-    def __init__(self, resources: Resources, *families: Operations) -> None:
+    def __init__(self, resources: Resources, authorizer: Authorizer | None, *families: Operations) -> None:
+        self._resources = resources
+        self._authorizer = authorizer
         self._families = (resources, *families)
 
-    def call(self, name: str, request: Record) -> Record:
-        """Raises ApiError for an unknown operation, a bad request and whatever the operation itself refuses."""
+    def call(self, name: str, request: Record, access_key: str | None) -> Record:
+        """Raises ApiError for an unknown operation, a bad request, a caller who may not do it, and whatever the
+        operation itself refuses."""
         model = operation(name)
         methods = (getattr(family, xform_name(name), None) for family in self._families)
         method = next((method for method in methods if method), None)
@@ -31,5 +35,8 @@ class ControlPlane:
         assert model.input_shape is not None, "every operation of SageMaker has one"
         validate(model.input_shape, request)
         # Only what the API knows, and no null, reaches an operation and what it stores.
-        answer = method(shaped(model.input_shape, request)) or {}
+        request = shaped(model.input_shape, request)
+        if self._authorizer:
+            self._authorizer.check(access_key, list(requests_of(name, request, self._resources.tags_of)))
+        answer = method(request) or {}
         return shaped(model.output_shape, answer) if model.output_shape else {}

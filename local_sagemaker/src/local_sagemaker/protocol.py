@@ -145,7 +145,7 @@ def _problems(shape: Shape, value: Any, path: str) -> Iterator[str]:
                 yield from _problems(shape.members[name], member, _join(path, name))
         return
     yield from (
-        f"Value {json.dumps(value)[:200]} at '{path}' failed to satisfy constraint: {rule}"
+        f"Value '{_shown(value)}' at '{path}' failed to satisfy constraint: {rule}"
         for rule in _broken_rules(shape, value)
     )
     if isinstance(shape, ListShape):
@@ -155,6 +155,10 @@ def _problems(shape: Shape, value: Any, path: str) -> Iterator[str]:
         for key, item in value.items():
             yield from _problems(shape.key, key, f"{path}.{key}.key")
             yield from _problems(shape.value, item, f"{path}.{key}")
+
+
+def _shown(value: Any) -> str:
+    return (value if isinstance(value, str) else json.dumps(value))[:200]
 
 
 def _broken_rules(shape: Shape, value: Any) -> Iterator[str]:
@@ -168,7 +172,7 @@ def _broken_rules(shape: Shape, value: Any) -> Iterator[str]:
         yield f"Member must have {word} less than or equal to {high}"
     if isinstance(shape, StringShape):
         if shape.enum and value not in shape.enum:
-            yield f"Member must satisfy enum value set: {shape.enum}"
+            yield f"Member must satisfy enum value set: [{', '.join(shape.enum)}]"
         pattern = shape.metadata.get("pattern")
         if pattern and not matches(pattern, value):
             yield f"Member must satisfy regular expression pattern: {pattern}"

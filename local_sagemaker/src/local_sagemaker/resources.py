@@ -122,22 +122,26 @@ class Resources:
     def add_tags(self, request: Record) -> Record:
         """AddTags."""
         with self.store.lock:
-            tags = _tags(request["Tags"], self._tags_of(request["ResourceArn"]))
+            tags = _tags(request["Tags"], self._existing_tags(request["ResourceArn"]))
             self.store.put(TAGS, request["ResourceArn"], tags)
         return _tag_list(tags)
 
     def list_tags(self, request: Record) -> Record:
         """ListTags; all of them, as a page has room for more than a resource can carry."""
-        return _tag_list(self._tags_of(request["ResourceArn"]))
+        return _tag_list(self._existing_tags(request["ResourceArn"]))
 
     def delete_tags(self, request: Record) -> None:
         """DeleteTags."""
         with self.store.lock:
-            tags = self._tags_of(request["ResourceArn"])
+            tags = self._existing_tags(request["ResourceArn"])
             left = {key: value for key, value in tags.items() if key not in request["TagKeys"]}
             self.store.put(TAGS, request["ResourceArn"], left)
 
-    def _tags_of(self, arn: str) -> Record:
+    def tags_of(self, arn: str) -> Record:
+        """The tags of a resource; none if it does not exist."""
+        return self.store.get(TAGS, arn) or {}
+
+    def _existing_tags(self, arn: str) -> Record:
         tags = self.store.get(TAGS, arn)
         if tags is None:
             raise ValidationException(f'Could not find a resource "{arn}".')

@@ -64,8 +64,8 @@ class Runtime:
         except Unavailable as error:
             raise ApiError("ServiceUnavailable", str(error), 503) from error
         if lease is None:
-            target = f"variant {members['TargetVariant']} of endpoint" if "TargetVariant" in members else "Endpoint"
-            raise ValidationError(f"{target} {name} not found.")
+            target = f"Variant {members['TargetVariant']} of endpoint" if "TargetVariant" in members else "Endpoint"
+            raise ValidationError(f"{target} {name} of account {account.account_id()} not found.")
         try:
             return await self._answer(name, lease, members, body)
         finally:

@@ -9,12 +9,14 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 from botocore.exceptions import BotoCoreError, ClientError
 
+from local_sagemaker.authorization import Authorizer, Request
 from local_sagemaker.capture import CaptureSpool
 from local_sagemaker.control_plane import ControlPlane
 from local_sagemaker.hosting import Endpoints
@@ -24,7 +26,7 @@ from local_sagemaker.operations.model_packages import ModelPackageOperations
 from local_sagemaker.operations.models import EndpointConfigOperations, ModelOperations
 from local_sagemaker.operations.training_jobs import TrainingJobOperations
 from local_sagemaker.protocol import ApiError, parse, service_model
-from local_sagemaker.resources import Resources
+from local_sagemaker.resources import ENDPOINT, Resources
 from local_sagemaker.runtime import MAX_BODY_BYTES, MODEL_SECONDS, Runtime
 from local_sagemaker.store import Store
 from local_sagemaker.training import STOP_GRACE_SECONDS, TrainingJobs
@@ -50,6 +52,7 @@ class ServerConfig:
     capture_loss: float = 0.0
     worker_delay: float = 0.0
     calls_per_second: float = 0.0
+    authorizer: str = ""
     model_seconds: float = MODEL_SECONDS
     stop_grace: float = STOP_GRACE_SECONDS
 
@@ -62,8 +65,10 @@ def create_app(config: ServerConfig) -> web.Application:
     endpoints = Endpoints(resources, instances, config.requests_per_instance, config.model_seconds)
     capture = CaptureSpool(config.state / "capture", config.capture_interval, config.capture_delay, config.capture_loss)
     rate = Rate(config.calls_per_second)
+    authorizer = Authorizer(config.authorizer) if config.authorizer else None
     control_plane = ControlPlane(
         resources,
+        authorizer,
         TrainingJobOperations(resources, jobs),
         ModelOperations(resources),
         EndpointConfigOperations(resources),
@@ -81,12 +86,13 @@ def create_app(config: ServerConfig) -> web.Application:
             payload = parse(await request.read())
             _log_request(request, name, payload)
             rate.take()
-            answer = await asyncio.get_running_loop().run_in_executor(threads, control_plane.call, name, payload)
+            call = partial(control_plane.call, name, payload, _access_key(request))
+            answer = await asyncio.get_running_loop().run_in_executor(threads, call)
         except ApiError as error:
             return _error(error, {"__type": error.code, "message": error.message}, JSON)
         except (BotoCoreError, ClientError) as error:
-            message = f"the account's STS does not answer: {error}"
-            return _error(ApiError("ServiceUnavailable", message, 503), {"message": message}, JSON)
+            away = ApiError("ServiceUnavailable", f"the account's STS or S3 does not answer: {error}", 503)
+            return _error(away, {"__type": away.code, "message": away.message}, JSON)
         return web.json_response(answer, content_type=JSON)
 
     async def invoke(request: web.Request) -> web.Response:
@@ -95,6 +101,11 @@ def create_app(config: ServerConfig) -> web.Application:
             callers.add(caller)
             _log_request(request, "InvokeEndpoint", {"EndpointName": request.match_info["name"]})
         try:
+            if authorizer:
+                wanted = Request("sagemaker:InvokeEndpoint", ENDPOINT.arn(caller[0]))
+                if not authorizer.remembers(caller[1] or "", wanted):
+                    check = partial(authorizer.check, caller[1], [wanted], refused=403)
+                    await asyncio.get_running_loop().run_in_executor(threads, check)
             return await request.app[RUNTIME].invoke_endpoint(request)
         except ApiError as error:
             return _error(error, {"Message": error.message, **error.fields}, "application/json")

@@ -1,5 +1,6 @@
 """Models and endpoint configs: Create, Describe, List and Delete of each."""
 
+from local_sagemaker import account
 from local_sagemaker.protocol import ValidationException
 from local_sagemaker.resources import (
     ENDPOINT_CONFIG,
@@ -31,11 +32,14 @@ class ModelOperations:
         if container.get("Mode") == "MultiModel":
             raise ValidationException("Mode MultiModel is not supported by this server.")
         if container.get("ModelPackageName"):
-            self._check_package(container["ModelPackageName"])
+            if {"Image", "ModelDataUrl", "ModelDataSource"} & set(container):
+                raise ValidationException("Give either ModelPackageName or an Image with its model data.")
+            container = self._packaged(container["ModelPackageName"])
         elif not container.get("Image"):
             raise ValidationException("A container needs an Image or a ModelPackageName.")
         if container.get("ModelDataUrl") and container.get("ModelDataSource"):
             raise ValidationException("Give either ModelDataUrl or ModelDataSource.")
+        _check_data(request.get("ExecutionRoleArn"), container)
         return self._resources.create(MODEL, request["ModelName"], request)
 
     def describe_model(self, request: Record) -> Record:
@@ -47,7 +51,8 @@ class ModelOperations:
     def delete_model(self, request: Record) -> None:
         self._resources.delete(MODEL, request["ModelName"])
 
-    def _check_package(self, name: str) -> None:
+    def _packaged(self, name: str) -> Record:
+        """The container of a model package; raises ValidationException if no model can be made of it."""
         package = self._resources.get(MODEL_PACKAGE, name)
         if "ModelPackageVersion" in package and package["ModelApprovalStatus"] != "Approved":
             raise ValidationException(
@@ -59,6 +64,28 @@ class ModelOperations:
             raise ValidationException(
                 f'Model package "{package["ModelPackageArn"]}" must specify one container with an Image.'
             )
+        found: Record = containers[0]
+        return found
+
+
+def _check_data(role: str | None, container: Record) -> None:
+    """Raises ValidationException if the role can't read the model's data, which AWS tells at once.
+
+    The sentences are AWS's, as quoted in issue 2 of philschmid/llm-sagemaker-sample.
+    """
+    source = container.get("ModelDataSource", {}).get("S3DataSource", {})
+    uri = container.get("ModelDataUrl") or source.get("S3Uri")
+    if not uri or role is None:
+        return
+    check_s3_uri("ModelDataUrl", uri)
+    if not account.readable(role, uri, as_prefix=source.get("S3DataType") == "S3Prefix"):
+        raise ValidationException(
+            f'Could not access model data at {uri}. Please ensure that the role "{role}" exists and that its trust '
+            'relationship policy allows the action "sts:AssumeRole" for the service principal '
+            '"sagemaker.amazonaws.com". Also ensure that the role has "s3:GetObject" permissions and that the object '
+            f"is located in {account.region()}. If your Model uses multiple models or uncompressed models, please "
+            'ensure that the role has "s3:ListBucket" permission.'
+        )
 
 
 class EndpointConfigOperations:

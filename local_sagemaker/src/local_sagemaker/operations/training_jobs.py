@@ -4,6 +4,7 @@ import time
 
 import regex
 
+from local_sagemaker import account
 from local_sagemaker.protocol import ResourceLimitExceeded, ValidationException
 from local_sagemaker.resources import TRAINING_JOB, Resources, check_s3_uri, refuse, require
 from local_sagemaker.store import Record
@@ -21,6 +22,7 @@ class TrainingJobOperations:
 
     def create_training_job(self, request: Record) -> Record:
         _check(request)
+        _check_access(request)
         now = time.time()
         starting = {"Status": "Starting", "StartTime": now, "StatusMessage": "Starting the training job"}
         with self._resources.store.lock:
@@ -81,6 +83,29 @@ def _check(request: Record) -> None:
         raise ValidationException("Channel names must be unique within a training job.")
     for channel in request.get("InputDataConfig", []):
         _check_channel(channel, algorithm)
+
+
+def _check_access(request: Record) -> None:
+    """Raises ValidationException if the role can't be assumed or a channel is empty, which AWS tells at once.
+
+    The sentences are AWS's, as quoted in awslabs/predictive-maintenance-using-machine-learning, issue 3, and in
+    aws/amazon-sagemaker-examples, issue 2267.
+    """
+    role = request["RoleArn"]
+    if not account.assumable(role):
+        raise ValidationException(
+            f"Could not assume role {role}. Please ensure that the role exists and allows principal "
+            "'sagemaker.amazonaws.com' to assume the role."
+        )
+    for channel in request.get("InputDataConfig", []):
+        uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
+        if not account.readable(role, uri, as_prefix=True):
+            bucket = account.split_uri(uri)[0]
+            raise ValidationException(
+                f'No S3 objects found under S3 URL "{uri}" given in input data source. Please ensure that the bucket '
+                f"exists in the selected region ({account.region()}), that objects exist under that S3 prefix, and "
+                f'that the role "{role}" has "s3:ListBucket" permissions on bucket "{bucket}".'
+            )
 
 
 def _check_channel(channel: Record, algorithm: Record) -> None:

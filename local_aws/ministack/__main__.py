@@ -31,7 +31,11 @@ def main() -> None:
     from ministack.app import _build_persistence_save_dict, app
     from ministack.core.persistence import save_all
 
-    _delete_buckets_with_their_objects()
+    from local_aws.ministack import authorization, buckets, roles, state_machines
+
+    buckets.install()
+    roles.install(config.role_delay)
+    state_machines.install(config.list_delay)
 
     async def snapshot() -> None:
         """ministack saves its state only when it is stopped; this bounds what a kill can lose."""
@@ -46,7 +50,7 @@ def main() -> None:
 
     async def run() -> None:
         snapshots = asyncio.create_task(snapshot())
-        await serve(app, server)
+        await serve(authorization.with_authorizer(app), server)
         snapshots.cancel()
 
     # A client that keeps a TLS connection would hold up the end for half a minute.
@@ -60,23 +64,6 @@ def main() -> None:
     server.graceful_timeout = 2
     server.loglevel = "WARNING"
     asyncio.run(run())
-
-
-def _delete_buckets_with_their_objects() -> None:
-    """Has CloudFormation delete a bucket as DeleteBucket does.
-
-    ministack's own handler forgets the bucket but leaves its objects on disk, from where they come back at the next
-    start, and it deletes buckets that are not empty, which AWS refuses (DELETE_FAILED).
-    """
-    from ministack.services import s3
-    from ministack.services.cloudformation import provisioners
-
-    def delete(name: str, properties: dict[str, object]) -> None:
-        status, _, body = s3._delete_bucket(name)
-        if status not in (204, 404):
-            raise ValueError(f"{body.decode(errors='replace')} (status {status})")
-
-    provisioners._RESOURCE_HANDLERS["AWS::S3::Bucket"]["delete"] = delete
 
 
 if __name__ == "__main__":
