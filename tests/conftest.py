@@ -23,7 +23,7 @@ FOLDER = "TESTS_FOLDER"
 # begins with.
 GROUPS = {
     "integration/test_rollout": "rollouts",
-    "integration/test_permissions": "rollouts",
+    "integration/test_strict_aws": "rollouts",
     "integration/test_processes": "processes",
     "integration": "stack",
     "local_sagemaker/test_restart": "restart",
