@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit coverage bench-model bench-evaluation bench-nights bench-report bench-sagemaker up down status logs lint format check schemas lock clean
+.PHONY: help setup demo test test-unit test-ray coverage bench-model bench-evaluation bench-nights bench-report bench-sagemaker conformance up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -48,6 +48,16 @@ test-unit: setup ## run the tests that need no services
 test: setup ## run every test
 	@$(BIN)/pytest -q -p no:randomly $(if $(TESTS),$(TESTS),-n $(WORKERS))
 
+# Ray Serve brings its own versions of what the rest has.
+RAY := .venv-ray
+$(RAY)/.installed: tests/ray_serve/requirements.txt
+	@test -e $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	@touch $@
+
+test-ray: setup $(RAY)/.installed ## run the test that serves a model with Ray Serve (downloads about 1.4 GB)
+	@RAY_PYTHON=$(CURDIR)/$(RAY)/bin/python $(BIN)/pytest -q tests/ray_serve
+
 coverage: setup ## run every test and show the branch coverage of what ships
 	@$(BIN)/pytest -q -p no:randomly -n $(WORKERS) --cov --cov-report=term
 
@@ -78,11 +88,23 @@ status: ## what runs and where, settings that differ from the defaults, schedule
 logs: setup ## follow the logs of all services
 	@$(RUN) -m local_aws logs
 
-lint: setup ## ruff, mypy and cfn-lint
+conformance: setup ## compare the answers of the embedded AWS, or with AWS=real of your account, with what is expected
+	@$(RUN) -m conformance --aws $(AWS)
+
+# Its requirements and those of the rest exclude each other.
+CHECKOV := .venv-checkov
+$(CHECKOV)/.installed: infrastructure/requirements-checkov.txt
+	@test -e $(CHECKOV)/bin/python || $(PYTHON) -m venv $(CHECKOV)
+	$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	@touch $@
+
+lint: setup $(CHECKOV)/.installed ## ruff, mypy, and cfn-lint, checkov and AWS's reference of permissions on the templates
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/cfn-lint infrastructure/*.yaml
+	@$(CHECKOV)/bin/checkov --directory infrastructure --framework cloudformation --compact --quiet --skip-download
+	@$(CHECKOV)/bin/python infrastructure/check_policies.py infrastructure/*.yaml
 
 format: setup ## let ruff reformat
 	@$(BIN)/ruff check --fix .
@@ -106,4 +128,4 @@ clean: ## stop everything and remove what setup, services and reports left
 	@test ! -x $(RUN) || $(RUN) -m local_aws clean
 	@rm -rf .scones/cache .mypy_cache .pytest_cache .ruff_cache
 	@find reports -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
-	@rm -rf $(VENV)
+	@rm -rf $(VENV) $(CHECKOV) $(RAY)

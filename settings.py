@@ -181,10 +181,13 @@ class Settings(BaseSettings):
     kms_key: str | None = Field(
         default=None,
         pattern=r"^arn:[^:]+:kms:.+$",
-        description="ARN of a KMS key for the endpoint's volumes and capture records; prepare-data grants its use.",
+        description="ARN of a KMS key for bucket, logs, functions, training, volumes and capture records; prepare-data "
+        "grants its use. The key's own policy must let CloudWatch Logs use it.",
     )
     vpc_subnets: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), max_length=16, description="Subnets that the model's containers join, separated by commas."
+        default=(),
+        max_length=16,
+        description="Subnets that training and the model's containers join, separated by commas.",
     )
     vpc_security_groups: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), max_length=5, description="Their security groups, separated by commas."

@@ -11,9 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 FOLDER = Path(__file__).resolve().parent
-sys.path.insert(0, str(FOLDER / "code"))
-
-from serving import UnreadableImage, classify, load, read_picture, to_json  # noqa: E402 found by the path above
 
 
 @serve.deployment
@@ -21,14 +18,20 @@ class ImageClassifier:
     """A replica with the model loaded. The body of a request is the picture; its answer a JSON list."""
 
     def __init__(self) -> None:
-        self._model = load(FOLDER)
+        # A replica is a process of its own, which gets this class by value and never imports this module.
+        sys.path.insert(0, str(FOLDER / "code"))
+        import serving
+
+        self._serving = serving
+        self._model = serving.load(FOLDER)
 
     async def __call__(self, request: Request) -> Response:
+        serving = self._serving
         try:
-            picture = read_picture(await request.body())
-        except UnreadableImage as error:
+            picture = serving.read_picture(await request.body())
+        except serving.UnreadableImage as error:
             return Response(str(error), 400, media_type="text/plain")
-        return Response(to_json(classify(picture, self._model)), media_type="application/json")
+        return Response(serving.to_json(serving.classify(picture, self._model)), media_type="application/json")
 
 
-app = ImageClassifier.bind()
+app = ImageClassifier.bind()  # type: ignore[attr-defined]

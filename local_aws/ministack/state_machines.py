@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecutio
 
 import contextvars
 import json
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import wraps
@@ -73,10 +74,12 @@ def _with_role(call: Callable[..., Any]) -> Callable[..., Any]:
             action, resource = "lambda:InvokeFunction", config["FunctionArn"]
             decision, principal = role_decision(role, execution["name"], action, resource)
             if decision != "Allow":
+                # As quoted in awslabs/aws-deployment-framework, issue 460.
                 raise stepfunctions._ExecutionError(
                     "Lambda.AWSLambdaException",
                     f"User: {principal} is not authorized to perform: {action} on resource: {resource} because no "
-                    f"identity-based policy allows the {action} action (Service: Lambda, Status Code: 403)",
+                    f"identity-based policy allows the {action} action (Service: AWSLambda; Status Code: 403; Error "
+                    f"Code: AccessDeniedException; Request ID: {uuid.uuid4()}; Proxy: null)",
                 )
         return call(function, event)
 

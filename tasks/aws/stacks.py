@@ -42,7 +42,8 @@ def deploy_storage_stack(progress: Log) -> str:
     """Creates or updates the storage stack and returns the bucket's name."""
     chosen = settings()
     name = chosen.storage_stack
-    outcome = deploy_stack(name, ROOT / "infrastructure" / "storage.yaml", {"Stack": chosen.stack})
+    parameters: dict[str, str | None] = {"Stack": chosen.stack, "KmsKey": chosen.kms_key or ""}
+    outcome = deploy_stack(name, ROOT / "infrastructure" / "storage.yaml", parameters)
     progress(f"stack {name}: {outcome}")
     return stack_outputs(name)["Bucket"]
 

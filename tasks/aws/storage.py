@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PARALLEL_REQUESTS = 16
 
+# The SHA-256 of the content in an object's metadata.
+CONTENT_HASH = "content-sha256"
 R = TypeVar("R", bound=Record)
 
 
@@ -81,15 +83,24 @@ def object_store(bucket: str) -> S3Store:
 def upload_changed(bucket: str, prefix: str, contents: dict[str, bytes]) -> int:
     """Uploads objects below `prefix` (full keys) whose content differs from what is there; returns how many."""
     there = list_etags(bucket, prefix)
-    # The ETag of an object that was put in one piece and is not encrypted with KMS is its MD5.
-    changed = [
-        key
-        for key, content in contents.items()
-        if there.get(key) != hashlib.md5(content, usedforsecurity=False).hexdigest()
-    ]
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
+        same = threads.map(lambda key: key in there and _has_content(bucket, key, there[key], contents[key]), contents)
+        changed = [key for key, unchanged in zip(contents, same, strict=True) if not unchanged]
         list(threads.map(lambda key: put(bucket, key, contents[key]), changed))
     return len(changed)
+
+
+def _has_content(bucket: str, key: str, etag: str, content: bytes) -> bool:
+    """Whether an object has this content.
+
+    Its ETag is the MD5 unless it is encrypted with KMS; then what `put` says in its metadata is looked at.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+    """
+    if etag == hashlib.md5(content, usedforsecurity=False).hexdigest():
+        return True
+    head = retry_transient(f"look at s3://{bucket}/{key}", lambda: client("s3").head_object(Bucket=bucket, Key=key))
+    encryption = head.get("ServerSideEncryption", "")
+    return "aws:kms" in encryption and head["Metadata"].get(CONTENT_HASH) == hashlib.sha256(content).hexdigest()
 
 
 def delete_others(bucket: str, prefix: str, keep: Iterable[str]) -> int:
@@ -148,7 +159,11 @@ def delete(bucket: str, key: str) -> None:
 
 
 def put(bucket: str, key: str, content: bytes) -> None:
-    retry_transient(f"write s3://{bucket}/{key}", lambda: client("s3").put_object(Bucket=bucket, Key=key, Body=content))
+    metadata = {CONTENT_HASH: hashlib.sha256(content).hexdigest()}
+    retry_transient(
+        f"write s3://{bucket}/{key}",
+        lambda: client("s3").put_object(Bucket=bucket, Key=key, Body=content, Metadata=metadata),
+    )
 
 
 def create_json(bucket: str, key: str, value: Any) -> bool:

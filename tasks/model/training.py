@@ -8,7 +8,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 from prefect import task
@@ -310,6 +310,7 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
         OutputDataConfig,
         ResourceConfig,
         StoppingCondition,
+        VpcConfig,
     )
 
     chosen = settings()
@@ -317,6 +318,14 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
     metrics = [
         MetricDefinition(name=metric, regex=rf"\b{metric.replace(':', '_')}=([0-9.e+-]+)") for metric in plan.metrics
     ]
+    # Only what is chosen: the SDK sends a None.
+    output_key = {"kms_key_id": chosen.kms_key} if chosen.kms_key else {}
+    volume_key = {"volume_kms_key_id": chosen.kms_key} if chosen.kms_key else {}
+    network: dict[str, Any] = {}
+    if chosen.vpc_subnets:
+        network["vpc_config"] = VpcConfig(
+            subnets=list(chosen.vpc_subnets), security_group_ids=list(chosen.vpc_security_groups)
+        )
     with translate_aws_errors(f"create training job {name}"):
         retry_until_role_is_assumable(
             lambda: ignore_existing(
@@ -333,11 +342,17 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
                         "sagemaker_submit_directory": plan.source_uri,
                     },
                     input_data_config=[_channel(channel, uri) for channel, uri in plan.channels.items()],
-                    output_data_config=OutputDataConfig(s3_output_path=f"s3://{installation.bucket}/{MODELS_PREFIX}"),
+                    output_data_config=OutputDataConfig(
+                        s3_output_path=f"s3://{installation.bucket}/{MODELS_PREFIX}", **output_key
+                    ),
                     resource_config=ResourceConfig(
-                        instance_type=chosen.training_instance_type, instance_count=1, volume_size_in_gb=10
+                        instance_type=chosen.training_instance_type,
+                        instance_count=1,
+                        volume_size_in_gb=10,
+                        **volume_key,
                     ),
                     stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
+                    **network,
                     **sdk(),
                 )
             )

@@ -53,9 +53,7 @@ import time
 _began, _predict = time.monotonic(), predict_fn
 def predict_fn(image, model):
     if time.monotonic() - _began < 4:
-        error = UnreadableImage("no worker is available")
-        error.status_code = 503
-        raise error
+        raise BaseInferenceToolkitError(503, "no worker is available", "Service Unavailable")
     return _predict(image, model)
 """
 

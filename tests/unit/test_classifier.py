@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from local_aws.config import ROOT
@@ -61,6 +62,14 @@ def test_the_artifact_has_weights_and_code(model: Path) -> None:
     assert {path.name for path in model.iterdir()} == names
     code = {"inference.py", "serving.py", "network.py", "out_of_fold.py", "requirements.txt"}
     assert {path.name for path in (model / "code").iterdir()} == code
+
+
+def test_ray_serves_config_names_what_is_in_the_archive(model: Path) -> None:
+    (application,) = yaml.safe_load((model / "config.yaml").read_text())["applications"]
+    module, _, variable = application["import_path"].partition(":")
+    source = (model / f"{module}.py").read_text()
+    assert f"\n{variable} = " in source
+    assert all(f"class {each['name']}:" in source for each in application["deployments"])
 
 
 def test_a_seed_gives_the_same_weights_again(model: Path, tmp_path: Path) -> None:

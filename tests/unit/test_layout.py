@@ -23,7 +23,19 @@ FLOORS = (
 )
 # Folders that run somewhere else, or by themselves, and import nothing else of this project.
 ISLANDS = ("lambdas", "classifier", "local_aws", "local_sagemaker")
-PROJECT = {"flows", "tasks", "settings", "statemachine", "testing", "tests", "benchmarks", "deploy", "demo", *ISLANDS}
+PROJECT = {
+    "flows",
+    "tasks",
+    "settings",
+    "statemachine",
+    "testing",
+    "tests",
+    "benchmarks",
+    "conformance",
+    "deploy",
+    "demo",
+    *ISLANDS,
+}
 SINCE_PREFECT = "import sys, prefect.flows; import {module}; print(*[name for name in {names} if name in sys.modules])"
 
 

@@ -25,16 +25,24 @@ class Kind:
     stem: str
     # Only a training job's duplicate is ResourceInUse; AWS answers ValidationException for all other kinds.
     duplicate: Callable[[str], ApiError] = ValidationException
+    # What AWS says of one that is not there; by default it names it.
+    missing: str = 'Could not find {label} "{arn}".'
 
     def arn(self, name: str) -> str:
         return account.arn(f"{self.path}/{name}")
+
+    def not_found(self, name: str) -> ValidationException:
+        return ValidationException(self.missing.format(label=self.label, arn=self.arn(name)))
 
     def name(self, name_or_arn: str) -> str:
         """The name within an ARN of this kind, or what was given."""
         return name_or_arn.split(f":{self.path}/", 1)[-1]
 
 
-TRAINING_JOB = Kind("training-job", "training job", "TrainingJob", duplicate=ResourceInUse)
+# As quoted in aws/amazon-sagemaker-examples, issue 2360.
+TRAINING_JOB = Kind(
+    "training-job", "training job", "TrainingJob", duplicate=ResourceInUse, missing="Requested resource not found."
+)
 MODEL = Kind("model", "model", "Model")
 ENDPOINT_CONFIG = Kind("endpoint-config", "endpoint configuration", "EndpointConfig")
 ENDPOINT = Kind("endpoint", "endpoint", "Endpoint")
@@ -70,7 +78,7 @@ class Resources:
         name = kind.name(name_or_arn)
         record = self.store.get(kind.path, name)
         if record is None:
-            raise ValidationException(f'Could not find {kind.label} "{kind.arn(name)}".')
+            raise kind.not_found(name)
         return record
 
     def update(self, kind: Kind, name: str, **changes: Any) -> Record | None:
@@ -79,7 +87,7 @@ class Resources:
     def delete(self, kind: Kind, name_or_arn: str) -> None:
         name = kind.name(name_or_arn)
         if not self.store.delete(kind.path, name):
-            raise ValidationException(f'Could not find {kind.label} "{kind.arn(name)}".')
+            raise kind.not_found(name)
         self.store.delete(TAGS, kind.arn(name))
 
     def page(
