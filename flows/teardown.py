@@ -22,6 +22,7 @@ def teardown(everything: bool = False, confirm: str | None = None) -> None:
     with exclusive(settings().endpoint):
         removal.remove_endpoint()
         if everything:
+            removal.stop_jobs()
             removal.remove_models()
             removal.remove_stacks()
 

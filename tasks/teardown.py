@@ -1,6 +1,7 @@
 """Removes an installation: what is billed by the hour, or all of it. Can be called again where it was interrupted."""
 
 import re
+import time
 
 from prefect import task
 from prefect.logging import get_run_logger
@@ -9,13 +10,15 @@ from settings import settings
 from tasks.aws import storage
 from tasks.aws.clients import client, none_if_missing
 from tasks.aws.errors import translate_aws_errors
-from tasks.aws.stacks import delete_stack, find_outputs
+from tasks.aws.stacks import InfrastructureError, delete_stack, find_outputs
 from tasks.errors import SconesError
+from tasks.model import training
 from tasks.model.registry import versions
 from tasks.model.training import LOG_GROUP as TRAINING_LOGS
 from tasks.serving.endpoint import LOG_GROUP as ENDPOINT_LOGS
 from tasks.serving.endpoint import delete_endpoint
 from tasks.serving.models import delete_model_and_config, owned_names
+from tasks.waiting import look_until
 
 FUNCTION_NAMES = ("serializeImageData", "classifyImage", "filterLowConfidence")
 
@@ -25,6 +28,15 @@ COSTS = """What costs money while it stands:
 - the bucket of {storage_stack}: what is stored, with its old versions for 30 days, captures for 90
 - functions, executions and logs: by use only
 - models, endpoint configs, model packages and the stacks themselves: nothing"""
+
+
+STOP_SECONDS = 600
+LATE_SECONDS = 900
+TRY_AGAIN = "run it again: it goes on where it was"
+
+
+class TeardownError(SconesError):
+    """Something is left that could not be removed in time."""
 
 
 class NotConfirmed(SconesError):
@@ -79,6 +91,32 @@ def remove_models() -> None:
     logger.info("deleted %d models or endpoint configs and %d model versions", len(names), len(registered))
 
 
+@task(task_run_name="stop training jobs")
+def stop_jobs() -> None:
+    """Stops every training job that runs, and waits until it has ended: it would write into the bucket."""
+    names = running_jobs()
+    for name in names:
+        training.stop(name)
+    left = look_until(lambda names: not names, running_jobs, seconds=STOP_SECONDS, every=1, at_most=10)
+    if left:
+        raise TeardownError(f"the training jobs {', '.join(left)} are being stopped for {STOP_SECONDS} s", TRY_AGAIN)
+    get_run_logger().info("stopped %d training jobs", len(names))
+
+
+def running_jobs() -> list[str]:
+    """Names of this installation's training jobs that have not ended."""
+    ours = job_pattern()
+    pages = client("sagemaker").get_paginator("list_training_jobs")
+    with translate_aws_errors("list training jobs"):
+        found = [
+            job["TrainingJobName"]
+            for status in ("InProgress", "Stopping")
+            for page in pages.paginate(NameContains=f"{settings().stack}-", StatusEquals=status)
+            for job in page["TrainingJobSummaries"]
+        ]
+    return [name for name in found if ours.fullmatch(name)]
+
+
 @task(task_run_name="remove stacks and bucket")
 def remove_stacks() -> None:
     """Deletes the workflow stack, all that the bucket holds, the storage stack, and the logs of what is gone.
@@ -87,13 +125,10 @@ def remove_stacks() -> None:
     """
     logger, chosen = get_run_logger(), settings()
     bucket = find_bucket()
-    for name in (chosen.stack, chosen.storage_stack):
-        if name == chosen.storage_stack and bucket is not None:
-            logger.info("deleted %d objects and old versions in %s", storage.empty(bucket), bucket)
-        if delete_stack(name):
-            logger.info("deleted stack %s", name)
-        else:
-            logger.info("there is no stack %s", name)
+    if not delete_stack(chosen.stack):
+        logger.info("there is no stack %s", chosen.stack)
+    if not empty_and_delete(chosen.storage_stack, bucket):
+        logger.info("there is no stack %s", chosen.storage_stack)
     if bucket is not None and storage.delete_bucket(bucket):  # a stack that failed had not taken it for its own
         logger.info("deleted bucket %s", bucket)
     groups = [f"{ENDPOINT_LOGS}/{name}" for name in (chosen.endpoint, chosen.candidate_endpoint)]
@@ -101,6 +136,23 @@ def remove_stacks() -> None:
     logger.info("deleted %d log groups", sum(delete_log_group(name) for name in groups))
     # The group of all training jobs of the account is not this installation's.
     logger.info("deleted the logs of %d training jobs", delete_log_streams(TRAINING_LOGS))
+
+
+def empty_and_delete(stack: str, bucket: str | None) -> bool:
+    """Deletes the stack of the bucket with all that the bucket holds; False if there is no such stack.
+
+    Captures may be delivered minutes after the endpoint is gone: a bucket that is not empty any more is emptied again.
+    """
+    deadline = time.monotonic() + LATE_SECONDS
+    while True:
+        if bucket is not None:
+            get_run_logger().info("deleted %d objects and old versions in %s", storage.empty(bucket), bucket)
+        try:
+            return delete_stack(stack)
+        except InfrastructureError:
+            if bucket is None or not storage.list_objects(bucket, "") or time.monotonic() > deadline:
+                raise
+            get_run_logger().warning("something was written to %s meanwhile; deleting that too", bucket)
 
 
 def find_bucket() -> str | None:
@@ -128,16 +180,19 @@ def delete_log_group(name: str) -> bool:
 
 def delete_log_streams(group: str) -> int:
     """Deletes the streams of this installation's jobs from a log group; returns how many there were."""
-    logs, stack = client("logs"), settings().stack
-    # Another installation's name may begin with this one's.
-    ours = re.compile(rf"{re.escape(stack)}-(gate-)?[0-9a-f]{{12}}(-[0-9]+)?/.*")
+    logs, stack, ours = client("logs"), settings().stack, job_pattern()
     pages = logs.get_paginator("describe_log_streams").paginate(logGroupName=group, logStreamNamePrefix=f"{stack}-")
     with translate_aws_errors(f"delete streams of the log group {group}"):
         try:
             names = [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
         except logs.exceptions.ResourceNotFoundException:
             return 0
-        owned = [name for name in names if ours.fullmatch(name)]
+        owned = [name for name in names if ours.fullmatch(name.partition("/")[0])]
         for name in owned:
             logs.delete_log_stream(logGroupName=group, logStreamName=name)
     return len(owned)
+
+
+def job_pattern() -> re.Pattern[str]:
+    """Names of this installation's training jobs; the name of another installation may begin with this one's."""
+    return re.compile(rf"{re.escape(settings().stack)}-(gate-)?[0-9a-f]{{12}}(-[0-9]+)?")

@@ -1,10 +1,13 @@
 """Model versions against each other on a real endpoint, with a client that invokes it all the while."""
 
+import hashlib
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import uuid
@@ -22,10 +25,13 @@ from flows.teardown import teardown
 from flows.train_model import train_model
 from local_aws.config import LocalConfig
 from settings import ROOT, VARIANT, settings
+from tasks.aws import storage
 from tasks.aws.clients import client
+from tasks.aws.images import training_image
 from tasks.aws.stacks import InfrastructureError, deploy_stack, installation
 from tasks.exclusive import exclusive
 from tasks.installation import Installation
+from tasks.model import training
 from tasks.model.gate import judge
 from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
 from tasks.serving.endpoint import find, serving
@@ -276,7 +282,16 @@ def test_canary_kms_and_vpc_settings_reach_aws(own: Installation, choose: Callab
         retained_versions=1,
     )
     before = serving(own)
+    plan = training.plan_training.fn(own)
     prepare_data("generated")
+    (rule,) = client("s3").get_bucket_encryption(Bucket=own.bucket)["ServerSideEncryptionConfiguration"]["Rules"]
+    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": KEY}
+    assert training.plan_training.fn(own).fingerprint == plan.fingerprint  # nothing was put again, so nothing is new
+    images = {"train/encrypted.png": b"with the key"}
+    assert [storage.upload_changed(own.bucket, "train/enc", images) for _ in range(2)] == [1, 0]
+    etag = storage.list_etags(own.bucket, "train/enc")["train/encrypted.png"]
+    assert etag != hashlib.md5(images["train/encrypted.png"]).hexdigest()
+    storage.delete_others(own.bucket, "train/enc", [])
     roles = client("cloudformation").describe_stack_resource(StackName=STACK, LogicalResourceId="HostingRole")
     role = roles["StackResourceDetail"]["PhysicalResourceId"]
     policy = client("iam").get_role_policy(RoleName=role, PolicyName="host")["PolicyDocument"]
@@ -291,8 +306,15 @@ def test_canary_kms_and_vpc_settings_reach_aws(own: Installation, choose: Callab
     assert endpoint["ProductionVariants"][0]["CurrentInstanceCount"] == 2
     config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
     assert config["KmsKeyId"] == config["DataCaptureConfig"]["KmsKeyId"] == KEY
+    network = {"Subnets": ["subnet-0a", "subnet-0b"], "SecurityGroupIds": ["sg-0a"]}
+    training._start(f"{STACK}-abcdef012345", own, training.plan_training.fn(own).job)
+    job = sagemaker.describe_training_job(TrainingJobName=f"{STACK}-abcdef012345")
+    assert job["OutputDataConfig"]["KmsKeyId"] == job["ResourceConfig"]["VolumeKmsKeyId"] == KEY
+    assert job["VpcConfig"] == network
+    training.stop(job["TrainingJobName"])
     model = sagemaker.describe_model(ModelName=endpoint["EndpointConfigName"])
-    assert model["VpcConfig"] == {"Subnets": ["subnet-0a", "subnet-0b"], "SecurityGroupIds": ["sg-0a"]}
+    assert model["VpcConfig"] == network
+    assert model["PrimaryContainer"]["ModelPackageName"].endswith(f"/{before.model_version.removeprefix('v')}")
     assert owned_names() == [endpoint["EndpointConfigName"]]  # older ones are pruned
 
 
@@ -371,13 +393,24 @@ def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation)
     assert decided.reason.startswith("rejected by a person: not today")
 
 
-def test_all_of_it_is_removed_only_when_asked_twice(own: Installation) -> None:
+def test_all_of_it_is_removed_only_when_asked_twice(own: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Exception, match="confirm='rollouts'"):
         teardown(everything=True)
     with pytest.raises(Exception, match="confirm='rollouts'"):
         teardown(everything=True, confirm="scones-unlimited")
     assert serving(own)
+    job = long_training(own)
+    empty, late = storage.empty, iter([True])
+
+    def empty_before_the_last_capture(bucket: str) -> int:
+        deleted = empty(bucket)
+        if next(late, False):
+            storage.put(bucket, "data-capture/late.jsonl", b"{}")
+        return deleted
+
+    monkeypatch.setattr(storage, "empty", empty_before_the_last_capture)
     teardown(everything=True, confirm=STACK)
+    assert client("sagemaker").describe_training_job(TrainingJobName=job)["TrainingJobStatus"] == "Stopped"
     assert_nothing_is_left(own)
     teardown(everything=True, confirm=STACK)  # again, with nothing there
     # Half-finished: the bucket without a stack, and then a stack whose creation failed because of it.
@@ -387,6 +420,31 @@ def test_all_of_it_is_removed_only_when_asked_twice(own: Installation) -> None:
         deploy_stack(f"{STACK}-storage", ROOT / "infrastructure" / "storage.yaml", {"Stack": STACK})
     teardown(everything=True, confirm=STACK)
     assert_nothing_is_left(own)
+
+
+def long_training(own: Installation) -> str:
+    """The name of a training job of this installation that would run for a minute."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        script = b"import time\ntime.sleep(60)\n"
+        info = tarfile.TarInfo("train.py")
+        info.size = len(script)
+        archive.addfile(info, io.BytesIO(script))
+    storage.put(own.bucket, "code/sleeps.tar.gz", buffer.getvalue())
+    name = f"{STACK}-0123456789ab"
+    client("sagemaker").create_training_job(
+        TrainingJobName=name,
+        RoleArn=own.training_role_arn,
+        AlgorithmSpecification={"TrainingImage": training_image(settings()), "TrainingInputMode": "File"},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        StoppingCondition={"MaxRuntimeInSeconds": 600},
+        OutputDataConfig={"S3OutputPath": f"s3://{own.bucket}/models"},
+        HyperParameters={
+            "sagemaker_program": "train.py",
+            "sagemaker_submit_directory": f"s3://{own.bucket}/code/sleeps.tar.gz",
+        },
+    )
+    return name
 
 
 def assert_nothing_is_left(own: Installation) -> None:
