@@ -12,8 +12,7 @@ from flows.ending import endings
 from flows.identity import run_name
 from settings import ALERT_EVENT, settings
 from tasks.aws.stacks import installation
-from tasks.capture import collect
-from tasks.report import report, subject
+from tasks.report import subject
 from tasks.report.summary import Alert, ReportSummary
 from tasks.run import utc_now
 
@@ -31,6 +30,9 @@ def confidence_report(
 
     Or since, and until (by default now): all that the endpoint answered meanwhile, or one of its versions, such as v7.
     """
+    from tasks.capture import collect  # pandas and matplotlib take most of a second
+    from tasks.report import report
+
     installed = installation()
     if since is None:
         about = subject.read_evaluation(installed.bucket, date, run)

@@ -3,11 +3,16 @@
 All tests run in it. A trap listens where its variables point to, and must not have been called when the session ends.
 """
 
+import fcntl
 import http.server
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +142,33 @@ def config() -> LocalConfig:
 def nothing_reaches_the_real_account():  # type: ignore[no-untyped-def]
     yield
     assert TRAP.calls == []
+
+
+def give_migrated_database(config: LocalConfig, real_aws: bool = False) -> None:
+    """Gives an installation that was never up a Prefect database with its tables, which are made once for all tests.
+
+    Making them takes several seconds of a processor, and most of the time that a new Prefect server needs to start.
+    """
+    template = _all_folders / "prefect.db"
+    with exclusive_file(_all_folders / "prefect.lock"):
+        if not template.exists():
+            new = template.with_suffix(".new")
+            url = f"sqlite+aiosqlite:///{new}"
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            environment = {**os.environ, "PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+            new.rename(template)
+    home = config.prefect_home(real_aws)
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(template, home / "prefect.db")
+
+
+@contextmanager
+def exclusive_file(path: Path) -> Iterator[None]:
+    """Holds a lock against the other processes of the test run."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def group_of(path: str) -> str:

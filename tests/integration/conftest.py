@@ -13,7 +13,7 @@ import pytest
 
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig
-from tests.conftest import POISON
+from tests.conftest import POISON, give_migrated_database
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,7 @@ def stack(config: LocalConfig) -> Iterator[LocalConfig]:
     """Prefect server, worker, ministack and SageMaker server, with prefect.yaml applied."""
     from deploy import bring_up
 
+    give_migrated_database(config)
     try:
         bring_up(config)
         yield config

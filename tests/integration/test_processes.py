@@ -17,7 +17,7 @@ from local_aws import services
 from local_aws.config import ROOT, LocalConfig, free_port
 from local_aws.environment import aws_variables
 from testing.flow_runs import worker_processes
-from tests.conftest import POISON
+from tests.conftest import POISON, give_migrated_database
 from tests.integration.conftest import server_errors
 
 
@@ -68,6 +68,7 @@ def test_a_killed_supervisor_leaves_nothing_behind_after_the_next_up(
     own: tuple[LocalConfig, dict[str, str]],
 ) -> None:
     config, environment = own
+    give_migrated_database(config)
     assert call(environment, sys.executable, "-m", "local_aws", "up").returncode == 0
     bucket = "import boto3; boto3.client('s3').create_bucket(Bucket='kept'); "
     bucket += "boto3.client('s3').put_object(Bucket='kept', Key='k', Body=b'v')"
@@ -145,6 +146,7 @@ def test_ctrl_c_in_the_demo_stops_everything(own: tuple[LocalConfig, dict[str, s
 
 def test_real_aws_starts_only_server_and_worker(own: tuple[LocalConfig, dict[str, str]]) -> None:
     config, environment = own
+    give_migrated_database(config, real_aws=True)
     # The shell's proxies are meant for an AWS of its own, and Prefect may use them too.
     environment = {name: value for name, value in environment.items() if not name.endswith("_PROXY")}
     sourced = call({**environment, **aws_variables(config)}, "make", "up", "AWS=real")
@@ -183,6 +185,7 @@ def test_a_second_up_applies_what_has_changed_and_status_says_what_is_used(
     own: tuple[LocalConfig, dict[str, str]],
 ) -> None:
     config, environment = own
+    give_migrated_database(config)
     environment = {name: value for name, value in environment.items() if name != "SCONES_EPOCHS"}
     up = [sys.executable, "-m", "local_aws", "up"]
     assert call({**environment, "SCONES_EPOCHS": "3"}, *up).returncode == 0

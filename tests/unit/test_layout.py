@@ -84,7 +84,8 @@ def test_islands_import_only_themselves(island: str) -> None:
         ("flows.identity", ["boto3", "pandas"]),
         ("flows.deploy_endpoint", ["pyarrow", "pandas", "matplotlib", "sagemaker.core", "prefect_aws"]),
         ("flows.nightly_evaluation", ["pyarrow", "pandas", "matplotlib", "sagemaker.core", "prefect_aws"]),
-        ("flows.confidence_report", ["sagemaker.core", "prefect_aws", "torch"]),
+        ("flows.confidence_report", ["matplotlib", "sagemaker.core", "prefect_aws", "torch"]),
+        ("flows.pipeline", ["matplotlib", "sagemaker.core", "prefect_aws", "torch"]),
     ],
 )
 def test_a_flow_loads_only_what_it_needs(module: str, names: list[str]) -> None:
