@@ -6,7 +6,7 @@ import uuid
 
 from settings import ROOT, settings
 from tasks.aws import storage
-from tasks.aws.clients import client
+from tasks.aws.clients import client, none_if_missing
 from tasks.installation import Installation
 from tasks.model.registry import APPROVED, ModelVersion, versions
 from tasks.serving.endpoint import find
@@ -38,16 +38,25 @@ def changed_artifact(
             new.addfile(member, io.BytesIO(content))
     key = f"models/changed-{uuid.uuid4().hex}/model.tar.gz"
     storage.put(installed.bucket, key, buffer.getvalue())
-    client("sagemaker").create_model_package(
-        ModelPackageGroupName=settings().model_package_group,
+    register_artifact(version.image, f"s3://{installed.bucket}/{key}")
+    return next(versions())
+
+
+def register_artifact(image: str, uri: str) -> None:
+    """Makes an artifact an approved version of the installation that the settings are of."""
+    group = settings().model_package_group
+    sagemaker = client("sagemaker")
+    if none_if_missing(lambda: sagemaker.describe_model_package_group(ModelPackageGroupName=group)) is None:
+        sagemaker.create_model_package_group(ModelPackageGroupName=group)
+    sagemaker.create_model_package(
+        ModelPackageGroupName=group,
         InferenceSpecification={
-            "Containers": [{"Image": version.image, "ModelDataUrl": f"s3://{installed.bucket}/{key}"}],
+            "Containers": [{"Image": image, "ModelDataUrl": uri}],
             "SupportedContentTypes": ["application/x-image"],
             "SupportedResponseMIMETypes": ["application/json"],
         },
         ModelApprovalStatus=APPROVED,
     )
-    return next(versions())
 
 
 def slow_artifact(installed: Installation, version: ModelVersion) -> ModelVersion:

@@ -42,7 +42,7 @@ def test_every_image_is_accounted_for(evaluation: Evaluation) -> None:
 
 
 def test_every_inference_is_captured_once(installed: Any, evaluation: Evaluation) -> None:
-    _, results, _ = evaluation
+    summary, results, _ = evaluation
     ids = []
     for key in storage.list_etags(installed.bucket, f"data-capture/v1/{installed.endpoint}/primary/"):
         for line in (storage.get(installed.bucket, key) or b"").splitlines():
@@ -50,7 +50,7 @@ def test_every_inference_is_captured_once(installed: Any, evaluation: Evaluation
             assert record["captureData"]["endpointInput"]["encoding"] == "BASE64"
             assert record["captureData"]["endpointOutput"]["encoding"] == "JSON"
             ids.append(record["eventMetadata"]["inferenceId"])
-    counted = sorted(name for name in ids if not name.startswith("smoke-"))
+    counted = sorted(name for name in ids if name.startswith(summary["run"]))
     assert counted == sorted(row["inference_id"] for row in results)
 
 

@@ -45,11 +45,13 @@ from tests.rollouts import (
     changed_artifact,
     clients_of,
     leftovers,
+    register_artifact,
     slow_artifact,
     version_named,
 )
 
 STACK = "rollouts"
+DOOMED = "doomed"
 CLASSES = ("bicycle", "motorcycle", "pickup_truck")
 KEY = "arn:aws:kms:us-east-1:000000000000:key/scones"
 
@@ -80,6 +82,28 @@ def own(stack: LocalConfig) -> Iterator[Installation]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+        settings.cache_clear()
+
+
+@pytest.fixture
+def doomed(own: Installation) -> Iterator[Installation]:
+    """Another installation, with the champion's artifact as its only version, in service."""
+    champion = version_named(serving(own).model_version)
+    artifact = storage.get(own.bucket, champion.artifact_uri.split("/", 3)[3])
+    assert artifact is not None
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SCONES_STACK", DOOMED)
+            patch.setenv("SCONES_GENERATED_PER_CLASS", "10")
+            settings.cache_clear()
+            prepare_data("generated")
+            made = installation()
+            storage.put(made.bucket, "models/champion/model.tar.gz", artifact)
+            register_artifact(champion.image, f"s3://{made.bucket}/models/champion/model.tar.gz")
+            assert deploy_endpoint().model_version == "v1"
+            yield made
+            teardown(everything=True, confirm=DOOMED)
+    finally:
         settings.cache_clear()
 
 
@@ -393,13 +417,13 @@ def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation)
     assert decided.reason.startswith("rejected by a person: not today")
 
 
-def test_all_of_it_is_removed_only_when_asked_twice(own: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Exception, match="confirm='rollouts'"):
+def test_all_of_it_is_removed_only_when_asked_twice(doomed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Exception, match="confirm='doomed'"):
         teardown(everything=True)
-    with pytest.raises(Exception, match="confirm='rollouts'"):
+    with pytest.raises(Exception, match="confirm='doomed'"):
         teardown(everything=True, confirm="scones-unlimited")
-    assert serving(own)
-    job = long_training(own)
+    assert serving(doomed)
+    job = long_training(doomed)
     empty, late = storage.empty, iter([True])
 
     def empty_before_the_last_capture(bucket: str) -> int:
@@ -409,20 +433,20 @@ def test_all_of_it_is_removed_only_when_asked_twice(own: Installation, monkeypat
         return deleted
 
     monkeypatch.setattr(storage, "empty", empty_before_the_last_capture)
-    teardown(everything=True, confirm=STACK)
+    teardown(everything=True, confirm=DOOMED)
     assert client("sagemaker").describe_training_job(TrainingJobName=job)["TrainingJobStatus"] == "Stopped"
-    assert_nothing_is_left(own)
-    teardown(everything=True, confirm=STACK)  # again, with nothing there
+    assert_nothing_is_left(doomed)
+    teardown(everything=True, confirm=DOOMED)  # again, with nothing there
     # Half-finished: the bucket without a stack, and then a stack whose creation failed because of it.
-    client("s3").create_bucket(Bucket=own.bucket)
-    client("s3").put_object(Bucket=own.bucket, Key="train/left.png", Body=b"x")
+    client("s3").create_bucket(Bucket=doomed.bucket)
+    client("s3").put_object(Bucket=doomed.bucket, Key="train/left.png", Body=b"x")
     with pytest.raises(InfrastructureError):
-        deploy_stack(f"{STACK}-storage", ROOT / "infrastructure" / "storage.yaml", {"Stack": STACK})
-    teardown(everything=True, confirm=STACK)
-    assert_nothing_is_left(own)
+        deploy_stack(f"{DOOMED}-storage", ROOT / "infrastructure" / "storage.yaml", {"Stack": DOOMED})
+    teardown(everything=True, confirm=DOOMED)
+    assert_nothing_is_left(doomed)
 
 
-def long_training(own: Installation) -> str:
+def long_training(doomed: Installation) -> str:
     """The name of a training job of this installation that would run for a minute."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -430,33 +454,33 @@ def long_training(own: Installation) -> str:
         info = tarfile.TarInfo("train.py")
         info.size = len(script)
         archive.addfile(info, io.BytesIO(script))
-    storage.put(own.bucket, "code/sleeps.tar.gz", buffer.getvalue())
-    name = f"{STACK}-0123456789ab"
+    storage.put(doomed.bucket, "code/sleeps.tar.gz", buffer.getvalue())
+    name = f"{DOOMED}-0123456789ab"
     client("sagemaker").create_training_job(
         TrainingJobName=name,
-        RoleArn=own.training_role_arn,
+        RoleArn=doomed.training_role_arn,
         AlgorithmSpecification={"TrainingImage": training_image(settings()), "TrainingInputMode": "File"},
         ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
         StoppingCondition={"MaxRuntimeInSeconds": 600},
-        OutputDataConfig={"S3OutputPath": f"s3://{own.bucket}/models"},
+        OutputDataConfig={"S3OutputPath": f"s3://{doomed.bucket}/models"},
         HyperParameters={
             "sagemaker_program": "train.py",
-            "sagemaker_submit_directory": f"s3://{own.bucket}/code/sleeps.tar.gz",
+            "sagemaker_submit_directory": f"s3://{doomed.bucket}/code/sleeps.tar.gz",
         },
     )
     return name
 
 
-def assert_nothing_is_left(own: Installation) -> None:
+def assert_nothing_is_left(doomed: Installation) -> None:
     names = {stack["StackName"] for stack in client("cloudformation").describe_stacks()["Stacks"]}
-    assert not [name for name in names if name.startswith(STACK)]
-    assert own.bucket not in {bucket["Name"] for bucket in client("s3").list_buckets()["Buckets"]}
+    assert not [name for name in names if name.startswith(DOOMED)]
+    assert doomed.bucket not in {bucket["Name"] for bucket in client("s3").list_buckets()["Buckets"]}
     assert owned_names() == []
     assert list(versions()) == []
-    assert find(own.endpoint) is None
+    assert find(doomed.endpoint) is None
     groups = client("logs").describe_log_groups()["logGroups"]
-    assert not [group["logGroupName"] for group in groups if STACK in group["logGroupName"]]
+    assert not [group["logGroupName"] for group in groups if DOOMED in group["logGroupName"]]
     streams = client("logs").describe_log_streams(
-        logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix=f"{STACK}-"
+        logGroupName="/aws/sagemaker/TrainingJobs", logStreamNamePrefix=f"{DOOMED}-"
     )["logStreams"]
     assert streams == []
