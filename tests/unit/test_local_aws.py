@@ -21,6 +21,7 @@ from local_sagemaker.protocol import (
     validate,
 )
 from local_sagemaker.resources import Resources
+from local_sagemaker.routing import Routing
 from local_sagemaker.store import Store
 
 from local_aws import services
@@ -238,7 +239,7 @@ def test_an_endpoint_of_an_earlier_version_can_be_deleted_and_made_again(tmp_pat
     resources = Resources(Store(tmp_path / "resources.sqlite"))
     resources.store.create("endpoint", "old", {"EndpointName": "old", "EndpointStatus": "InService"})
     instances = Instances(tmp_path / "models", model_seconds=1)
-    endpoints = Endpoints(resources, instances, queue_per_instance=1, model_seconds=1)
+    endpoints = Endpoints(resources, instances, Routing(resources, queue_per_instance=1), model_seconds=1)
     deadline = time.monotonic() + 10
     while (record := resources.store.get("endpoint", "old") or {})["EndpointStatus"] != "Failed":
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Endpoints: fleets brought up, kept alive, and replaced without a failed request."""
+"""Endpoints: fleets brought up, and replaced without a failed request."""
 
 import logging
 import threading
@@ -11,20 +11,16 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local_sagemaker import account
-from local_sagemaker.fleet import Fleet, Lease, Traffic, Variant
-from local_sagemaker.instances import HostingFailed, Instance, Instances
+from local_sagemaker.fleet import Fleet, Traffic, Variant
+from local_sagemaker.instances import HostingFailed, Instances
+from local_sagemaker.repairs import MAX_BACKOFF_SECONDS, Repairs
 from local_sagemaker.resources import ENDPOINT, Resources
+from local_sagemaker.routing import Routing
 from local_sagemaker.store import Record
 
 logger = logging.getLogger(__name__)
 
 STARTUP_SECONDS = 120
-PING_EVERY = 5
-MAX_BACKOFF_SECONDS = 30
-
-
-class Unavailable(Exception):
-    """No instance can take a request now; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +38,11 @@ class Endpoints:
     """Brings fleets up and down and keeps them alive. A plan is what Describe, a restart and an update work from:
     EndpointConfigName, DataCaptureConfig, and for each variant name, weight, instance count and what it runs."""
 
-    def __init__(
-        self, resources: Resources, instances: Instances, queue_per_instance: int, model_seconds: float
-    ) -> None:
+    def __init__(self, resources: Resources, instances: Instances, routing: Routing, model_seconds: float) -> None:
         self._resources = resources
         self._instances = instances
-        self._queue = queue_per_instance
+        self._routing = routing
         self._model_seconds = model_seconds
-        self._lock = threading.Lock()
-        self._traffic: dict[str, Traffic] = {}
         self._stop = threading.Event()
         self._instances.remove_models(but=self._models_in_use())
         for endpoint in resources.store.all(ENDPOINT.path):
@@ -59,38 +51,7 @@ class Endpoints:
             elif endpoint["EndpointStatus"] != "Failed":
                 resources.update(ENDPOINT, endpoint["EndpointName"], EndpointStatus="SystemUpdating")
                 self._start_thread(self._recover, endpoint)
-        self._start_thread(self._watch)
-
-    # What the runtime asks
-
-    def lease(self, name: str, target: str | None) -> Lease | None:
-        """Takes the least busy instance of a variant for one request, to be given back with `release`.
-
-        None if the endpoint or the target variant does not exist; raises Unavailable if none can take it now.
-        """
-        with self._lock:
-            traffic = self._traffic.get(name)
-            if traffic is None:
-                endpoint = self._resources.store.get(ENDPOINT.path, name)
-                if endpoint and endpoint["EndpointStatus"] == "SystemUpdating":
-                    raise Unavailable(f"Endpoint {name} is starting again after a restart of the server.")
-                return None
-            chosen = traffic.choose(target)
-            if chosen is None:
-                return None
-            fleet, variant = chosen
-            instances = [instance for instance in variant.instances if instance.healthy]
-            if not instances:
-                raise Unavailable(f"No instance of variant {variant.name} is healthy.")
-            instance = min(instances, key=lambda instance: instance.in_flight)
-            if instance.in_flight >= self._queue:
-                raise Unavailable(f"Every instance of variant {variant.name} has {self._queue} requests in flight.")
-            instance.in_flight += 1
-            return Lease(fleet, variant, instance)
-
-    def release(self, lease: Lease) -> None:
-        with self._lock:
-            lease.instance.in_flight -= 1
+        Repairs(instances, routing, self._stop).start()
 
     # What the control plane asks
 
@@ -125,7 +86,7 @@ class Endpoints:
 
     def _update(self, name: str, plan: Record, shift: Shift) -> None:
         """Starts the new fleet beside the old one and moves traffic when it answers; else the old one stays."""
-        previous = self._traffic[name].fleet
+        previous = self._routing.fleet(name)
         fleet = None
         try:
             fleet = self._start_fleet(name, plan)
@@ -135,7 +96,7 @@ class Endpoints:
                 return
             logger.warning("endpoint %s keeps %s: %s", name, previous.plan["EndpointConfigName"], error)
             self._set(name, EndpointStatus="RollingBack")
-            self._set_traffic(name, Traffic(previous))
+            self._routing.direct(name, Traffic(previous))
             if fleet:
                 self._retire(fleet)
             self._set(
@@ -146,7 +107,7 @@ class Endpoints:
                 PendingDeploymentSummary=None,
             )
             return
-        self._set_traffic(name, Traffic(fleet))
+        self._routing.direct(name, Traffic(fleet))
         if self._stop.wait(shift.termination_wait_seconds):  # done again after the restart
             return
         self._serve(name, fleet)
@@ -154,14 +115,14 @@ class Endpoints:
         self._instances.remove_models(but=self._models_in_use())
 
     def _scale(self, name: str, plan: Record) -> None:
-        fleet = self._traffic[name].fleet
+        fleet = self._routing.fleet(name)
         failure = None
         for variant, wanted in zip(fleet.variants, plan["Variants"], strict=True):
             try:
                 missing = wanted["InstanceCount"] - len(variant.instances)
                 started = self._instances.start(name, [variant.plan] * missing)
                 answering = {instance for instance in variant.instances if instance.healthy and instance.ping()}
-                with self._lock:
+                with self._routing.lock:
                     everyone = sorted([*started, *variant.instances], key=lambda instance: instance not in answering)
                     count = wanted["InstanceCount"]
                     variant.plan, variant.instances, surplus = wanted, everyone[:count], everyone[count:]
@@ -174,8 +135,7 @@ class Endpoints:
         self._serve(name, fleet, failure)
 
     def _delete(self, name: str) -> None:
-        with self._lock:
-            traffic = self._traffic.pop(name, None)
+        traffic = self._routing.close(name)
         if traffic:
             self._retire(traffic.fleet)
         self._resources.delete(ENDPOINT, name)
@@ -208,55 +168,18 @@ class Endpoints:
             return
         pending = endpoint.get("PendingPlan")
         if endpoint.get("Plan") and pending:
-            self._set_traffic(name, Traffic(fleet))
+            self._routing.direct(name, Traffic(fleet))
             self._set(name, EndpointStatus="Updating")
             self._update(name, pending, Shift(**endpoint["PendingShift"]))
         else:
             self._serve(name, fleet)
-
-    def _watch(self) -> None:
-        """Replaces instances that died, or whose /ping says that they do not work."""
-        beat = 0
-        while not self._stop.wait(1):
-            beat += 1
-            for name, traffic in list(self._traffic.items()):
-                if beat % PING_EVERY == 0:
-                    _ping_all(traffic)
-                # One of the incoming fleet ends the update, which must find it.
-                for variant in traffic.fleet.variants:
-                    sick = [instance for instance in list(variant.instances) if not instance.healthy]
-                    if sick and time.monotonic() >= variant.retry_at:
-                        variant.retry_at = float("inf")
-                        self._start_thread(self._replace, name, variant, sick)
-
-    def _replace(self, name: str, variant: Variant, sick: list[Instance]) -> None:
-        logger.warning("endpoint %s: replacing %d instances of variant %s", name, len(sick), variant.name)
-        try:
-            for instance in sick:
-                self._instances.stop(instance)
-            fresh = self._instances.start(name, [variant.plan] * len(sick))
-        except Exception as error:
-            logger.warning("endpoint %s: %s", name, error)
-            variant.failures += 1
-            variant.retry_at = time.monotonic() + min(2**variant.failures, MAX_BACKOFF_SECONDS)
-            return
-        with self._lock:
-            traffic = self._traffic.get(name)
-            wanted = traffic is not None and any(variant in fleet.variants for fleet in traffic.fleets)
-            # It may have been scaled down, updated or deleted meanwhile.
-            missing = [instance for instance in sick if instance in variant.instances] if wanted else []
-            healthy = [instance for instance in variant.instances if instance not in missing]
-            variant.instances = [*healthy, *fresh[: len(missing)]]
-            variant.failures, variant.retry_at = 0, 0.0
-        for instance in fresh[len(missing) :]:
-            self._instances.stop(instance)
 
     # Traffic
 
     def _move_traffic(self, name: str, previous: Fleet, fleet: Fleet, shift: Shift) -> None:
         deadline = time.monotonic() + shift.max_seconds
         for share in shift.shares:
-            self._set_traffic(name, Traffic(previous, fleet, share))
+            self._routing.direct(name, Traffic(previous, fleet, share))
             until = time.monotonic() + shift.wait_seconds
             while not self._stop.is_set():
                 if not all(instance.healthy for instance in fleet.instances):
@@ -271,12 +194,8 @@ class Endpoints:
                     break
                 self._stop.wait(min(1.0, left))
 
-    def _set_traffic(self, name: str, traffic: Traffic) -> None:
-        with self._lock:
-            self._traffic[name] = traffic
-
     def _serve(self, name: str, fleet: Fleet, failure: str | None = None) -> None:
-        self._set_traffic(name, Traffic(fleet))
+        self._routing.direct(name, Traffic(fleet))
         self._set(
             name,
             EndpointStatus="InService",
@@ -321,11 +240,6 @@ class Endpoints:
 
     def _start_thread(self, work: Callable[..., None], *arguments: Any) -> None:
         threading.Thread(target=work, args=arguments, name=f"hosting-{work.__name__}", daemon=True).start()
-
-
-def _ping_all(traffic: Traffic) -> None:
-    for instance in [instance for fleet in traffic.fleets for instance in fleet.instances if instance.healthy]:
-        instance.missed_pings = 0 if instance.ping() else instance.missed_pings + 1
 
 
 def _ringing(alarms: tuple[str, ...]) -> str | None:

@@ -11,9 +11,9 @@ from botocore.model import Shape
 from local_sagemaker import account
 from local_sagemaker.capture import CaptureSpool, Exchange
 from local_sagemaker.fleet import Lease
-from local_sagemaker.hosting import Endpoints, Unavailable
 from local_sagemaker.instances import LOG_GROUP
 from local_sagemaker.protocol import ApiError, ValidationException, service_model, validate
+from local_sagemaker.routing import Routing, Unavailable
 
 MAX_BODY_BYTES = 6 * 1024 * 1024
 MODEL_SECONDS = 60.0
@@ -32,11 +32,11 @@ class ValidationError(ApiError):
 class Runtime:
     """Answers InvokeEndpoint with the endpoint's models."""
 
-    def __init__(self, endpoints: Endpoints, capture: CaptureSpool, model_seconds: float = MODEL_SECONDS) -> None:
-        self._endpoints = endpoints
+    def __init__(self, routing: Routing, capture: CaptureSpool, model_seconds: float = MODEL_SECONDS) -> None:
+        self._routing = routing
         self._capture = capture
         self._model_seconds = model_seconds
-        # No limit of its own: `Endpoints` bounds the requests in flight. No proxy of the shell's either.
+        # No limit of its own: `Routing` bounds the requests in flight. No proxy of the shell's either.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=model_seconds),
@@ -60,7 +60,7 @@ class Runtime:
         if len(body) > MAX_BODY_BYTES:
             raise ValidationError(f"The request body of {len(body)} bytes is larger than {MAX_BODY_BYTES}.", 413)
         try:
-            lease = self._endpoints.lease(name, members.get("TargetVariant"))
+            lease = self._routing.lease(name, members.get("TargetVariant"))
         except Unavailable as error:
             raise ApiError("ServiceUnavailable", str(error), 503) from error
         if lease is None:
@@ -69,7 +69,7 @@ class Runtime:
         try:
             return await self._answer(name, lease, members, body)
         finally:
-            self._endpoints.release(lease)
+            self._routing.release(lease)
 
     async def _answer(self, name: str, lease: Lease, members: dict[str, str], body: bytes) -> web.Response:
         variant, attributes = lease.variant, members.get("CustomAttributes")

@@ -27,6 +27,7 @@ from local_sagemaker.operations.models import EndpointConfigOperations, ModelOpe
 from local_sagemaker.operations.training_jobs import TrainingJobOperations
 from local_sagemaker.protocol import ApiError, parse, service_model
 from local_sagemaker.resources import ENDPOINT, Resources
+from local_sagemaker.routing import Routing
 from local_sagemaker.runtime import MAX_BODY_BYTES, MODEL_SECONDS, Runtime
 from local_sagemaker.store import Store
 from local_sagemaker.training import STOP_GRACE_SECONDS, TrainingJobs
@@ -62,7 +63,8 @@ def create_app(config: ServerConfig) -> web.Application:
     resources = Resources(Store(config.state / "resources.sqlite"))
     jobs = TrainingJobs(resources, config.state / "training", config.training_jobs, config.stop_grace)
     instances = Instances(config.state / "models", config.model_seconds, config.worker_delay)
-    endpoints = Endpoints(resources, instances, config.requests_per_instance, config.model_seconds)
+    routing = Routing(resources, config.requests_per_instance)
+    endpoints = Endpoints(resources, instances, routing, config.model_seconds)
     capture = CaptureSpool(config.state / "capture", config.capture_interval, config.capture_delay, config.capture_loss)
     rate = Rate(config.calls_per_second)
     authorizer = Authorizer(config.authorizer) if config.authorizer else None
@@ -114,7 +116,7 @@ def create_app(config: ServerConfig) -> web.Application:
         return web.Response()
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        app[RUNTIME] = Runtime(endpoints, capture, config.model_seconds)
+        app[RUNTIME] = Runtime(routing, capture, config.model_seconds)
         yield
         await app[RUNTIME].close()
         with ThreadPoolExecutor() as stopping:
