@@ -29,9 +29,11 @@ SETTLING_SECONDS = 1200
 # What a service says of something that is not there, and need not be deleted.
 NOT_THERE = ("Could not find", "not found", "NotFound", "NoSuch", "does not exist", "404")
 
+# Its model takes a moment to load, so that the endpoint is seen while it is created.
 INFERENCE = """
+import time
 def model_fn(model_dir):
-    return None
+    time.sleep(3)
 def input_fn(body, content_type):
     return bytes(body).decode() if not isinstance(body, str) else body
 def predict_fn(text, model):

@@ -32,7 +32,7 @@ def stack(config: LocalConfig) -> Iterator[LocalConfig]:
 
 
 # How the tracebacks of requests end that were under way when the server was told to stop.
-CUT_OFF = re.compile("CancelledError|KeyboardInterrupt|shutdown|[Cc]losed|no active connection")
+CUT_OFF = re.compile("CancelledError|KeyboardInterrupt|shutdown|[Cc]losed|no active connection|WebSocketDisconnected")
 
 
 def server_errors(config: LocalConfig, stopped_at_any_time: bool = False) -> list[str]:
