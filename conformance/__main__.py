@@ -101,9 +101,10 @@ def make(call: Call, client_of: places.ClientOf, variables: Mapping[str, Any], w
 
 
 def filled(value: Any, variables: Mapping[str, Any]) -> Any:
-    """A call's arguments with ${names} replaced; one that is nothing else may be bytes."""
+    """A call's arguments with ${names} replaced; one that is nothing else may be bytes, or None and is left out."""
     if isinstance(value, dict):
-        return {name: filled(member, variables) for name, member in value.items()}
+        members = {name: filled(member, variables) for name, member in value.items()}
+        return {name: member for name, member in members.items() if member is not None}
     if isinstance(value, list):
         return [filled(member, variables) for member in value]
     if not isinstance(value, str):

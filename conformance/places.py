@@ -94,6 +94,8 @@ def variables(runtime: str, client_of: ClientOf) -> dict[str, Any]:
         "region": region,
         "account": number,
         "bucket": f"{prefix}-{number}-{region}",
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateBucket.html: not for us-east-1
+        "location": None if region == "us-east-1" else {"LocationConstraint": region},
         "role": f"arn:aws:iam::{number}:role/{prefix}-role",
         "role_without_policy": f"arn:aws:iam::{number}:role/{prefix}-weak",
         "runtime": runtime,

@@ -45,7 +45,7 @@ def _with_execution(execute_task: Callable[..., Any]) -> Callable[..., Any]:
             output, following = execute_task(state, raw_input, execution, context)
         finally:
             _execution.reset(token)
-        _check_size(output, f"The state '{context['State']['Name']}' returned a result")
+        _check_size(output, f"The state/task '{context['State']['Name']}' returned a result with")
         return output, following
 
     return checked
@@ -54,9 +54,9 @@ def _with_execution(execute_task: Callable[..., Any]) -> Callable[..., Any]:
 def _with_payload_limit(invoke: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(invoke)
     def checked(resource: str, payload: Any) -> Any:
-        _check_size(payload, f"The input of {resource} has a size")
+        _check_size(payload, f"The input of the state/task '{resource}' has")
         result = invoke(resource, payload)
-        _check_size(result, f"{resource} returned a result")
+        _check_size(result, f"The state/task '{resource}' returned a result with")
         return result
 
     return checked
@@ -145,7 +145,7 @@ def _check_size(payload: Any, subject: str) -> None:
     if size > MAX_PAYLOAD_BYTES:
         raise stepfunctions._ExecutionError(
             "States.DataLimitExceeded",
-            f"{subject} with a size exceeding the maximum number of bytes service limit.",
+            f"{subject} a size exceeding the maximum number of bytes service limit.",
         )
 
 

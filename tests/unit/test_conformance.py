@@ -51,8 +51,9 @@ def test_a_difference_is_told(expected: Expected, answer: dict[str, Any], told: 
 
 
 def test_arguments_are_filled_in() -> None:
-    variables = {"name": "run-1", "file": b"\x00"}
-    assert filled({"Key": "${name}/x", "Body": "${file}", "Tags": ["${name}"], "Size": 1}, variables) == {
+    variables = {"name": "run-1", "file": b"\x00", "nothing": None}
+    arguments = {"Key": "${name}/x", "Body": "${file}", "Tags": ["${name}"], "Size": 1, "Location": "${nothing}"}
+    assert filled(arguments, variables) == {
         "Key": "run-1/x",
         "Body": b"\x00",
         "Tags": ["run-1"],
