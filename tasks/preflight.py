@@ -32,6 +32,15 @@ SUPPORTED_UNTIL = {
     "pytorch:2.13": date(2027, 7, 20),
     "pytorch-inference:2.6": date(2026, 6, 30),
 }
+# Calls a second that Step Functions refills, in the three large regions and in all others:
+# https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
+LARGE_REGIONS = {"us-east-1", "us-west-2", "eu-west-1"}
+REFILLS = {"StartExecution": (300, 150), "DescribeExecution": (15, 10), "ListExecutions": (5, 2)}
+SETTINGS_OF = {
+    "StartExecution": "STARTS_PER_SECOND",
+    "DescribeExecution": "DESCRIBES_PER_SECOND",
+    "ListExecutions": "LISTS_PER_SECOND",
+}
 # What deploys, trains and evaluates; simulated for whoever runs the flows.
 ACTIONS = (
     "cloudformation:DescribeStacks",
@@ -90,6 +99,8 @@ def findings(chosen: Settings) -> Iterator[Finding]:
         ("region", region),
         ("images", lambda: images(chosen, datetime.now(UTC).date())),
         ("quotas", lambda: quotas(chosen)),
+        # One machine has none, and evaluations use what it bears.
+        ("rates", lambda: rates(chosen, session().region_name) if on_aws() else []),
         ("Lambda concurrency", lambda: lambda_concurrency(chosen)),
         ("permissions", permissions),
         ("stacks", lambda: stacks(chosen)),
@@ -179,6 +190,26 @@ def quotas(chosen: Settings) -> list[Finding]:
             found.append(Finding(name, "problem", f"{allowed[name]:g} are allowed, and {count} are needed", hint))
         else:
             found.append(Finding(name, "ok", f"{allowed[name]:g} are allowed, and {count} are needed"))
+    return found
+
+
+def rates(chosen: Settings, region_name: str | None) -> list[Finding]:
+    """Whether the evaluation calls Step Functions no faster than an account's tokens are refilled by default."""
+    column = 0 if region_name in LARGE_REGIONS else 1
+    paces = {
+        "StartExecution": chosen.starts_per_second,
+        "DescribeExecution": chosen.describes_per_second,
+        "ListExecutions": chosen.lists_per_second,
+    }
+    found = []
+    for action, pace in paces.items():
+        allowed = REFILLS[action][column]
+        detail = f"{pace:g} a second, and {allowed} are refilled by default in {region_name}"
+        if pace > allowed:
+            hint = f"set SCONES_{SETTINGS_OF[action]} to {allowed}, unless the account has a higher quota"
+            found.append(Finding(f"rate of {action}", "warning", detail, hint))
+        else:
+            found.append(Finding(f"rate of {action}", "ok", detail))
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from settings import Settings
 from tasks import preflight
-from tasks.preflight import clock, images, lambda_concurrency, quotas, role_of
+from tasks.preflight import clock, images, lambda_concurrency, quotas, rates, role_of
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 CHOSEN = Settings(executions_in_flight=50)
@@ -64,6 +64,24 @@ def test_quotas_are_compared_with_what_the_settings_need(monkeypatch: pytest.Mon
     assert endpoint.level == "ok"
     monkeypatch.setattr(preflight, "client", lambda service: Answering(Quotas=[]))
     assert {each.level for each in quotas(CHOSEN)} == {"warning"}
+
+
+@pytest.mark.parametrize(
+    ("paces", "region", "levels"),
+    [
+        ((100, 10, 2), "eu-central-1", ["ok", "ok", "ok"]),
+        ((300, 15, 4), "us-east-1", ["ok", "ok", "ok"]),
+        ((100, 10, 4), "eu-central-1", ["ok", "ok", "warning"]),
+        ((200, 15, 2), None, ["warning", "warning", "ok"]),
+    ],
+)
+def test_rates_are_compared_with_the_regions(
+    paces: tuple[float, float, float], region: str | None, levels: list[str]
+) -> None:
+    starts, describes, lists = paces
+    found = rates(Settings(starts_per_second=starts, describes_per_second=describes, lists_per_second=lists), region)
+    assert [each.level for each in found] == levels
+    assert all("SCONES_" in each.hint for each in found if each.level == "warning")
 
 
 def test_lambda_must_bear_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
