@@ -37,9 +37,12 @@ SMALL = {
     "SCONES_THRESHOLD": "recommended",
     "SCONES_THRESHOLD_TARGET": "0.1",
     "SCONES_RETAINED_VERSIONS": "1",
+    # Longer than a record takes; one that is lost is waited for in vain.
+    "SCONES_CAPTURE_MAX_SECONDS": "12",
+    "SCONES_SMOKE_CAPTURE_SECONDS": "12",
 }
-# AWS at its least convenient: records and lists late, models that are not up, roles that take a while, throttling.
-HABITS = "--capture-delay 5 --worker-delay 4 --calls-per-second 20"
+# AWS at its least convenient: records late or lost, lists late, models not up, roles that take a while, throttling.
+HABITS = "--capture-delay 5 --capture-loss 0.3 --worker-delay 4 --calls-per-second 20"
 DELAYS = {"SCONES_LIST_DELAY": "3", "SCONES_ROLE_DELAY": "5"}
 PIPELINE = """
 from flows.pipeline import pipeline
