@@ -73,12 +73,15 @@ def installed(demo: subprocess.CompletedProcess[str]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def evaluation(installed: Any) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+def evaluation(
+    installed: Any, demo: subprocess.CompletedProcess[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """Summary, results and manifest of the demo's evaluation, as they are in the bucket."""
     from tasks.aws import storage
 
-    keys = storage.list_etags(installed.bucket, "evaluations/")
-    prefix = min(key for key in keys if key.endswith("summary.json")).removesuffix("summary.json")
+    shown = re.search(r"/([0-9-]{10}/[0-9a-f]{12})/report.html", demo.stdout)
+    assert shown, demo.stdout
+    prefix = f"evaluations/{shown[1]}/"
     results = storage.get_json_lines(installed.bucket, f"{prefix}results.jsonl")
     manifest = storage.get_json_lines(installed.bucket, f"{prefix}manifest.jsonl")
     assert results is not None and manifest is not None

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import boto3
@@ -136,7 +136,17 @@ def test_the_checker_finds_what_is_planted(lab: Lab, bad_night: Night) -> None:
         verdict_on(rows)
 
 
-def test_a_cancelled_run_stops_its_executions_and_accounts_for_the_rest(lab: Lab) -> None:
+class CancelledRun(NamedTuple):
+    """A run of 20 images that was cancelled, and what was there of it then: somebody may retry it later."""
+
+    id: UUID
+    name: str
+    summary: dict[str, Any]
+    violations: list[str]
+
+
+@pytest.fixture(scope="module")
+def cancelled(lab: Lab) -> CancelledRun:
     lab.plan(lab.schedule("cancelled"), 20)
     goal = lab.states.calls["StartExecution"] + 6
     run = started("nightly-evaluation/local", {}, {**lab.variables, "SCONES_EXECUTIONS_IN_FLIGHT": "2"})
@@ -145,21 +155,27 @@ def test_a_cancelled_run_stops_its_executions_and_accounts_for_the_rest(lab: Lab
         prefect.set_flow_run_state(run, Cancelling())
     ended(run, "Cancelled")
     world = lab.world(run_id(run))
-    summary = world.summary()
+    found = until(lambda: next((each for each in [flow_run_named(run_id(run))] if " | " in each.name), None))
+    return CancelledRun(run, found.name, world.summary(), check(world, set(), cancelled=True).violations)
+
+
+def test_a_cancelled_run_stops_its_executions_and_accounts_for_the_rest(cancelled: CancelledRun) -> None:
+    summary = cancelled.summary
     assert summary["outcome"] == "incomplete"
     assert 0 < summary["not_submitted"] < 20
-    assert check(world, set(), cancelled=True).violations == []
+    assert cancelled.violations == []
     says = f"Incomplete: {summary['not_submitted']} of 20 images were not submitted"
-    found = until(lambda: next((each for each in [flow_run_named(run_id(run))] if " | " in each.name), None))
-    assert found.name.endswith(f" | cancelled: {says}")
+    assert cancelled.name.endswith(f" | cancelled: {says}")
 
 
-def test_a_run_that_is_retried_by_hand_goes_on_and_one_that_is_done_does_nothing_again(lab: Lab) -> None:
-    """The cancelled run of the test above, as the Retry of the Prefect UI schedules it."""
-    run = latest_run("nightly-evaluation", "Cancelled")
+def test_a_run_that_is_retried_by_hand_goes_on_and_one_that_is_done_does_nothing_again(
+    lab: Lab, cancelled: CancelledRun
+) -> None:
+    """As the Retry of the Prefect UI schedules it."""
+    run = cancelled.id
     world = lab.world(run_id(run))
-    cancelled = world.judgements()
-    assert set(cancelled) == {"results.jsonl", "summary.json"}
+    before = world.judgements()
+    assert set(before) == {"results.jsonl", "summary.json"}
     for _ in range(2):
         judged = world.judgements()
         with get_client(sync_client=True) as prefect:
@@ -169,8 +185,8 @@ def test_a_run_that_is_retried_by_hand_goes_on_and_one_that_is_done_does_nothing
         assert world.summary()["planned"] == world.summary()["submitted"] == 20
     # What was judged stands; going on with what was incomplete is a judgement of its own.
     assert world.judgements() == judged
-    assert {name: judged[name] for name in cancelled} == cancelled
-    assert set(judged) == {*cancelled, "results-2.jsonl", "summary-2.json"}
+    assert {name: judged[name] for name in before} == before
+    assert set(judged) == {*before, "results-2.jsonl", "summary-2.json"}
     assert world.summary()["supersedes"] == f"{world.prefix}summary.json"
     executions = world.executions(datetime(2000, 1, 1, tzinfo=UTC))
     assert len(executions) == world.summary()["executions"]
@@ -280,6 +296,8 @@ def heard(stack: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
             for each in prefect.request("POST", "/automations/filter", json={}).json():
                 if each["name"] in names:
                     prefect.delete_automation(UUID(each["id"]))
+        CustomWebhookNotificationBlock.delete("scones-notify")  # else the next `make up` applies them again
+        time.sleep(2)  # a notification may be on its way still
         server.shutdown()
         server.server_close()
 
@@ -325,10 +343,3 @@ def until(found: Callable[[], Any], seconds: float = 30) -> Any:
 def flow_run_named(run: str) -> Any:
     with get_client(sync_client=True) as prefect:
         return next(each for each in prefect.read_flow_runs() if f" {run}" in each.name)
-
-
-def latest_run(flow: str, state: str) -> UUID:
-    with get_client(sync_client=True) as prefect:
-        named = [each for each in prefect.read_flow_runs() if each.name.startswith(flow) and each.expected_start_time]
-    runs = [each for each in named if each.state and each.state.name == state]
-    return max(runs, key=lambda each: str(each.expected_start_time)).id
