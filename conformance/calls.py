@@ -27,7 +27,7 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One call of a boto3 client: `service.method`, with its arguments.
 
     until: for a call that is made again until a member of the answer has one of these values. save: names for later
-    calls, by the path of the answer's member. where: the only place that it is made in, if not both.
+    calls, by the path of the answer's member.
     """
 
     name: str
@@ -38,7 +38,6 @@ class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arguments: dict[str, Any] = {}
     until: dict[str, list[Any]] = {}
     save: dict[str, str] = {}
-    where: Literal["embedded", "account"] | None = None
 
 
 def load() -> list[Call]:

@@ -111,35 +111,33 @@ class StandaloneAws:
         """The id of its process."""
         return self._processes[name].pid
 
-    def client(self, service: str, sagemaker_url: str | None = None, **config: Any) -> Any:
+    def client(
+        self,
+        service: str,
+        sagemaker_url: str | None = None,
+        credentials: Mapping[str, str] | None = None,
+        **config: Any,
+    ) -> Any:
         """A boto3 client of these servers, whatever this process's environment says; `config` is botocore's.
 
-        sagemaker_url: of another SageMaker server beside the same ministack.
+        sagemaker_url: of another SageMaker server beside the same ministack. credentials: of a session, as AssumeRole
+        answers them; by default the account's root user's.
         """
+        caller = credentials or {
+            "AccessKeyId": self.environment["AWS_ACCESS_KEY_ID"],
+            "SecretAccessKey": self.environment["AWS_SECRET_ACCESS_KEY"],
+        }
         sagemaker = service.startswith("sagemaker")
         session: Any = boto3.Session()  # its types know services by literal names only
         return session.client(
             service,
             region_name=REGION,
             endpoint_url=(sagemaker_url or self.config.sagemaker_url) if sagemaker else self.config.aws_url,
-            aws_access_key_id=self.environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
+            aws_access_key_id=caller["AccessKeyId"],
+            aws_secret_access_key=caller["SecretAccessKey"],
+            aws_session_token=caller.get("SessionToken"),
             verify=str(self.config.certificate),
             config=Config(proxies={}, **config),
-        )
-
-    def client_of(self, session: Mapping[str, str], service: str) -> Any:
-        """A client of who has these credentials, as AssumeRole answers them; it does not retry."""
-        of: Any = boto3.Session()
-        return of.client(
-            service,
-            region_name=REGION,
-            endpoint_url=self.config.sagemaker_url if service.startswith("sagemaker") else self.config.aws_url,
-            aws_access_key_id=session["AccessKeyId"],
-            aws_secret_access_key=session["SecretAccessKey"],
-            aws_session_token=session["SessionToken"],
-            verify=str(self.config.certificate),
-            config=Config(proxies={}, retries={"total_max_attempts": 1}),
         )
 
     def create_role(self, name: str) -> str:

@@ -32,14 +32,13 @@ SUPPORTED_UNTIL = {
     "pytorch:2.13": date(2027, 7, 20),
     "pytorch-inference:2.6": date(2026, 6, 30),
 }
-# Calls a second that Step Functions refills, in the three large regions and in all others:
-# https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
+# The setting of each call's rate, and how many a second Step Functions refills in the three large regions and in all
+# others: https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
 LARGE_REGIONS = {"us-east-1", "us-west-2", "eu-west-1"}
-REFILLS = {"StartExecution": (300, 150), "DescribeExecution": (15, 10), "ListExecutions": (5, 2)}
-SETTINGS_OF = {
-    "StartExecution": "STARTS_PER_SECOND",
-    "DescribeExecution": "DESCRIBES_PER_SECOND",
-    "ListExecutions": "LISTS_PER_SECOND",
+RATES = {
+    "StartExecution": ("starts_per_second", 300, 150),
+    "DescribeExecution": ("describes_per_second", 15, 10),
+    "ListExecutions": ("lists_per_second", 5, 2),
 }
 # What deploys, trains and evaluates; simulated for whoever runs the flows.
 ACTIONS = (
@@ -195,18 +194,12 @@ def quotas(chosen: Settings) -> list[Finding]:
 
 def rates(chosen: Settings, region_name: str | None) -> list[Finding]:
     """Whether the evaluation calls Step Functions no faster than an account's tokens are refilled by default."""
-    column = 0 if region_name in LARGE_REGIONS else 1
-    paces = {
-        "StartExecution": chosen.starts_per_second,
-        "DescribeExecution": chosen.describes_per_second,
-        "ListExecutions": chosen.lists_per_second,
-    }
     found = []
-    for action, pace in paces.items():
-        allowed = REFILLS[action][column]
+    for action, (name, in_large, elsewhere) in RATES.items():
+        pace, allowed = getattr(chosen, name), in_large if region_name in LARGE_REGIONS else elsewhere
         detail = f"{pace:g} a second, and {allowed} are refilled by default in {region_name}"
         if pace > allowed:
-            hint = f"set SCONES_{SETTINGS_OF[action]} to {allowed}, unless the account has a higher quota"
+            hint = f"set SCONES_{name.upper()} to {allowed}, unless the account has a higher quota"
             found.append(Finding(f"rate of {action}", "warning", detail, hint))
         else:
             found.append(Finding(f"rate of {action}", "ok", detail))

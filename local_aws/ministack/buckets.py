@@ -29,8 +29,8 @@ def install() -> None:
     """Puts these around ministack's functions, or in their place."""
     handlers = provisioners._RESOURCE_HANDLERS["AWS::S3::Bucket"]
     handlers["delete"] = _delete
-    handlers["create"] = _with_encryption(handlers["create"], lambda logical, properties, stack: properties)
-    handlers["update"] = _with_encryption(handlers["update"], lambda name, before, properties, stack: properties)
+    for name in ("create", "update"):
+        handlers[name] = _with_encryption(handlers[name])
     s3._put_object = _with_bucket(s3._put_object)
     s3._build_object_record = _with_etag(s3._build_object_record)
 
@@ -41,11 +41,12 @@ def _delete(name: str, properties: dict[str, object]) -> None:
         raise ValueError(f"{body.decode(errors='replace')} (status {status})")
 
 
-def _with_encryption(handle: Callable[..., Any], properties_of: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+def _with_encryption(handle: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(handle)
     def handled(*arguments: Any) -> Any:
         name, attributes = handle(*arguments)
-        rules = properties_of(*arguments).get("BucketEncryption", {}).get("ServerSideEncryptionConfiguration", [])
+        *_, properties, _stack = arguments  # of create and update alike
+        rules = properties.get("BucketEncryption", {}).get("ServerSideEncryptionConfiguration", [])
         for rule in rules:
             chosen = rule["ServerSideEncryptionByDefault"]
             key = chosen.get("KMSMasterKeyID")

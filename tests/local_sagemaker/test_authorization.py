@@ -24,6 +24,7 @@ FAMILIES = (
     TrainingJobOperations,
 )
 Caller = Callable[..., Any]
+ONCE = {"total_max_attempts": 1}
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def caller(server: Server) -> Iterator[Caller]:
         if statements:
             iam.put_role_policy(RoleName=name, PolicyName="policy", PolicyDocument=documents[1])
         session = server.aws.client("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
-        clients.append(server.aws.client_of(session, service))
+        clients.append(server.aws.client(service, credentials=session, retries=ONCE))
         return clients[-1]
 
     yield make
@@ -166,7 +167,7 @@ def test_an_endpoint_is_invoked_only_by_who_may(server: Server, caller: Caller) 
 
 def test_an_unknown_or_missing_key_is_no_caller(server: Server) -> None:
     unknown = {"AccessKeyId": "ASIANOBODY0000000000", "SecretAccessKey": "s", "SessionToken": "t"}
-    nobody = server.aws.client_of(unknown, "sagemaker")
+    nobody = server.aws.client("sagemaker", credentials=unknown, retries=ONCE)
     code, message = refusal(nobody.list_models)
     nobody.close()
     assert (code, message) == (
