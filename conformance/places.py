@@ -3,13 +3,10 @@
 Everything that they make is named by one prefix; teardown deletes what has it.
 """
 
-import io
 import json
-import tarfile
 import tempfile
 import time
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +18,7 @@ from botocore.exceptions import ClientError
 from sagemaker.core import image_uris
 
 from local_aws.standalone import StandaloneAws
+from testing.archives import function_zip, tar_gz
 
 ClientOf = Callable[[str], Any]
 
@@ -55,7 +53,6 @@ def handler(event, context):
         raise ValueError(event["raise"])
     return {"size": len(str(event)), "text": "x" * event.get("bytes", 1)}
 """
-BOOTSTRAP = '#!/bin/sh\nexec python3 -m awslambdaric "$_HANDLER"\n'
 
 
 @contextmanager
@@ -106,9 +103,9 @@ def variables(runtime: str, client_of: ClientOf) -> dict[str, Any]:
             "sts:AssumeRole",
         ),
         "may_all": _policy({"Resource": "*"}, "s3:*", "logs:*", "lambda:InvokeFunction", "ecr:*"),
-        "model": _archive({"code/inference.py": INFERENCE}),
-        "source": _archive({"train.py": TRAINING}),
-        "function": _function(),
+        "model": tar_gz({"code/inference.py": INFERENCE}),
+        "source": tar_gz({"train.py": TRAINING}),
+        "function": function_zip(FUNCTION),
         "large": json.dumps({"text": "x" * 262_144}),
     }
 
@@ -176,23 +173,3 @@ def _delete_bucket(s3: Any, bucket: str) -> None:
 
 def _policy(about: dict[str, Any], *actions: str) -> str:
     return json.dumps({"Version": "2012-10-17", "Statement": {"Effect": "Allow", "Action": list(actions), **about}})
-
-
-def _archive(files: dict[str, str]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content.encode()))
-    return buffer.getvalue()
-
-
-def _function() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("function.py", FUNCTION)
-        bootstrap = zipfile.ZipInfo("bootstrap")
-        bootstrap.external_attr = 0o755 << 16
-        archive.writestr(bootstrap, BOOTSTRAP)
-    return buffer.getvalue()

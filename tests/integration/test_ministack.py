@@ -1,9 +1,7 @@
 """What Step Functions refuses on AWS is refused here too."""
 
-import io
 import json
 import uuid
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +10,10 @@ from botocore.exceptions import ClientError
 
 from local_aws.config import LocalConfig
 from tasks.aws.clients import client
+from testing.archives import function_zip
 from testing.waiting import eventually
 
 RETURNS = """
-import sys
 def handler(event, context):
     print("called")
     return "x" * event["bytes"]
@@ -27,19 +25,13 @@ TRUST = {"Effect": "Allow", "Principal": {"Service": ["lambda.amazonaws.com", "s
 @pytest.fixture(scope="module")
 def function(stack: LocalConfig) -> Iterator[str]:
     """The ARN of a function that returns as many bytes as it is told."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("returns.py", RETURNS)
-        bootstrap = zipfile.ZipInfo("bootstrap")
-        bootstrap.external_attr = 0o755 << 16
-        archive.writestr(bootstrap, '#!/bin/sh\nexec python3 -m awslambdaric "$_HANDLER"\n')
     name = f"returns-{uuid.uuid4().hex[:8]}"
     arn: str = client("lambda").create_function(
         FunctionName=name,
         Runtime="provided.al2023",
-        Handler="returns.handler",
+        Handler="function.handler",
         Role=role(),
-        Code={"ZipFile": buffer.getvalue()},
+        Code={"ZipFile": function_zip(RETURNS)},
     )["FunctionArn"]
     yield arn
     client("lambda").delete_function(FunctionName=name)

@@ -1,13 +1,11 @@
 """Model versions against each other on a real endpoint, with a client that invokes it all the while."""
 
 import hashlib
-import io
 import os
 import re
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import uuid
@@ -27,7 +25,6 @@ from local_aws.config import LocalConfig
 from settings import ROOT, VARIANT, settings
 from tasks.aws import storage
 from tasks.aws.clients import client
-from tasks.aws.images import training_image
 from tasks.aws.stacks import InfrastructureError, deploy_stack, installation
 from tasks.exclusive import exclusive
 from tasks.installation import Installation
@@ -38,6 +35,7 @@ from tasks.serving.endpoint import find, serving
 from tasks.serving.models import owned_names
 from tasks.serving.rollout import RolloutFailed
 from tasks.serving.threshold import threshold_changes
+from testing.archives import tar_gz
 from testing.flow_runs import ended, model_servers, started
 from testing.waiting import eventually
 from tests.rollouts import (
@@ -448,26 +446,10 @@ def test_all_of_it_is_removed_only_when_asked_twice(doomed: Installation, monkey
 
 def long_training(doomed: Installation) -> str:
     """The name of a training job of this installation that would run for a minute."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        script = b"import time\ntime.sleep(60)\n"
-        info = tarfile.TarInfo("train.py")
-        info.size = len(script)
-        archive.addfile(info, io.BytesIO(script))
-    storage.put(doomed.bucket, "code/sleeps.tar.gz", buffer.getvalue())
-    name = f"{DOOMED}-0123456789ab"
-    client("sagemaker").create_training_job(
-        TrainingJobName=name,
-        RoleArn=doomed.training_role_arn,
-        AlgorithmSpecification={"TrainingImage": training_image(settings()), "TrainingInputMode": "File"},
-        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
-        StoppingCondition={"MaxRuntimeInSeconds": 600},
-        OutputDataConfig={"S3OutputPath": f"s3://{doomed.bucket}/models"},
-        HyperParameters={
-            "sagemaker_program": "train.py",
-            "sagemaker_submit_directory": f"s3://{doomed.bucket}/code/sleeps.tar.gz",
-        },
-    )
+    storage.put(doomed.bucket, "code/sleeps.tar.gz", tar_gz({"train.py": "import time\ntime.sleep(60)\n"}))
+    name, source = f"{DOOMED}-0123456789ab", f"s3://{doomed.bucket}/code/sleeps.tar.gz"
+    plan = training.JobPlan("train.py", source, {}, training.training_channels(doomed.bucket), ())
+    training._start(name, doomed, plan)
     return name
 
 

@@ -1,10 +1,8 @@
 """The training tasks against real jobs: failure, stop, retry, cancel."""
 
-import io
 import os
 import subprocess
 import sys
-import tarfile
 import time
 import uuid
 from typing import Any
@@ -17,21 +15,12 @@ from tasks.aws import storage
 from tasks.aws.clients import client, sdk
 from tasks.installation import Installation
 from tasks.model.training import JobPlan, TrainingError, start_or_attach, stop, training_channels, wait
-
-
-def archive(**files: str) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, text in files.items():
-            info = tarfile.TarInfo(name.replace("__", "/") + ".py")
-            info.size = len(text.encode())
-            tar.addfile(info, io.BytesIO(text.encode()))
-    return buffer.getvalue()
+from testing.archives import tar_gz
 
 
 def plan_of(installed: Installation, script: str) -> JobPlan:
     key = f"code/test-{uuid.uuid4().hex}.tar.gz"
-    storage.put(installed.bucket, key, archive(train=script))
+    storage.put(installed.bucket, key, tar_gz({"train.py": script}))
     channels = training_channels(installed.bucket)
     return JobPlan("train.py", f"s3://{installed.bucket}/{key}", {"epochs": "1"}, channels, ())
 

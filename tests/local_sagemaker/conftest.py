@@ -1,9 +1,7 @@
 """The SageMaker server with ministack beside it and nothing else, started once for these tests."""
 
 import copy
-import io
 import json
-import tarfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from local_aws.standalone import StandaloneAws
+from testing.archives import tar_gz
 from testing.waiting import eventually
 
 BUCKET = "sagemaker-tests"
@@ -91,7 +90,7 @@ class Server:
     def model(self, code: str = ACTOR, **environment: str) -> str:
         """The name of a model with that code/inference.py."""
         name = unique("model")
-        uri = self.put(f"models/{name}.tar.gz", archive({"code/inference.py": code}))
+        uri = self.put(f"models/{name}.tar.gz", tar_gz({"code/inference.py": code}))
         self.sagemaker.create_model(
             ModelName=name,
             ExecutionRoleArn=self.role,
@@ -153,7 +152,7 @@ class Server:
     def job(self, script: str, **changes: Any) -> str:
         """The name of a training job of that train.py; `changes` replace parts of its request."""
         name = changes.pop("TrainingJobName", None) or unique("job")
-        source = self.put(f"code/{name}.tar.gz", archive({"train.py": script}))
+        source = self.put(f"code/{name}.tar.gz", tar_gz({"train.py": script}))
         request = {
             "TrainingJobName": name,
             "RoleArn": self.role,
@@ -196,18 +195,6 @@ class Server:
 
 def unique(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:10]}"
-
-
-def archive(files: dict[str, str | bytes]) -> bytes:
-    """A .tar.gz of these files."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def answer_or_none(server: Server, endpoint: str) -> Any:

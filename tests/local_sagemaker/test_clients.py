@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import WaiterError
 
-from tests.local_sagemaker.conftest import BUCKET, INFERENCE_IMAGE, TRAINING_IMAGE, Server, archive, unique
+from testing.archives import tar_gz
+from tests.local_sagemaker.conftest import BUCKET, INFERENCE_IMAGE, TRAINING_IMAGE, Server, unique
 
 QUICK = {"Delay": 1, "MaxAttempts": 60}
 TRAIN = """
@@ -46,7 +47,7 @@ def run(server: Server, *command: str) -> str:
 def source(server: Server) -> dict[str, str]:
     """A training script and its data, as notebooks upload them."""
     return {
-        "code": server.put("client/code.tar.gz", archive({"train.py": TRAIN})),
+        "code": server.put("client/code.tar.gz", tar_gz({"train.py": TRAIN})),
         "train": server.put("client/data/train.csv", b"0,1.0,2.0,3.0\n1,3.0,2.0,1.0\n"),
     }
 

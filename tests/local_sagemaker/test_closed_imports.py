@@ -5,7 +5,8 @@ import sys
 import pytest
 from local_sagemaker.images import find_image
 
-from tests.local_sagemaker.conftest import ACTOR, INFERENCE_IMAGE, TRAINING_IMAGE, Server, archive, unique
+from testing.archives import tar_gz
+from tests.local_sagemaker.conftest import ACTOR, INFERENCE_IMAGE, TRAINING_IMAGE, Server, unique
 
 TRY = """
 import importlib, subprocess, sys
@@ -22,7 +23,7 @@ REFUSED = "fails: No module named"
 
 def log_of(server: Server, files: dict[str, str]) -> list[str]:
     name = unique("job")
-    uri = server.put(f"source/{name}.tar.gz", archive({"train.py": BOTH, "own.py": "", **files}))
+    uri = server.put(f"source/{name}.tar.gz", tar_gz({"train.py": BOTH, "own.py": "", **files}))
     hyperparameters = {"sagemaker_program": "train.py", "sagemaker_submit_directory": uri}
     hyperparameters["sagemaker_container_log_level"] = "30"  # its own lines would fill the page that is read
     server.job("", TrainingJobName=name, HyperParameters=hyperparameters)
@@ -60,7 +61,7 @@ def test_an_image_without_a_list_is_not_closed(server: Server) -> None:
     for uri in ("pytorch-training", "a/pytorch-training:2.1.0", "a/pytorch-training:2.100", "a/other:2.10", ""):
         assert find_image(uri) is None
     model = unique("model")
-    uri = server.put(f"models/{model}.tar.gz", archive({"code/inference.py": f"import prefect\n{ACTOR}"}))
+    uri = server.put(f"models/{model}.tar.gz", tar_gz({"code/inference.py": f"import prefect\n{ACTOR}"}))
     container = {"Image": "a/pytorch-inference:9.9", "ModelDataUrl": uri}
     server.sagemaker.create_model(ModelName=model, ExecutionRoleArn=server.role, PrimaryContainer=container)
     name = server.endpoint(server.config({"ModelName": model}))

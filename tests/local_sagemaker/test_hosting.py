@@ -10,9 +10,10 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
+from testing.archives import tar_gz
 from testing.load import Load
 from testing.waiting import eventually
-from tests.local_sagemaker.conftest import ACTOR, Server, answer_or_none, archive, unique
+from tests.local_sagemaker.conftest import ACTOR, Server, answer_or_none, unique
 
 
 def clients_of(server: Server, endpoint: str, clients: int = 3) -> Load:
@@ -52,7 +53,7 @@ def test_a_model_that_cannot_load_fails_its_endpoint_with_the_reason(server: Ser
 
 
 @pytest.mark.parametrize(
-    "data", [None, b"no archive", archive({"code/inference.py": ACTOR})[:100]], ids=["missing", "text", "truncated"]
+    "data", [None, b"no archive", tar_gz({"code/inference.py": ACTOR})[:100]], ids=["missing", "text", "truncated"]
 )
 def test_model_data_that_is_missing_or_broken_is_the_reason(server: Server, data: bytes | None) -> None:
     model = server.model()
