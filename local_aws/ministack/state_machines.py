@@ -70,7 +70,9 @@ def _with_role(call: Callable[..., Any]) -> Callable[..., Any]:
         execution = _execution.get()
         _, config, _ = lambda_svc._get_func_record_for_ref(function)
         if execution and config:
-            role = stepfunctions._state_machines[execution["stateMachineArn"]]["roleArn"]
+            # A Distributed Map's child is an execution of MACHINE/LABEL, in the name of the machine's role.
+            machine = execution["stateMachineArn"].split("/")[0]
+            role = stepfunctions._state_machines[machine]["roleArn"]
             action, resource = "lambda:InvokeFunction", config["FunctionArn"]
             decision, principal = role_decision(role, execution["name"], action, resource)
             if decision != "Allow":
