@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-ray coverage bench-model bench-evaluation bench-nights bench-report bench-sagemaker conformance up down status logs lint format check schemas lock clean
+.PHONY: help setup demo test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-sagemaker conformance up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -66,6 +66,9 @@ bench-model: setup ## measure the classifier: accuracy, calibration, time (about
 
 bench-evaluation: setup ## measure the nightly evaluation, also under faults (about an hour)
 	@$(RUN) -m benchmarks.evaluation
+
+bench-bulk: setup ## measure many images in batches: throughput, memory, cost (about 25 minutes)
+	@$(RUN) -m benchmarks.bulk
 
 bench-nights: setup ## a week of scheduled nights in fast motion, with kills and restarts (about 40 minutes)
 	@$(RUN) -m benchmarks.nights

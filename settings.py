@@ -41,6 +41,7 @@ CODE_PREFIX = "code/"
 MODELS_PREFIX = "models/"
 CAPTURE_PREFIX = "data-capture/"
 EVALUATIONS_PREFIX = "evaluations/"
+BULK_PREFIX = "bulk/"
 REPORTS_PREFIX = "reports/"
 ROLLOUTS_PREFIX = "rollouts/"
 THRESHOLDS_PREFIX = "thresholds/"
@@ -55,6 +56,9 @@ SCHEMA_VERSION = 1
 
 # The event that carries an evaluation's outcome; prefect.yaml starts the report from it.
 EVALUATION_EVENT = "scones.evaluation.completed"
+
+# The same of a bulk run.
+BULK_EVENT = "scones.bulk.completed"
 
 # The event that a report emits if somebody should look at it, with the reasons.
 ALERT_EVENT = "scones.report.alert"
@@ -221,6 +225,22 @@ class Settings(BaseSettings):
     evaluation_min_coverage: float = Field(
         default=0.5, ge=0, le=1, description="Share of accepted images below which an evaluation fails."
     )
+    evaluation_bulk_images: int = Field(
+        default=5_000, ge=1, description="Images above which an evaluation runs them in batches, by a Distributed Map."
+    )
+
+    # Bulk
+    bulk_batch_size: int = Field(
+        default=100, ge=1, le=1000, description="Images of a batch, which is one invocation of classifyBatch."
+    )
+    bulk_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Batches at the same time, of which each asks the endpoint with 8 threads; by default 2 for each "
+        "instance of the endpoint.",
+    )
+
     outage_max_seconds: int = Field(
         default=600, ge=0, description="How long throttling, or an AWS out of reach, is waited out."
     )

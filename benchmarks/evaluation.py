@@ -55,10 +55,10 @@ def main() -> int:
     parser.add_argument("--fault", help="only the fault of this name, with --part faults")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also if the shell had the first ignored
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     missed = False
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-        config = _own_stack(Path(name))
+        config = own_stack(Path(name))
         from deploy import bring_up
 
         try:
@@ -69,16 +69,16 @@ def main() -> int:
     return int(missed)
 
 
-def _interrupt(number: int, frame: object) -> None:
+def interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _own_stack(folder: Path) -> LocalConfig:
+def own_stack(folder: Path, **more: str) -> LocalConfig:
     """Makes this process's environment that of a stack on free ports, before prefect and boto3 are imported."""
     for name in [name for name in os.environ if name.startswith("SCONES_")]:
         del os.environ[name]
     ports = {f"SCONES_{name}_PORT": str(free_port()) for name in ("PREFECT", "AWS", "SAGEMAKER")}
-    chosen = {f"SCONES_{name}": value for name, value in CHOSEN.items()}
+    chosen = {f"SCONES_{name}": value for name, value in {**CHOSEN, **more}.items()}
     folders = {"SCONES_STATE": str(folder / "state"), "SCONES_REPORTS": str(folder / "reports")}
     os.environ.update(ports | chosen | folders)
     config = LocalConfig()
@@ -91,7 +91,7 @@ def _measure(config: LocalConfig, arguments: argparse.Namespace) -> bool:
     """Prints every figure; True if one misses its goal."""
     from testing.faults.nights import Lab
 
-    installed = _prepare()
+    installed = prepare()
     figures: list[Figure] = []
     print(HEADING, flush=True)
     if arguments.part != "faults":
@@ -108,7 +108,7 @@ def _measure(config: LocalConfig, arguments: argparse.Namespace) -> bool:
     return any(figure.missed for figure in figures)
 
 
-def _prepare() -> Any:
+def prepare() -> Any:
     """Images, a model and an endpoint."""
     from flows.deploy_endpoint import deploy_endpoint
     from flows.prepare_data import prepare_data
@@ -142,9 +142,9 @@ def _throughput(config: LocalConfig, installed: Any, rounds: int) -> Iterator[Fi
                 if which == "bare":
                     seconds["bare"].append(_bare_loop(installed, rows))
                     continue
-                before, size_before = calls.total(), _database_bytes(database)
-                seconds["flow"].append(_evaluate(images))
-                requests, grown = calls.total() - before, _database_bytes(database) - size_before
+                before, size_before = calls.total(), database_bytes(database)
+                seconds["flow"].append(evaluate(images))
+                requests, grown = calls.total() - before, database_bytes(database) - size_before
                 per_image[images] = requests / images, grown / images
         ratio = sum(seconds["bare"]) / sum(seconds["flow"])
         n, runs = f"{pairs} pairs", f"{pairs} runs"
@@ -161,11 +161,11 @@ def _warm_up(installed: Any, rows: list[str]) -> None:
     from tasks.aws import storage
 
     storage.put(installed.bucket, "manifests/test.lst", ("\n".join(rows) + "\n").encode())
-    _evaluate(len(rows))
+    evaluate(len(rows))
     _bare_loop(installed, rows)
 
 
-def _evaluate(images: int) -> float:
+def evaluate(images: int) -> float:
     from flows.nightly_evaluation import nightly_evaluation
 
     began = time.monotonic()
@@ -210,7 +210,7 @@ def _bare_loop(installed: Any, rows: list[str]) -> float:
     return time.monotonic() - began
 
 
-def _database_bytes(path: Path) -> int:
+def database_bytes(path: Path) -> int:
     """What the server's database holds, once its write-ahead log is in it."""
     time.sleep(3)  # events and logs come a little later
     with closing(sqlite3.connect(path)) as database:

@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from settings import run_id
+from settings import EVALUATIONS_PREFIX, run_id
 from tasks.errors import SconesError
 from tasks.run import Run
 
@@ -27,16 +27,19 @@ class CrashedTooOften(SconesError):
     """The flow run dies whatever is done; the message says what to do."""
 
 
-def this_run() -> Run:
-    """RUN: see settings.run_id. DATE: the UTC date of the flow run's original expected start."""
+def this_run(root: str = EVALUATIONS_PREFIX) -> Run:
+    """RUN: see settings.run_id. DATE: the UTC date of the flow run's original expected start.
+
+    root: where runs of this kind are kept.
+    """
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None, "only within a flow"
-    return run_of(context.flow_run)
+    return run_of(context.flow_run, root)
 
 
-def run_of(flow_run: Any) -> Run:
+def run_of(flow_run: Any, root: str = EVALUATIONS_PREFIX) -> Run:
     """The same for a flow run as hooks get it."""
-    return Run(run_id(flow_run.id), flow_run.expected_start_time.astimezone(UTC).date().isoformat())
+    return Run(run_id(flow_run.id), flow_run.expected_start_time.astimezone(UTC).date().isoformat(), root)
 
 
 def first_run() -> str:

@@ -34,7 +34,7 @@ PENDING_SECONDS = 600
 # How often a run is started again; then a person has to look.
 MOST_RESUMPTIONS = 3
 # What finds by its run's id what it began. deploy-endpoint is undone instead, by its own hook.
-RESUMABLE = ["nightly-evaluation", "confidence-report", "train-model"]
+RESUMABLE = ["nightly-evaluation", "classify-images", "confidence-report", "train-model"]
 # Older ones are history.
 DAYS = 7
 

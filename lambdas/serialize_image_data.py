@@ -1,6 +1,7 @@
 """Reads one image from S3 and passes it on as base64 text.
 
-Event: {"bucket", "key"}. Result: {"bucket", "key", "image_data"}.
+Event: {"bucket", "key"}, and "etag" if the object must still be the one of that ETag. Result: {"bucket", "key",
+"image_data"}.
 """
 
 import base64
@@ -48,6 +49,10 @@ class ImageNotFound(Exception):
     """There is no such object."""
 
 
+class ImageChanged(Exception):
+    """The object is another one than the event's ETag says."""
+
+
 class ImageAccessDenied(Exception):
     """S3 refused to read the object."""
 
@@ -66,8 +71,9 @@ class UnreadableImage(Exception):
 
 def handler(event: Any, context: Any) -> dict[str, str]:
     bucket, key = _location(event)
+    condition = {"IfMatch": f'"{event["etag"]}"'} if event.get("etag") else {}
     try:
-        response = s3.get_object(Bucket=bucket, Key=key)
+        response = s3.get_object(Bucket=bucket, Key=key, **condition)
         if response["ContentLength"] > MAX_IMAGE_BYTES:
             raise ImageTooLarge(
                 f"s3://{bucket}/{key} has {response['ContentLength']} bytes; the workflow takes at most "
@@ -88,6 +94,8 @@ def _location(event: Any) -> tuple[str, str]:
     bucket, key = (event.get("bucket"), event.get("key")) if isinstance(event, dict) else (None, None)
     if not (isinstance(bucket, str) and bucket and isinstance(key, str) and key):
         raise InvalidInput('expected {"bucket": "NAME", "key": "KEY"} with two non-empty strings')
+    if not isinstance(event.get("etag"), str | None):
+        raise InvalidInput("etag is no string")
     return bucket, key
 
 
@@ -96,6 +104,8 @@ def _typed(error: ClientError, bucket: str, key: str) -> Exception:
     where = f"s3://{bucket}/{key}"
     if code in ("NoSuchKey", "NoSuchBucket", "404"):
         return ImageNotFound(f"{where} does not exist ({code})")
+    if code in ("PreconditionFailed", "412"):
+        return ImageChanged(f"{where} is not the object that was planned: its ETag is another one")
     if code in ("AccessDenied", "403"):
         return ImageAccessDenied(f"{where} may not be read: it lies outside the prefixes of the function's role")
     if code in PASSING:

@@ -12,6 +12,7 @@ class Installation:
 
     bucket: str
     state_machine_arn: str
+    batch_state_machine_arn: str
     endpoint: str
     classes: tuple[str, ...]
     threshold: float

@@ -12,14 +12,15 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Run:
-    """The identity of an evaluation: a flow run's, so that a retry of it resumes."""
+    """The identity of an evaluation: a flow run's, so that a retry of it resumes. root: where such runs are kept."""
 
     id: str
     date: str
+    root: str = EVALUATIONS_PREFIX
 
     @property
     def prefix(self) -> str:
-        return f"{EVALUATIONS_PREFIX}{self.date}/{self.id}/"
+        return f"{self.root}{self.date}/{self.id}/"
 
     def summary_key(self, revision: int = 1) -> str:
         """Of the summary; each later judgement of the same run has a file of its own."""
@@ -28,6 +29,10 @@ class Run:
     def results_key(self, revision: int = 1) -> str:
         """Of the results that the summary of the same revision is about."""
         return f"{self.prefix}results{_revised(revision)}.jsonl"
+
+    def table_prefix(self, revision: int = 1) -> str:
+        """Of the Parquet files that a bulk run has instead of results.jsonl."""
+        return f"{self.prefix}results{_revised(revision)}/"
 
 
 def _revised(revision: int) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 from settings import ROOT
+from tasks.bulk.bulk import BulkPlan
+from tasks.bulk.manifest import BulkImage
 from tasks.capture.window import Quarantined
 from tasks.evaluation.results import Planned, Result
 from tasks.evaluation.summary import EvaluationSummary
@@ -26,6 +28,8 @@ TYPES: dict[str, type[Any]] = {
     "manifest-line": Planned,
     "result-line": Result,
     "evaluation-summary": EvaluationSummary,
+    "bulk-plan": BulkPlan,
+    "bulk-manifest-line": BulkImage,
     "report-summary": ReportSummary,
     "reconciliation-line": Unmatched,
     "quarantine-line": Quarantined,

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
+from ministack.core import iam_actions
 from ministack.core.responses import new_uuid, now_iso
 from ministack.services import s3, stepfunctions
 
@@ -46,6 +47,7 @@ def install() -> None:
     """Puts this in the place of ministack's."""
     stepfunctions._run_distributed_map = _run_distributed_map
     stepfunctions._restore_state = _with_interrupted_runs(stepfunctions._restore_state)
+    iam_actions.extract_resource_arn = _with_map_runs(iam_actions.extract_resource_arn)
 
 
 class MapRun:
@@ -418,6 +420,23 @@ def _with_interrupted_runs(restore: Callable[[Any], Any]) -> Callable[[Any], Any
         return answer
 
     return restored
+
+
+def _with_map_runs(resource_of: Callable[..., str]) -> Callable[..., str]:
+    """The resource of DescribeMapRun and UpdateMapRun is the map run, which ministack's evaluation of policies ignores.
+
+    https://docs.aws.amazon.com/service-authorization/latest/reference/list_awsstepfunctions.html
+    """
+
+    @wraps(resource_of)
+    def resource(service: str, method: str, path: str, *arguments: Any, **more: Any) -> str:
+        found = resource_of(service, method, path, *arguments, **more)
+        bodies = [each for each in (*arguments, *more.values()) if isinstance(each, bytes)]
+        if service == "states" and found == "*" and bodies:
+            return iam_actions._safe_json_field(bodies[0], "mapRunArn") or found
+        return found
+
+    return resource
 
 
 def _texts(values: Any) -> list[str]:

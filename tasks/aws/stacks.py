@@ -20,7 +20,13 @@ from tasks.installation import Installation
 from tasks.run import Log
 from tasks.waiting import look_until
 
-FUNCTIONS = ("serialize_image_data", "classify_image", "filter_low_confidence")
+# The modules of each function's package, its handler's first.
+FUNCTIONS = {
+    "serialize_image_data": ("serialize_image_data",),
+    "classify_image": ("classify_image",),
+    "filter_low_confidence": ("filter_low_confidence",),
+    "classify_batch": ("classify_batch", "serialize_image_data", "classify_image", "filter_low_confidence"),
+}
 POLL_SECONDS = 1.0
 STACK_SECONDS = 1800
 
@@ -65,7 +71,9 @@ def deploy_workflow_stack(bucket: str, progress: Log) -> None:
         "SerializeImageDataKey": keys["serialize_image_data"],
         "ClassifyImageKey": keys["classify_image"],
         "FilterLowConfidenceKey": keys["filter_low_confidence"],
+        "ClassifyBatchKey": keys["classify_batch"],
         "DefinitionKey": keys["definition"],
+        "BatchDefinitionKey": keys["batch-definition"],
     }
     outcome = deploy_stack(chosen.stack, ROOT / "infrastructure" / "workflow.yaml", parameters)
     progress(f"stack {chosen.stack}: {outcome}")
@@ -89,6 +97,8 @@ def installation() -> Installation:
     return Installation(
         bucket=stack_outputs(chosen.storage_stack)["Bucket"],
         state_machine_arn=outputs["StateMachineArn"],
+        # A stack of an earlier release has none until prepare-data updates it.
+        batch_state_machine_arn=outputs.get("BatchStateMachineArn", ""),
         endpoint=outputs["EndpointName"],
         classes=tuple(outputs["Classes"].split(",")),
         threshold=float(outputs["Threshold"]),
@@ -239,7 +249,8 @@ def _failed_validation(name: str) -> tuple[dict[str, Any], str] | None:
 def _upload_code(bucket: str) -> dict[str, str]:
     """Uploads function packages and definition under keys that carry their content's hash; returns the keys."""
     contents = {f"{name}.zip": function_package(name) for name in FUNCTIONS}
-    contents["definition.asl.json"] = (ROOT / "statemachine" / "classify_image.asl.json").read_bytes()
+    for stem, document in (("definition", "classify_image"), ("batch-definition", "classify_batch")):
+        contents[f"{stem}.asl.json"] = (ROOT / "statemachine" / f"{document}.asl.json").read_bytes()
     keys = {}
     for name, content in contents.items():
         stem, suffix = name.split(".", 1)
@@ -253,7 +264,7 @@ def function_package(name: str) -> bytes:
     """A function's zip, the same bytes for the same source."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as package:
-        for source, mode in ((f"{name}.py", 0o644), ("bootstrap", 0o755)):
+        for source, mode in (*((f"{module}.py", 0o644) for module in FUNCTIONS[name]), ("bootstrap", 0o755)):
             info = zipfile.ZipInfo(source, date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = mode << 16
             package.writestr(info, (ROOT / "lambdas" / source).read_bytes())

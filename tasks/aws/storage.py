@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +42,18 @@ def list_objects(bucket: str, prefix: str) -> dict[str, tuple[str, int]]:
 def list_etags(bucket: str, prefix: str) -> dict[str, str]:
     """ETag by key of every object below a prefix."""
     return {key: etag for key, (etag, _) in list_objects(bucket, prefix).items()}
+
+
+def iterate_etags(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+    """Key and ETag of every object below a prefix, a page at a time, for more than fit into the memory."""
+    request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+    while True:
+        page = retry_transient(f"list s3://{bucket}/{prefix}", lambda: client("s3").list_objects_v2(**request))
+        for item in page.get("Contents", []):
+            yield item["Key"], item["ETag"].strip('"')
+        if not page.get("NextContinuationToken"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def list_folders(bucket: str, prefix: str) -> list[str]:
@@ -183,6 +195,44 @@ def create_json(bucket: str, key: str, value: Any) -> bool:
         return True
 
     return retry_transient(f"write s3://{bucket}/{key}", create) or get(bucket, key) == content
+
+
+def create_file(bucket: str, key: str, file: Path) -> bool:
+    """The same for a file of at most 5 GB, which is not held in memory; False if there is an object of that key."""
+
+    def create() -> bool:
+        try:
+            with file.open("rb") as body:
+                client("s3").put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] == "PreconditionFailed":
+                return False
+            raise
+        return True
+
+    return retry_transient(f"write s3://{bucket}/{key}", create)
+
+
+def put_file(bucket: str, key: str, file: Path) -> None:
+    """Uploads a file, which is not held in memory."""
+    retry_transient(f"write s3://{bucket}/{key}", lambda: client("s3").upload_file(str(file), bucket, key))
+
+
+def download(bucket: str, key: str, file: Path) -> bool:
+    """Writes an object to a file, which is not held in memory; False if there is none."""
+    s3 = client("s3")
+
+    def read() -> bool:
+        try:
+            body = s3.get_object(Bucket=bucket, Key=key)["Body"]
+        except s3.exceptions.NoSuchKey:
+            return False
+        with file.open("wb") as target:
+            for block in body.iter_chunks(1 << 20):
+                target.write(block)
+        return True
+
+    return retry_transient(f"read s3://{bucket}/{key}", read)
 
 
 def get(bucket: str, key: str) -> bytes | None:

@@ -21,6 +21,16 @@ FUNCTIONS = 3
 TRANSITIONS = 7
 
 
+# Of classifyBatch.
+BATCH_FUNCTION_GB = 1.0
+# A child execution: one in the parent, its only state, start and end.
+BATCH_TRANSITIONS = 4
+# S3, a request.
+GET_REQUEST = 0.0004 / 1000
+PUT_REQUEST = 0.005 / 1000
+LISTED_KEYS = 1000
+
+
 def cost(results: list[Result], instance_type: str, instance_count: int) -> Cost:
     """US dollars of all executions of these results.
 
@@ -42,6 +52,35 @@ def cost(results: list[Result], instance_type: str, instance_count: int) -> Cost
         functions=round(functions, 6),
         endpoint=None if endpoint is None else round(endpoint, 6),
         total=None if endpoint is None else round(transitions + functions + endpoint, 6),
+    )
+
+
+def bulk_cost(
+    images: int,
+    batches: int,
+    function_seconds: float,
+    elapsed_seconds: float | None,
+    instance_type: str,
+    instance_count: int,
+) -> Cost:
+    """US dollars of a bulk run. function_seconds: of all batches together. elapsed_seconds: of the endpoint's use.
+
+    Counted: a read of S3 for each image, three requests a batch (its part is looked for, written and read), and
+    listings of images and parts. Not counted: the capture files that the endpoint writes, and retries.
+    """
+    transitions = batches * BATCH_TRANSITIONS * STATE_TRANSITION
+    functions = batches * LAMBDA_REQUEST + function_seconds * BATCH_FUNCTION_GB * LAMBDA_GB_SECOND
+    listings = (images + batches) / LISTED_KEYS + 2
+    requests = (images + 2 * batches) * GET_REQUEST + (batches + listings) * PUT_REQUEST
+    hour = INSTANCE_HOUR.get(instance_type)
+    endpoint = None if hour is None or elapsed_seconds is None else elapsed_seconds / 3600 * hour * instance_count
+    total = None if endpoint is None else transitions + functions + requests + endpoint
+    return Cost(
+        state_transitions=round(transitions, 6),
+        functions=round(functions, 6),
+        endpoint=None if endpoint is None else round(endpoint, 6),
+        total=None if total is None else round(total, 6),
+        requests=round(requests, 6),
     )
 
 

@@ -143,7 +143,7 @@ def newest_summary(bucket: str, run: Run) -> EvaluationSummary | None:
 
 def newest_revision(bucket: str, run: Run) -> int:
     """How often the run was judged; 0 for never."""
-    keys = set(storage.list_etags(bucket, run.prefix))
+    keys = set(storage.list_etags(bucket, f"{run.prefix}summary"))
     return next(number for number in count() if run.summary_key(number + 1) not in keys)
 
 

@@ -1,7 +1,9 @@
 """The outcome of an evaluation: its figures, whether they pass the gates of the settings, and both in words."""
 
 import json
+from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,10 +19,12 @@ from tasks.evaluation.summary import (
     STATUSES,
     Confusion,
     ConfusionTables,
+    Cost,
     Counts,
     EvaluationSummary,
     GateFigure,
     Latency,
+    Status,
 )
 from tasks.installation import DatasetNote, ServingEndpoint
 from tasks.run import Run, iso, share, utc_now
@@ -69,48 +73,108 @@ def summarize(
     revision: int = 1,
 ) -> EvaluationSummary:
     """Judges the results by the gates of the chosen settings."""
-    counts = {status: sum(row.status == status for row in results) for status in STATUSES}
-    classified = [row for row in results if row.predicted_class is not None]
-    accepted = [row for row in results if row.status == "accepted"]
-    submitted = len(results) - counts["not_submitted"]
-    coverage, failed = share(counts["accepted"], submitted), share(counts["failed"], submitted)
-    accuracy = share(sum(row.predicted_class == row.label for row in classified), len(classified))
-    gates = [
-        Gate("failed share", failed, chosen.evaluation_max_failed, at_most=True),
-        Gate("accuracy", accuracy, chosen.evaluation_min_accuracy),
-        Gate("coverage", coverage, chosen.evaluation_min_coverage),
-    ]
-    missed = tuple(str(gate) for gate in gates if gate.missed)
-    return EvaluationSummary(
-        run=run.id,
-        date=run.date,
-        outcome=INCOMPLETE if counts["not_submitted"] else MISSED if missed else PASSED,
-        gates_missed=missed,
-        gates=tuple(GateFigure(name=gate.name, value=gate.value, limit=gate.limit) for gate in gates),
-        dataset=dataset,
-        endpoint=endpoint.name,
-        model_version=results[0].model_version if results else endpoint.model_version,
-        threshold=results[0].threshold if results else None,
-        classes=classes,
-        planned=len(results),
-        submitted=submitted,
-        **counts,
-        failed_share=failed,
-        coverage=coverage,
-        accuracy=accuracy,
-        accepted_accuracy=share(sum(row.predicted_class == row.label for row in accepted), len(accepted)),
-        confusion=ConfusionTables(classified=_confusion(classified, classes), accepted=_confusion(accepted, classes)),
-        executions=sum(1 + len(row.previous_attempts) for row in results) - counts["not_submitted"],
-        retried=sum(bool(row.previous_attempts) for row in results),
-        errors=dict(Counter(row.error for row in results if row.error).most_common()),
-        latency_seconds=_latency(classified),
-        cost_usd=cost(results, chosen.endpoint_instance_type, chosen.endpoint_instance_count),
-        started=min((row.started for row in results if row.started), default=None),
-        stopped=max((row.stopped for row in results if row.stopped), default=None),
-        revision=revision,
-        supersedes=run.summary_key(revision - 1) if revision > 1 else None,
-        judged=iso(utc_now()),
-    )
+    tally = Tally()
+    for row in results:
+        tally.add(row)
+    price = cost(results, chosen.endpoint_instance_type, chosen.endpoint_instance_count)
+    return tally.summary(run, endpoint, classes, dataset, chosen, price, revision)
+
+
+class Tally:
+    """Counts results one by one, so that nobody has to hold all of them; `started` and `stopped` are of all so far."""
+
+    def __init__(self) -> None:
+        self.started: str | None = None
+        self.stopped: str | None = None
+        self._first: Result | None = None
+        self._planned = self._labelled = self._executions = self._retried = 0
+        self._statuses: Counter[Status] = Counter()
+        self._errors: Counter[str] = Counter()
+        # By label and predicted class, of images whose label is known.
+        self._classified: Counter[tuple[str | None, str | None]] = Counter()
+        self._accepted: Counter[tuple[str | None, str | None]] = Counter()
+        self._seconds = array("d")
+
+    def add(self, row: Result) -> None:
+        self._first = self._first or row
+        self._planned += 1
+        self._labelled += row.label is not None
+        self._statuses[row.status] += 1
+        self._executions += (row.status != "not_submitted") + len(row.previous_attempts)
+        self._retried += bool(row.previous_attempts)
+        if row.error:
+            self._errors[row.error] += 1
+        if row.label is not None and row.predicted_class is not None:
+            self._classified[row.label, row.predicted_class] += 1
+            self._accepted[row.label, row.predicted_class] += row.status == "accepted"
+        if row.started:
+            self.started = min(self.started or row.started, row.started)
+        if row.stopped:
+            self.stopped = max(self.stopped or row.stopped, row.stopped)
+        if row.predicted_class is not None and row.started and row.stopped:
+            taken = datetime.fromisoformat(row.stopped) - datetime.fromisoformat(row.started)
+            self._seconds.append(taken.total_seconds())
+
+    def summary(
+        self,
+        run: Run,
+        endpoint: ServingEndpoint,
+        classes: tuple[str, ...],
+        dataset: DatasetNote,
+        chosen: Settings,
+        price: Cost,
+        revision: int = 1,
+        bulk: bool = False,
+    ) -> EvaluationSummary:
+        """The counted results, judged by the gates of the chosen settings; by accuracy only if images have labels."""
+        statuses, first = self._statuses, self._first
+        submitted = self._planned - statuses["not_submitted"]
+        coverage, failed = share(statuses["accepted"], submitted), share(statuses["failed"], submitted)
+        accuracy = _right(self._classified)
+        gates = [
+            Gate("failed share", failed, chosen.evaluation_max_failed, at_most=True),
+            Gate("accuracy", accuracy, chosen.evaluation_min_accuracy),
+            Gate("coverage", coverage, chosen.evaluation_min_coverage),
+        ]
+        if self._planned and not self._labelled:
+            gates = [gate for gate in gates if gate.name != "accuracy"]
+        missed = tuple(str(gate) for gate in gates if gate.missed)
+        return EvaluationSummary(
+            run=run.id,
+            date=run.date,
+            outcome=INCOMPLETE if statuses["not_submitted"] else MISSED if missed else PASSED,
+            gates_missed=missed,
+            gates=tuple(GateFigure(name=gate.name, value=gate.value, limit=gate.limit) for gate in gates),
+            dataset=dataset,
+            endpoint=endpoint.name,
+            model_version=first.model_version if first else endpoint.model_version,
+            threshold=first.threshold if first else None,
+            classes=classes,
+            planned=self._planned,
+            submitted=submitted,
+            accepted=statuses["accepted"],
+            below_threshold=statuses["below_threshold"],
+            failed=statuses["failed"],
+            not_submitted=statuses["not_submitted"],
+            failed_share=failed,
+            coverage=coverage,
+            accuracy=accuracy,
+            accepted_accuracy=_right(self._accepted),
+            confusion=ConfusionTables(
+                classified=_confusion(self._classified, classes), accepted=_confusion(self._accepted, classes)
+            ),
+            executions=self._executions,
+            retried=self._retried,
+            errors=dict(self._errors.most_common()),
+            latency_seconds=_latency(self._seconds),
+            cost_usd=price,
+            started=self.started,
+            stopped=self.stopped,
+            revision=revision,
+            supersedes=run.summary_key(revision - 1) if revision > 1 else None,
+            judged=iso(utc_now()),
+            bulk=bulk,
+        )
 
 
 def verdict(summary: EvaluationSummary) -> str:
@@ -199,17 +263,17 @@ def _cell(text: str) -> str:
     return "".join(" " if char in "|\r\n`<>" else char for char in text)[:120]
 
 
-def _confusion(rows: list[Result], classes: tuple[str, ...]) -> Confusion:
-    counts = Counter((row.label, row.predicted_class) for row in rows)
-    return {label: {predicted: counts[label, predicted] for predicted in classes} for label in classes}
+def _right(table: Counter[tuple[str | None, str | None]]) -> float | None:
+    """Share of the images whose predicted class is their label."""
+    right = sum(count for (label, predicted), count in table.items() if label == predicted)
+    return share(right, table.total())
 
 
-def _latency(rows: list[Result]) -> Latency:
-    seconds = [
-        (datetime.fromisoformat(row.stopped) - datetime.fromisoformat(row.started)).total_seconds()
-        for row in rows
-        if row.started and row.stopped
-    ]
+def _confusion(table: Counter[tuple[str | None, str | None]], classes: tuple[str, ...]) -> Confusion:
+    return {label: {predicted: table[label, predicted] for predicted in classes} for label in classes}
+
+
+def _latency(seconds: Sequence[float]) -> Latency:
     names = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
     found = {name: round(float(np.percentile(seconds, rank)), 3) if seconds else None for name, rank in names.items()}
     return Latency(**found)

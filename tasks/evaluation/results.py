@@ -2,7 +2,9 @@
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -15,7 +17,7 @@ from tasks.evaluation.summary import EvaluationSummary, Status
 from tasks.records import Record
 from tasks.run import iso
 
-SUMMARY_KEY = re.compile(r"(?P<prefix>evaluations/[^/]+/[^/]+/)summary(-(?P<revision>[1-9][0-9]*))?\.json")
+SUMMARY_KEY = re.compile(r"(?P<prefix>(evaluations|bulk)/[^/]+/[^/]+/)summary(-(?P<revision>[1-9][0-9]*))?\.json")
 
 
 def newest_summaries(keys: Iterable[str]) -> list[str]:
@@ -51,13 +53,14 @@ class Planned(Record, frozen=True, kw_only=True):
 class Result(Record, frozen=True, kw_only=True):
     """A line of results.jsonl: what came of one planned image. Times are ISO 8601 in UTC.
 
-    error, cause, failed_state: of a failed one. previous_attempts: results of earlier executions, which do not count.
+    label: None if nobody knows it, in a bulk run. error, cause, failed_state: of a failed one. previous_attempts:
+    results of earlier executions, which do not count.
     """
 
     inference_id: str
     execution_arn: str | None
     key: str
-    label: str
+    label: str | None
     attempt: int
     status: Status
     predicted_class: str | None
@@ -157,4 +160,10 @@ def read_summary(bucket: str, key: str) -> EvaluationSummary | None:
 
 def results_of(bucket: str, summary: EvaluationSummary) -> list[Result]:
     """The results of the evaluation that a summary is of."""
-    return storage.get_records(bucket, summary.identity.results_key(summary.revision), Result)
+    run = summary.identity
+    if not summary.bulk:
+        return storage.get_records(bucket, run.results_key(summary.revision), Result)
+    from tasks.evaluation import table  # pyarrow takes its time
+
+    with tempfile.TemporaryDirectory() as folder:
+        return list(table.read(bucket, run.table_prefix(summary.revision), Path(folder)))

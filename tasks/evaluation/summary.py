@@ -2,6 +2,7 @@
 
 from typing import Literal, get_args
 
+from settings import BULK_PREFIX
 from tasks.installation import DatasetNote
 from tasks.records import Part, Record
 from tasks.run import Run
@@ -41,12 +42,13 @@ class Latency(Part, frozen=True, kw_only=True):
 
 
 class Cost(Part, frozen=True, kw_only=True):
-    """US dollars by list price; None if the endpoint's instance type has no price here."""
+    """US dollars by list price; None if the endpoint's instance type has no price here. requests: S3's."""
 
     state_transitions: float
     functions: float
     endpoint: float | None
     total: float | None
+    requests: float = 0.0
 
 
 class Counts(Part, frozen=True, kw_only=True):
@@ -66,7 +68,8 @@ class EvaluationSummary(Record, frozen=True, kw_only=True):
     Shares are None if there is nothing to divide by. Times are ISO 8601 in UTC. threshold, model_version: of the plan.
     confusion: counts by label and predicted class. retried: images with more than one execution. errors: failed
     images by error. latency_seconds: of classified images, from the start of the execution that counts to its end.
-    revision: which judgement of the run this is, and supersedes the key of the one before.
+    revision: which judgement of the run this is, and supersedes the key of the one before. bulk: whether it ran in
+    batches, and its results are Parquet files below bulk/DATE/RUN/.
     """
 
     run: str
@@ -100,10 +103,11 @@ class EvaluationSummary(Record, frozen=True, kw_only=True):
     revision: int = 1
     supersedes: str | None = None
     judged: str | None = None
+    bulk: bool = False
 
     @property
     def identity(self) -> Run:
-        return Run(self.run, self.date)
+        return Run(self.run, self.date, BULK_PREFIX) if self.bulk else Run(self.run, self.date)
 
     @property
     def counts(self) -> Counts:

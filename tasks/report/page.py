@@ -128,7 +128,9 @@ def rows_to_look_at(results: list[Result], missing: set[str]) -> list[Result]:
     chosen = [
         row
         for row in results
-        if row.status in ("failed", "not_submitted") or row.predicted_class != row.label or row.inference_id in missing
+        if row.status in ("failed", "not_submitted")
+        or (row.label is not None and row.predicted_class != row.label)
+        or row.inference_id in missing
     ]
     return sorted(chosen, key=lambda row: (order[row.status], -(row.confidence or 0), row.key))
 

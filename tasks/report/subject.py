@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec import structs
 from prefect import task
 
+from settings import BULK_PREFIX
 from tasks.aws import storage
 from tasks.capture.window import Window
 from tasks.data.images import dataset_note
@@ -59,11 +60,12 @@ class Subject:
 
 @task(task_run_name="read the evaluation")
 def read_evaluation(bucket: str, date: str | None, run: str | None) -> Subject:
-    """One evaluation; the newest one if date or run is not given."""
+    """One evaluation, or one bulk run; the newest evaluation if date or run is not given."""
     if date is None or run is None:
         date, run = _newest(bucket, date)
     chosen = Run(run, date)
-    keys = newest_summaries(storage.list_etags(bucket, chosen.prefix))
+    roots = (chosen.prefix, Run(run, date, BULK_PREFIX).prefix)
+    keys = [key for root in roots for key in newest_summaries(storage.list_etags(bucket, f"{root}summary"))]
     summary = read_summary(bucket, keys[0]) if keys else None
     if summary is None or summary.threshold is None:
         raise ReportError(f"there is no evaluation s3://{bucket}/{chosen.prefix}", "run nightly-evaluation first")

@@ -29,6 +29,7 @@ EXPECTED = {
     "deploy-endpoint",
     "recover-runs",
     "nightly-evaluation",
+    "classify-images",
     "confidence-report",
     "pipeline",
     "teardown",
@@ -59,7 +60,7 @@ def test_schedules_are_paused_and_the_nightly_runs_at_half_past_three() -> None:
         for deployment in DOCUMENT["deployments"]
         for schedule in deployment.get("schedules", [])
     }
-    assert set(schedules) == {"prepare-data", "train-model", "deploy-endpoint", "nightly-evaluation"}
+    assert set(schedules) == {"prepare-data", "train-model", "deploy-endpoint", "nightly-evaluation", "classify-images"}
     assert all(schedule["active"] is False and schedule["timezone"] == "UTC" for schedule in schedules.values())
     assert schedules["nightly-evaluation"]["cron"] == "30 3 * * *"
 
@@ -69,11 +70,11 @@ def test_one_evaluation_runs_at_a_time() -> None:
     assert nightly["concurrency_limit"]["limit"] == 1
 
 
-def test_the_report_listens_to_the_event_that_the_evaluation_emits() -> None:
-    from settings import EVALUATION_EVENT
+def test_the_report_listens_to_the_events_that_evaluations_and_bulk_runs_emit() -> None:
+    from settings import BULK_EVENT, EVALUATION_EVENT
 
     report = next(d for d in DOCUMENT["deployments"] if flow_of(d).name == "confidence-report")
-    assert report["triggers"][0]["expect"] == [EVALUATION_EVENT]
+    assert report["triggers"][0]["expect"] == [EVALUATION_EVENT, BULK_EVENT]
 
 
 def test_schedules_stay_as_a_person_left_them() -> None:

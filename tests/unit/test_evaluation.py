@@ -8,7 +8,15 @@ import yaml
 from msgspec.structs import replace
 
 from settings import ROOT, run_id, settings
-from tasks.evaluation.cost import FUNCTION_GB, FUNCTIONS, TRANSITIONS, cost
+from tasks.evaluation.cost import (
+    BATCH_FUNCTION_GB,
+    BATCH_TRANSITIONS,
+    FUNCTION_GB,
+    FUNCTIONS,
+    TRANSITIONS,
+    bulk_cost,
+    cost,
+)
 from tasks.evaluation.evaluation import EvaluationError, planned_images
 from tasks.evaluation.executions import Execution
 from tasks.evaluation.outcome import GateMissed, markdown, summarize, verdict
@@ -17,7 +25,7 @@ from tasks.evaluation.summary import EvaluationSummary, Latency
 from tasks.installation import DatasetNote, Installation, ServingEndpoint
 from tasks.run import Run
 
-INSTALLATION = Installation("bucket", "arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "role", "role")
+INSTALLATION = Installation("bucket", "arn", "batch-arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "role", "role")
 ENDPOINT = ServingEndpoint("endpoint", "v7")
 RUN = Run("5b52074c57ed", "2026-11-22")
 NOTE = DatasetNote(source="generated", synthetic=True)
@@ -173,8 +181,15 @@ def test_the_cost_counts_every_attempt_and_the_prices_fit_the_workflow() -> None
     assert single.endpoint == pytest.approx(0.115 / 3600, abs=1e-6)
     assert cost([], "ml.m5.large", 1).total is None
     template = (ROOT / "infrastructure" / "workflow.yaml").read_text()
-    sizes = [int(line.split(":")[1]) for line in template.splitlines() if "MemorySize:" in line]
+    *sizes, of_batches = [int(line.split(":")[1]) for line in template.splitlines() if "MemorySize:" in line]
     assert (len(sizes), max(sizes)) == (FUNCTIONS, FUNCTION_GB * 1024)
+    assert of_batches == BATCH_FUNCTION_GB * 1024
+    million = bulk_cost(1_000_000, 10_000, 10_000 * 3.0, 3600, "ml.m5.large", 1)
+    assert million.state_transitions == pytest.approx(10_000 * BATCH_TRANSITIONS * 0.000025)
+    assert million.requests == pytest.approx(1_020_000 * 4e-7 + (10_000 + 1012) * 5e-6, rel=1e-3)
+    assert million.total == pytest.approx(
+        million.state_transitions + million.functions + million.requests + 0.115, abs=1e-5
+    )
     states = json.loads((ROOT / "statemachine" / "classify_image.asl.json").read_text())["States"]
     way = ["SerializeImageData", "ClassifyImage", "FilterLowConfidence", "MeetsThreshold", "Accepted"]
     assert set(way) <= set(states)

@@ -18,6 +18,7 @@ FLOORS = (
     {"aws"},
     {"data", "model", "evaluation", "capture"},
     {"serving"},
+    {"bulk"},
     {"report", "teardown", "preflight"},
     {"schemas"},
 )

@@ -5,7 +5,7 @@ import pytest
 from tasks.installation import Installation
 from tasks.report.subject import ReportError, read_window
 
-INSTALLED = Installation("bucket", "arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "arn", "arn")
+INSTALLED = Installation("bucket", "arn", "batch-arn", "endpoint", ("bicycle", "motorcycle"), 0.93, "arn", "arn")
 MONDAY, TUESDAY = datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
 
 

@@ -1,0 +1,189 @@
+"""classify-images against the local stack, through its deployment: Distributed Map, rows, results and report."""
+
+import json
+import uuid
+from collections import Counter
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling, Scheduled
+
+from settings import BULK_PREFIX, run_id
+from tasks.aws import storage
+from tasks.aws.clients import client
+from tasks.evaluation import executions
+from tasks.evaluation.results import Result, results_of
+from tasks.evaluation.summary import EvaluationSummary
+from tasks.run import Run, utc_now
+from testing.flow_runs import ended, processes_of, started
+from testing.waiting import eventually
+from tests.integration.conftest import read_json, reports_folder
+
+ENDS = ("Passed", "Missed", "Incomplete", "Failed")
+
+
+@pytest.fixture(scope="module")
+def images(installed: Any) -> list[tuple[str, str, bytes]]:
+    """Key, label and content of the demo's test images."""
+    listing = storage.get(installed.bucket, "manifests/test.lst")
+    assert listing is not None
+    rows = [line.split("\t") for line in listing.decode().splitlines()]
+    found = []
+    for _, index, name in rows:
+        content = storage.get(installed.bucket, f"test/{name}")
+        assert content is not None
+        found.append((f"test/{name}", installed.classes[int(index)], content))
+    return found
+
+
+@pytest.fixture(scope="module")
+def prefix(installed: Any, images: list[tuple[str, str, bytes]]) -> str:
+    """A prefix with 60 unlabelled images."""
+    name = f"incoming/{uuid.uuid4().hex[:8]}/"
+    contents = [content for _, _, content in images]
+    named = {f"{name}{number:03}.png": contents[number % len(contents)] for number in range(60)}
+    storage.upload_changed(installed.bucket, name, named)
+    return name
+
+
+def begin(parameters: dict[str, Any], **settings: str) -> UUID:
+    variables = {"SCONES_BULK_BATCH_SIZE": "10", **settings}
+    return started("classify-images/local", parameters, variables)
+
+
+def finished(installed: Any, run: UUID, *states: str) -> tuple[EvaluationSummary, list[Result]]:
+    ended(run, *(states or ENDS))
+    with get_client(sync_client=True) as prefect:
+        expected = prefect.read_flow_run(run).expected_start_time
+    identity = Run(run_id(run), (expected or utc_now()).date().isoformat(), BULK_PREFIX)
+    keys = sorted(storage.list_etags(installed.bucket, f"{identity.prefix}summary"), key=len)
+    summary = storage.get_record(installed.bucket, keys[-1], EvaluationSummary)
+    assert summary is not None
+    return summary, results_of(installed.bucket, summary)
+
+
+def balanced(installed: Any, summary: EvaluationSummary, results: list[Result]) -> None:
+    """Every planned image is in exactly one place, and no id came twice."""
+    prefix = summary.identity.prefix
+    manifest = storage.get_json_lines(installed.bucket, f"{prefix}manifest.jsonl") or []
+    assert [row.key for row in results] == [line["key"] for line in manifest]
+    counts = Counter(row.status for row in results)
+    assert sum(counts.values()) == summary.planned == len({line["inference_id"] for line in manifest})
+    assert {name: counts[name] for name in ("accepted", "below_threshold", "failed", "not_submitted")} == {
+        name: getattr(summary, name) for name in ("accepted", "below_threshold", "failed", "not_submitted")
+    }
+    rows = [
+        row["inference_id"]
+        for key in storage.list_etags(installed.bucket, f"{prefix}parts/")
+        for row in storage.get_json_lines(installed.bucket, key) or []
+    ]
+    assert len(rows) == len(set(rows))
+    attempts = [attempt for row in results for attempt in (*row.previous_attempts, row)]
+    assert set(rows) <= {attempt.inference_id for attempt in attempts}
+
+
+def test_a_manifest_with_labels_and_bad_images(
+    installed: Any, images: list[tuple[str, str, bytes]], evaluation: Any
+) -> None:
+    bucket, name = installed.bucket, f"incoming/{uuid.uuid4().hex[:8]}"
+    storage.put(bucket, f"{name}/empty.png", b"")
+    storage.put(bucket, f"{name}/large.png", images[0][2] + b"0" * 200_000)
+    storage.put(bucket, f"{name}/ünï &=.png", images[1][2])
+    lines = [{"key": key, "label": label} for key, label, _ in images]
+    lines += [{"key": f"{name}/{each}"} for each in ("empty.png", "large.png", "missing.png", "ünï &=.png")]
+    lines += [{"key": f"s3://{bucket}/{images[2][0]}", "label": images[2][1]}]  # a second time
+    lines[3]["etag"] = '"0123456789abcdef0123456789abcdef"'
+    text = "\n\n".join(json.dumps(line) for line in lines)
+    storage.put(bucket, f"{name}/manifest.jsonl", text.encode())
+    run = begin({"manifest": f"{name}/manifest.jsonl"})
+    summary, results = finished(installed, run, "Passed", "Missed")
+    balanced(installed, summary, results)
+    assert summary.planned == len(images) + 4 and summary.bulk
+    assert summary.errors == {"ImageChanged": 1, "UnreadableImage": 1, "ImageTooLarge": 1, "ImageNotFound": 1}
+    assert summary.retried == 4 and summary.failed == 4
+    # The same model says of the same images what it said through an execution for each.
+    nightly = {row["key"]: (row["predicted_class"], row["status"]) for row in evaluation[1]}
+    bulk = {row.key: (row.predicted_class, row.status) for row in results[: len(images)] if row.status != "failed"}
+    assert len(bulk) == len(images) - 1
+    assert {key: nightly[key] for key in bulk} == bulk
+    folder = reports_folder() / summary.date / summary.run
+    report = eventually(lambda: (folder / "summary.json").exists() and read_json(folder / "summary.json"), 120)
+    assert (report["captured"], report["missing_captures"], report["labelled"]) == (
+        len(images),
+        [],
+        len(images) - 1,
+    )
+    assert report["accuracy"] == pytest.approx(summary.accuracy)
+
+
+def test_a_prefix_without_labels(installed: Any, prefix: str) -> None:
+    summary, results = finished(installed, begin({"prefix": prefix}), "Passed", "Missed")
+    balanced(installed, summary, results)
+    assert summary.planned == 60 and summary.failed == 0
+    assert (summary.accuracy, summary.accepted_accuracy) == (None, None)
+    assert [gate.name for gate in summary.gates] == ["failed share", "coverage"]
+    assert {row.label for row in results} == {None}
+    folder = reports_folder() / summary.date / summary.run
+    report = eventually(lambda: (folder / "summary.json").exists() and read_json(folder / "summary.json"), 120)
+    assert (report["captured"], report["labelled"], report["accuracy"]) == (60, 0, None)
+
+
+def test_a_killed_worker_goes_on_and_does_nothing_twice(installed: Any, prefix: str) -> None:
+    run = begin({"prefix": prefix}, SCONES_BULK_BATCH_SIZE="5", SCONES_BULK_CONCURRENCY="1")
+    root = f"bulk/{utc_now().date().isoformat()}/{run_id(run)}/"
+    eventually(lambda: storage.list_etags(installed.bucket, f"{root}parts/"))
+    (process,) = processes_of(run)
+    process.kill()
+    summary, results = finished(installed, run, "Passed", "Missed")
+    balanced(installed, summary, results)
+    assert summary.submitted == 60 and summary.executions == 60
+    assert storage.list_etags(installed.bucket, f"{root}manifest-a2.jsonl") == {}
+
+
+def test_a_cancelled_run_says_what_it_did_and_goes_on(installed: Any, prefix: str) -> None:
+    run = begin({"prefix": prefix}, SCONES_BULK_BATCH_SIZE="2", SCONES_BULK_CONCURRENCY="1")
+    root = f"bulk/{utc_now().date().isoformat()}/{run_id(run)}/"
+    eventually(lambda: storage.list_etags(installed.bucket, f"{root}parts/"))
+    with get_client(sync_client=True) as prefect:
+        prefect.set_flow_run_state(run, Cancelling())
+        summary, results = finished(installed, run, "Cancelled")
+        balanced(installed, summary, results)
+        assert summary.outcome == "incomplete" and summary.not_submitted > 0 and summary.submitted > 0
+        machine = installed.batch_state_machine_arn
+        arn = executions.execution_arn(machine, f"bulk-{run_id(run)}-a1")
+        assert client("stepfunctions").describe_execution(executionArn=arn)["status"] == "ABORTED"
+        prefect.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
+    summary, results = finished(installed, run, "Passed", "Missed")
+    balanced(installed, summary, results)
+    assert summary.submitted == 60 and summary.revision == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("m.jsonl", b'{"key": "test/a.png"}\nnot json\n', "line 2 of .* is no JSON"),
+        ("m.jsonl", b'{"key": "test/a.png", "label": "tractor"}\n', "its label 'tractor' is none of"),
+        ("m.jsonl", b'{"key": "a", "label": "bicycle"}\n{"key": "a", "label": "motorcycle"}\n', "has a twice"),
+        ("m.csv", b"name\ntest/a.png\n", "names no column key"),
+        ("m.parquet", b"PAR1 no parquet", "can't be read as parquet"),
+        ("m.jsonl", b"\n\n", "there is no image"),
+        ("m.txt", b"", "is no manifest by its name"),
+    ],
+    ids=["no JSON", "unknown label", "two labels", "no column", "no Parquet", "empty", "unknown format"],
+)
+def test_a_bad_manifest_is_refused_before_anything_starts(
+    installed: Any, name: str, content: bytes, reason: str
+) -> None:
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from tasks.bulk import manifest
+
+    key = f"incoming/{uuid.uuid4().hex[:8]}/{name}"
+    storage.put(installed.bucket, key, content)
+    with TemporaryDirectory() as folder, pytest.raises(manifest.ManifestError, match=reason):
+        source = manifest.Source.of(installed.bucket, None, key, "2026-11-22")
+        run = Run("0123456789ab", "2026-11-22", BULK_PREFIX)
+        manifest.write(installed.bucket, source, run, installed.classes, Path(folder) / "manifest.jsonl")
