@@ -67,7 +67,8 @@ class MapRun:
         self._jsonata = stepfunctions._state_query_language(state, context) == "JSONata"
         self._changed = threading.Condition()
         self._running: dict[str, dict[str, Any]] = {}  # by name
-        self._entries: dict[str, list[str]] = {"SUCCEEDED": [], "FAILED": [], "PENDING": []}
+        # By status: a batch's number and its entries, as they end.
+        self._entries: dict[str, list[tuple[int, list[str]]]] = {"SUCCEEDED": [], "FAILED": [], "PENDING": []}
         self._failure: BaseException | None = None
         machine: str = execution["stateMachineArn"]
         self._role: str = stepfunctions._state_machines[machine]["roleArn"]
@@ -247,6 +248,7 @@ class MapRun:
             "testCase": self._execution.get("testCase"),
             "mockAttempts": {},
             "_items": end - first,
+            "_number": number,
         }
         stepfunctions._executions[child["executionArn"]] = child
         self._running[name] = child
@@ -290,7 +292,7 @@ class MapRun:
         self._move("RUNNING", child)
         succeeded = child["status"] == "SUCCEEDED"
         if "ResultWriter" in self._state or succeeded:
-            self._entries["SUCCEEDED" if succeeded else "FAILED"] += self._entries_of(child)
+            self._entries["SUCCEEDED" if succeeded else "FAILED"].append((child["_number"], self._entries_of(child)))
         if succeeded:
             child.update(input="", inputDetails={"included": False}, events=[])
 
@@ -320,16 +322,17 @@ class MapRun:
         """What the state returns: the outputs, or where ResultWriter has written them."""
         writer = self._state.get("ResultWriter") or {}
         if "Resource" not in writer:
-            return [json.loads(entry) for entry in self._entries["SUCCEEDED"]]
+            return [json.loads(entry) for _, entries in sorted(self._entries["SUCCEEDED"]) for entry in entries]
         arguments, lines = self._arguments(writer), self._writer_config.get("OutputType") == "JSONL"
         run = self.view["mapRunArn"].rsplit(":", 1)[1]
         folder = "/".join(filter(None, [arguments.get("Prefix", "").strip("/"), run]))
         started = sum(self.view["executionCounts"][name] for name in STATUSES.values() if name != "pending")
         for number in range(started, len(self._batches)):
             entry = {"Input": self._input(number), "InputDetails": {"Included": True}, "Status": "PENDING"}
-            self._entries["PENDING"].append(_text(entry))
+            self._entries["PENDING"].append((number, [_text(entry)]))
         files: dict[str, list[dict[str, Any]]] = {}
-        for status, entries in self._entries.items():
+        for status, found in self._entries.items():
+            entries = [entry for _, of_batch in sorted(found) for entry in of_batch]
             files[status] = []
             if entries:
                 text = "\n".join([*entries, ""]) if lines else f"[{','.join(entries)}]"
