@@ -27,8 +27,8 @@ from ministack.core.responses import new_uuid, now_iso
 from ministack.services import s3, stepfunctions
 
 from local_aws.ministack.authorization import role_decision
+from local_aws.ministack.state_machines import MAX_PAYLOAD_BYTES, check_size
 
-MAX_PAYLOAD_BYTES = 262_144
 MAX_CONCURRENCY = 4 * (os.cpu_count() or 1)
 # How soon StopExecution and UpdateMapRun are noticed.
 LOOK_SECONDS = 0.1
@@ -113,8 +113,20 @@ class MapRun:
         if self._exceeded():
             cause = "The specified tolerated failure threshold was exceeded"
             raise _error("States.ExceedToleratedFailureThreshold", cause)
-        _check_size(_text(result), "The Map state returned a result with")
+        check_size(result, "The Map state returned a result with")
         return result
+
+    def step(self) -> tuple[Any, str | None]:
+        """Runs; the state's output, and the name of the state that follows."""
+        state, context, result = self._state, self._context, self.run()
+        if self._jsonata:
+            output = stepfunctions._apply_jsonata_output(state, self._raw_input, context, result=result, default=result)
+            stepfunctions._apply_state_assign(state, self._raw_input, context, result=result)
+        else:
+            selected = stepfunctions._apply_result_selector(state, result)
+            placed = stepfunctions._apply_result_path(state, self._raw_input, selected)
+            output = stepfunctions._apply_output_path(state, placed, context)
+        return output, stepfunctions._next_or_end(state)
 
     # Fields
 
@@ -280,7 +292,7 @@ class MapRun:
             "variables": {},
         }
         try:
-            _check_size(child["input"], "The input of the child execution has")
+            check_size(context["Execution"]["Input"], "The input of the child execution has")
             states, first = self._processor["States"], self._processor["StartAt"]
             output = stepfunctions._run_sub_machine(states, first, context["Execution"]["Input"], child, context)
             return {"status": "SUCCEEDED", "output": _text(output)}
@@ -388,24 +400,9 @@ class MapRun:
             raise _error(error, f"{principal} is not authorized to perform: {action} on resource: {resource}")
 
 
-def _run_distributed_map(
-    state: dict[str, Any],
-    raw_input: Any,
-    effective: Any,
-    processor: dict[str, Any],
-    execution: dict[str, Any],
-    context: dict[str, Any],
-) -> Any:
-    result = MapRun(state, raw_input, effective, processor, execution, context).run()
-    if stepfunctions._state_query_language(state, context) == "JSONata":
-        output = stepfunctions._apply_jsonata_output(state, raw_input, context, result=result, default=result)
-        stepfunctions._apply_state_assign(state, raw_input, context, result=result)
-    else:
-        result = stepfunctions._apply_result_selector(state, result)
-        output = stepfunctions._apply_output_path(
-            state, stepfunctions._apply_result_path(state, raw_input, result), context
-        )
-    return output, stepfunctions._next_or_end(state)
+def _run_distributed_map(*arguments: Any) -> tuple[Any, str | None]:
+    """What ministack calls with what MapRun is made of."""
+    return MapRun(*arguments).step()
 
 
 def _with_interrupted_runs(restore: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -451,12 +448,6 @@ def _texts(values: Any) -> list[str]:
 
 def _text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _check_size(text: str, subject: str) -> None:
-    if len(text.encode()) > MAX_PAYLOAD_BYTES:
-        cause = f"{subject} a size exceeding the maximum number of bytes service limit."
-        raise _error("States.DataLimitExceeded", cause)
 
 
 def _error(error: str, cause: str) -> Exception:

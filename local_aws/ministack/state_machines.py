@@ -45,7 +45,7 @@ def _with_execution(execute_task: Callable[..., Any]) -> Callable[..., Any]:
             output, following = execute_task(state, raw_input, execution, context)
         finally:
             _execution.reset(token)
-        _check_size(output, f"The state/task '{context['State']['Name']}' returned a result with")
+        check_size(output, f"The state/task '{context['State']['Name']}' returned a result with")
         return output, following
 
     return checked
@@ -54,9 +54,9 @@ def _with_execution(execute_task: Callable[..., Any]) -> Callable[..., Any]:
 def _with_payload_limit(invoke: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(invoke)
     def checked(resource: str, payload: Any) -> Any:
-        _check_size(payload, f"The input of the state/task '{resource}' has")
+        check_size(payload, f"The input of the state/task '{resource}' has")
         result = invoke(resource, payload)
-        _check_size(result, f"The state/task '{resource}' returned a result with")
+        check_size(result, f"The state/task '{resource}' returned a result with")
         return result
 
     return checked
@@ -142,7 +142,8 @@ def _without_terminal(matches: Callable[..., bool]) -> Callable[..., bool]:
     return checked
 
 
-def _check_size(payload: Any, subject: str) -> None:
+def check_size(payload: Any, subject: str) -> None:
+    """Raises what a payload of too many bytes ends an execution with."""
     size = len(json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode())
     if size > MAX_PAYLOAD_BYTES:
         raise stepfunctions._ExecutionError(

@@ -1,13 +1,14 @@
 """Objects in the bucket: many at once, and none that is already there with the same content."""
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from botocore.exceptions import ClientError
 from obstore.store import S3Store
@@ -29,14 +30,7 @@ R = TypeVar("R", bound=Record)
 
 def list_objects(bucket: str, prefix: str) -> dict[str, tuple[str, int]]:
     """ETag and size in bytes by key of every object below a prefix."""
-    paginator = client("s3").get_paginator("list_objects_v2")
-
-    def read() -> dict[str, tuple[str, int]]:
-        pages = paginator.paginate(Bucket=bucket, Prefix=prefix)
-        found = [item for page in pages for item in page.get("Contents", [])]
-        return {item["Key"]: (item["ETag"].strip('"'), item["Size"]) for item in found}
-
-    return retry_transient(f"list s3://{bucket}/{prefix}", read)
+    return {item["Key"]: (item["ETag"].strip('"'), item["Size"]) for item in _listed(bucket, prefix)}
 
 
 def list_etags(bucket: str, prefix: str) -> dict[str, str]:
@@ -46,11 +40,15 @@ def list_etags(bucket: str, prefix: str) -> dict[str, str]:
 
 def iterate_etags(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
     """Key and ETag of every object below a prefix, a page at a time, for more than fit into the memory."""
+    return ((item["Key"], item["ETag"].strip('"')) for item in _listed(bucket, prefix))
+
+
+def _listed(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    """Every object below a prefix, a page at a time."""
     request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
     while True:
         page = retry_transient(f"list s3://{bucket}/{prefix}", lambda: client("s3").list_objects_v2(**request))
-        for item in page.get("Contents", []):
-            yield item["Key"], item["ETag"].strip('"')
+        yield from page.get("Contents", [])
         if not page.get("NextContinuationToken"):
             return
         request["ContinuationToken"] = page["NextContinuationToken"]
@@ -184,25 +182,20 @@ def create_json(bucket: str, key: str, value: Any) -> bool:
     One of the same content counts as written: the response of an earlier try may have been lost.
     """
     content = (json.dumps(value, indent=2) + "\n").encode()
-
-    def create() -> bool:
-        try:
-            client("s3").put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "PreconditionFailed":
-                return False
-            raise
-        return True
-
-    return retry_transient(f"write s3://{bucket}/{key}", create) or get(bucket, key) == content
+    return _create(bucket, key, lambda: io.BytesIO(content)) or get(bucket, key) == content
 
 
 def create_file(bucket: str, key: str, file: Path) -> bool:
     """The same for a file of at most 5 GB, which is not held in memory; False if there is an object of that key."""
+    return _create(bucket, key, lambda: file.open("rb"))
+
+
+def _create(bucket: str, key: str, opened: Callable[[], BinaryIO]) -> bool:
+    """Writes what is opened, for each try anew, unless there is an object of that key; returns whether it did."""
 
     def create() -> bool:
         try:
-            with file.open("rb") as body:
+            with opened() as body:
                 client("s3").put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*")
         except ClientError as error:
             if error.response["Error"]["Code"] == "PreconditionFailed":

@@ -8,20 +8,16 @@ interrupted.
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-import httpx
 import msgspec
 from msgspec.structs import replace
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
 from settings import Settings, settings
@@ -35,6 +31,7 @@ from tasks.evaluation import table
 from tasks.evaluation.cost import bulk_cost
 from tasks.evaluation.evaluation import newest_revision
 from tasks.evaluation.outcome import SHOWN, Tally, markdown
+from tasks.evaluation.progress import ProgressBar
 from tasks.evaluation.results import Result, inference_id, read_summary
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote, Installation, ServingEndpoint
@@ -166,7 +163,7 @@ class BulkRun:
                 raise BulkError(f"the map run read {ended.items} images, and {self._plan.planned} were planned")
             if ended.refused:
                 return
-            if ended.status == "FAILED" and ended.error not in (None, "States.ServiceRestart"):
+            if ended.status == "FAILED":
                 self._logger.error("the execution failed: %s: %s", ended.error, ended.cause)
             idle = idle + 1 if rows == before else 0
             if idle == 2:
@@ -227,7 +224,7 @@ class BulkRun:
         )
         return summary
 
-    def map_payload(self, attempt: int) -> dict[str, Any]:
+    def _payload(self, attempt: int) -> dict[str, Any]:
         """The input of an attempt's execution."""
         instances = self._chosen.endpoint_instance_count
         return {
@@ -245,7 +242,7 @@ class BulkRun:
         """Waits for the attempt's execution in the calling thread."""
         progress = _Progress(f"bulk {self._run.id}, attempt {attempt}", self._logger.info)
         machine = self._installation.batch_state_machine_arn
-        return map_run.follow(machine, name, self.map_payload(attempt), progress, self._refusal)
+        return map_run.follow(machine, name, self._payload(attempt), progress, self._refusal)
 
     def _refusal(self) -> str | None:
         """Why what is left must not be classified: it would not be by the same model and threshold."""
@@ -327,14 +324,12 @@ def _scanned(file: Path) -> tuple[int, str]:
 
 
 class _Progress:
-    """A line in the log and a bar among the run's artifacts every few seconds, which nothing stops for."""
+    """A line in the log and a bar, every few seconds if something was done."""
 
-    def __init__(self, what: str, log: Any) -> None:
+    def __init__(self, what: str, log: Callable[..., None]) -> None:
         self._log = log
         self._told = (-1, 0.0)
-        artifact = create_progress_artifact(progress=0.0, description=what)
-        assert isinstance(artifact, UUID)
-        self._artifact = artifact
+        self._bar = ProgressBar(what)
 
     def __call__(self, done: int, total: int, running: int) -> None:
         now = time.monotonic()
@@ -342,5 +337,4 @@ class _Progress:
             return
         self._told = (done, now)
         self._log("%d of %d images done, %d batches running", done, total, running)
-        with suppress(httpx.HTTPError, PrefectHTTPStatusError):
-            update_progress_artifact(self._artifact, progress=100 * done / max(total, 1))
+        self._bar.show(done, total)

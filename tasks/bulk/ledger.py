@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -180,7 +179,3 @@ def outcome(image: BulkImage, ledger: Ledger, model_version: str, threshold: flo
         started=failure.started if failure else None,
         stopped=failure.stopped if failure else None,
     )
-
-
-def outcomes(images: Iterator[BulkImage], ledger: Ledger, model_version: str, threshold: float) -> Iterator[Result]:
-    return (outcome(image, ledger, model_version, threshold) for image in images)

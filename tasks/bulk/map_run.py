@@ -48,13 +48,14 @@ def follow(
     """
     arn = executions.start(state_machine_arn, name, payload)
     logger = get_run_logger()
-    refused = None
+    refused = map_run = None
     seconds = POLL_SECONDS
     succeeded = failed = 0
     try:
         while True:
             execution = executions.describe(arn)
-            counts = _counts(arn)
+            map_run = map_run or _map_run(arn)
+            counts = _counts(map_run) if map_run else None
             if counts is not None:
                 items, batches = counts["itemCounts"], counts["executionCounts"]
                 progress(items["succeeded"] + items["failed"], items["total"], batches["running"])
@@ -94,16 +95,30 @@ def exists(state_machine_arn: str, name: str) -> bool:
     return executions.describe(executions.execution_arn(state_machine_arn, name)) is not None
 
 
-def _counts(execution_arn: str) -> dict[str, Any] | None:
-    """What DescribeMapRun tells of an execution's only map run; None if there is none yet."""
+def _map_run(execution_arn: str) -> str | None:
+    """The ARN of an execution's only map run; None if there is none yet."""
+    states = client("stepfunctions")
+
+    def look() -> list[dict[str, Any]]:
+        try:
+            runs: list[dict[str, Any]] = states.list_map_runs(executionArn=execution_arn)["mapRuns"]
+            return runs
+        except states.exceptions.ExecutionDoesNotExist:
+            return []
+
+    runs = retry_transient(f"look for the map run of {execution_arn}", look)
+    return str(runs[0]["mapRunArn"]) if runs else None
+
+
+def _counts(map_run_arn: str) -> dict[str, Any] | None:
+    """What DescribeMapRun tells; None if AWS knows the map run no more."""
     states = client("stepfunctions")
 
     def look() -> dict[str, Any] | None:
         try:
-            runs = states.list_map_runs(executionArn=execution_arn)["mapRuns"]
-        except states.exceptions.ExecutionDoesNotExist:
+            found: dict[str, Any] = states.describe_map_run(mapRunArn=map_run_arn)
+            return found
+        except states.exceptions.ResourceNotFound:
             return None
-        found: dict[str, Any] | None = states.describe_map_run(mapRunArn=runs[0]["mapRunArn"]) if runs else None
-        return found
 
-    return retry_transient(f"look at the map run of {execution_arn}", look)
+    return retry_transient(f"look at the map run {map_run_arn}", look)

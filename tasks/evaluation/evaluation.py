@@ -6,17 +6,13 @@ when it is done, and at the end results.jsonl and summary.json. So a run can go 
 
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from itertools import count
-from uuid import UUID
 
-import httpx
 from msgspec.structs import replace
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 
 from settings import MANIFESTS_PREFIX, TEST_PREFIX, Settings, settings
@@ -24,6 +20,7 @@ from tasks.aws import storage
 from tasks.errors import SconesError
 from tasks.evaluation.executions import Executions
 from tasks.evaluation.outcome import markdown, summarize
+from tasks.evaluation.progress import ProgressBar
 from tasks.evaluation.results import (
     Planned,
     Result,
@@ -259,16 +256,13 @@ def run_chunk(title: str, evaluation: Evaluation, executions: Executions, chunk:
 
 
 class _Progress:
-    """A line in the log and a bar among the run's artifacts, which nothing stops for."""
+    """A line in the log, and a bar."""
 
     def __init__(self, what: str, total: int, log: Callable[..., None]) -> None:
         self._total = total
         self._log = log
-        artifact = create_progress_artifact(progress=0.0, description=what)
-        assert isinstance(artifact, UUID)
-        self._artifact = artifact
+        self._bar = ProgressBar(what)
 
     def __call__(self, closed: int, running: int) -> None:
         self._log("%d of %d executions closed, %d running", closed, self._total, running)
-        with suppress(httpx.HTTPError, PrefectHTTPStatusError):
-            update_progress_artifact(self._artifact, progress=100 * closed / self._total)
+        self._bar.show(closed, self._total)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -34,35 +35,18 @@ SCHEMA = pa.schema(
 
 def write(bucket: str, prefix: str, results: Iterable[Result], folder: Path) -> int:
     """Uploads PREFIXpart-00000.parquet and so on, by way of a local folder; returns how many rows there are."""
+    remaining, local = iter(results), folder / "part.parquet"
     rows = files = 0
-    writer: pq.ParquetWriter | None = None
-    group: list[Result] = []
-    local = folder / "part.parquet"
-
-    def finish() -> None:
-        nonlocal writer, files
-        if writer is not None:
-            writer.close()
-            storage.put_file(bucket, f"{prefix}part-{files:05}.parquet", local)
-            writer, files = None, files + 1
-
-    def flush() -> None:
-        nonlocal writer
-        if writer is None:
-            writer = pq.ParquetWriter(local, SCHEMA, compression="zstd")
-        writer.write_table(_table(group))
-        group.clear()
-
-    for result in results:
-        group.append(result)
-        rows += 1
-        if len(group) == GROUP_ROWS:
-            flush()
-        if rows % FILE_ROWS == 0:
-            finish()
-    if group or not rows:
-        flush()
-    finish()
+    group = list(islice(remaining, GROUP_ROWS))
+    while group or not files:
+        in_file = 0
+        with pq.ParquetWriter(local, SCHEMA, compression="zstd") as writer:
+            while group and in_file < FILE_ROWS:
+                writer.write_table(_table(group))
+                in_file += len(group)
+                group = list(islice(remaining, GROUP_ROWS))
+        storage.put_file(bucket, f"{prefix}part-{files:05}.parquet", local)
+        rows, files = rows + in_file, files + 1
     return rows
 
 

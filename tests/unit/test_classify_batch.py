@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from local_aws.config import ROOT
 from tasks.evaluation.results import Result
+from tests.unit.test_state_machine import template
 
 PREFIX = "bulk/2026-11-22/0123456789ab/"
 BATCH: dict[str, Any] = {"bucket": "bucket", "prefix": PREFIX, "attempt": 1, "model_version": "v7", "threshold": 0.93}
@@ -167,9 +168,7 @@ def test_storage_that_refuses_is_an_error_that_passes(functions: Functions, monk
 def test_timeouts_of_the_batch_nest() -> None:
     machine = json.loads((ROOT / "statemachine" / "classify_batch.asl.json").read_text())
     task = machine["States"]["ClassifyBatches"]["ItemProcessor"]["States"]["ClassifyBatch"]
-    template = (ROOT / "infrastructure" / "workflow.yaml").read_text()
-    function = template[template.index("  ClassifyBatch:\n") :]
-    timeout = int(function[function.index("Timeout:") :].split()[1])
+    timeout = template("workflow.yaml")["Resources"]["ClassifyBatch"]["Properties"]["Timeout"]
     source = (ROOT / "lambdas" / "classify_batch.py").read_text()
     margin = float(source.split("MARGIN_SECONDS = ")[1].split()[0])
     # An image may take two tries of S3 (2 + 5 s) and of the endpoint (2 + 10 s), and the part's upload as a read.

@@ -1,0 +1,71 @@
+"""What nightly-evaluation and classify-images have in common: how they end, and what a cancelled one leaves running."""
+
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+from prefect.logging import get_run_logger
+from prefect.logging.loggers import flow_run_logger
+from prefect.runtime import flow_run
+
+from flows.ending import Hook, evaluated
+from flows.identity import run_of
+from settings import BULK_EVENT, EVALUATION_EVENT, settings
+from tasks.aws.stacks import installation
+from tasks.evaluation import evaluation, executions
+from tasks.evaluation.outcome import verdict
+from tasks.evaluation.summary import EvaluationSummary
+from tasks.run import Run
+
+
+def stop_executions(root: str) -> Hook:
+    """A hook that stops what a cancelled run left running because its process could not, and says how far it came.
+
+    root: where runs of this kind are kept.
+    """
+
+    def hook(flow: Any, flow_run: Any, state: Any) -> None:
+        installed, run = installation(), run_of(flow_run, root)
+        reason = "the run was cancelled"
+        stopped = executions.stop_named(installed.state_machine_arn, run.id, reason)
+        stopped += executions.stop_named(installed.batch_state_machine_arn, f"bulk-{run.id}", reason)
+        flow_run_logger(flow_run, flow).info("%d executions were still running and are stopped", stopped)
+        summary = evaluation.newest_summary(installed.bucket, run)
+        message = verdict(summary) if summary else "Cancelled before anything was judged; Retry goes on where it was"
+        state.message = message  # for the hook that follows; Prefect then writes its own into the state
+
+    return hook
+
+
+def conclude(summary: EvaluationSummary, run: Run) -> EvaluationSummary:
+    """Announces the summary, and is what a flow returns: its final state, with the verdict in its name."""
+    announce(summary)
+    report = settings().reports / run.date / run.id / "report.html"
+    get_run_logger().info("%s. The report follows at %s", verdict(summary), report)
+    returned: EvaluationSummary = evaluated(summary, str(report))  # callers get the data of a state
+    return returned
+
+
+def announce(summary: EvaluationSummary) -> None:
+    """Emits the event from which prefect.yaml starts the report, unless a parent flow reports itself. Once only."""
+    event = BULK_EVENT if summary.bulk else EVALUATION_EVENT
+    name, revision = f"{event.removesuffix('completed')}{summary.run}", str(summary.revision)
+    if (flow_run.run_count or 0) > 1 and _announced(event, name, revision):
+        return
+    by = "flow" if flow_run.get_parent_flow_run_id() else "deployment"
+    resource = {
+        "prefect.resource.id": name,
+        "scones.started-by": by,
+        "scones.outcome": summary.outcome,
+        "scones.revision": revision,
+    }
+    emit_event(event, resource=resource, payload={**summary.to_json(), "verdict": verdict(summary)})
+
+
+def _announced(event: str, resource: str, revision: str) -> bool:
+    """Whether an earlier process of this run has emitted the event, and the server knows it."""
+    wanted = EventFilter(event=EventNameFilter(name=[event]), resource=EventResourceFilter(id=[resource]))
+    with get_client(sync_client=True) as prefect:
+        events = prefect.read_events(wanted, limit=50).events
+    return any(each.resource.get("scones.revision", "1") == revision for each in events)
