@@ -40,6 +40,8 @@ MANIFESTS_PREFIX = "manifests/"
 CODE_PREFIX = "code/"
 MODELS_PREFIX = "models/"
 CAPTURE_PREFIX = "data-capture/"
+# Of a bulk run at the same time, if nothing else is set; each asks the endpoint with 8 threads.
+BATCHES_PER_INSTANCE = 2
 EVALUATIONS_PREFIX = "evaluations/"
 BULK_PREFIX = "bulk/"
 REPORTS_PREFIX = "reports/"
@@ -268,6 +270,11 @@ class Settings(BaseSettings):
         if bool(self.vpc_subnets) != bool(self.vpc_security_groups):
             raise ValueError("SCONES_VPC_SUBNETS and SCONES_VPC_SECURITY_GROUPS are set together, or not at all")
         return self
+
+    @property
+    def bulk_batches(self) -> int:
+        """Batches at the same time."""
+        return self.bulk_concurrency or BATCHES_PER_INSTANCE * self.endpoint_instance_count
 
     @property
     def storage_stack(self) -> str:

@@ -3,7 +3,8 @@
 Starts a local stack of its own with Prefect and an ensemble of ten networks, as large as the default one. Compares
 classify-images with a bare client that sends images from memory to the same endpoint from as many threads, and with the
 nightly evaluation's execution for each image. Then runs as many manifest lines as it is told through a function that
-asks no endpoint. Exits with 1 if a goal is missed.
+asks no endpoint. With --part faults it runs under each fault with as many seeds as it is told instead. Exits with 1 if
+a goal is missed.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from local_aws.config import ROOT, LocalConfig
 THREADS = 16  # 2 batches at a time with 8 threads each
 NIGHT = 200
 ENSEMBLE = {"FOLDS": "5", "REPEATS": "2", "EPOCHS": "6"}
+# Reports do not wait for captures that a fault has lost.
+FAULTY = {"CAPTURE_MAX_SECONDS": "5"}
 # In the place of the functions that read and classify.
 READS = """
 import boto3
@@ -53,24 +56,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bulk", description=__doc__)
     parser.add_argument("--images", type=int, nargs="*", default=[2_000, 20_000], help="images (default: 2000 20000)")
     parser.add_argument("--lines", type=int, default=1_000_000, help="manifest lines without a model; 0 for none")
+    parser.add_argument("--part", choices=["figures", "faults"], help="only a part")
+    parser.add_argument("--seeds", type=int, default=20, help="runs under each fault (default: 20)")
+    parser.add_argument("--fault", help="only the fault of this name, with --part faults")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-        config = own_stack(Path(name), **ENSEMBLE)
+        config = own_stack(Path(name), **FAULTY, **({} if arguments.part == "faults" else ENSEMBLE))
         from deploy import bring_up
 
         try:
             bring_up(config)
             installed = prepare()
-            print(HEADING, flush=True)
-            for figure in _measure(config, installed, arguments.images, arguments.lines):
-                print(figure, flush=True)
-                figures.append(figure)
+            if arguments.part != "faults":
+                print(HEADING, flush=True)
+                for figure in _measure(config, installed, arguments.images, arguments.lines):
+                    print(figure, flush=True)
+                    figures.append(figure)
+            if arguments.part != "figures":
+                figures += _under_faults(config, installed, arguments)
         finally:
             services.down(config)
     return int(any(figure.missed for figure in figures))
+
+
+def _under_faults(config: LocalConfig, installed: Any, arguments: argparse.Namespace) -> list[Figure]:
+    from benchmarks.evaluation import faults
+    from testing.faults.bulk_runs import FAULTS, BulkLab
+
+    with BulkLab(config, installed) as lab:
+        return faults(lab, list(FAULTS), arguments)
 
 
 def _measure(config: LocalConfig, installed: Any, counts: list[int], lines: int) -> Iterator[Figure]:
@@ -100,14 +117,17 @@ def _many_lines(config: LocalConfig, installed: Any, lines: int) -> Iterator[Fig
     from settings import settings
     from tasks.aws import storage
     from tasks.aws.clients import client
+    from tasks.aws.stacks import function_package
 
-    client("lambda").update_function_code(FunctionName=f"{settings().stack}-classifyBatch", ZipFile=_package())
+    name, package = f"{settings().stack}-classifyBatch", function_package("classify_batch")
+    client("lambda").update_function_code(FunctionName=name, ZipFile=_without_model(package))
     manifest = "".join(json.dumps({"key": f"incoming/{number:08}.png"}) + "\n" for number in range(lines))
     storage.put(installed.bucket, "incoming/many.jsonl", manifest.encode())
     database = config.state / "prefect" / "prefect.db"
     before, began = database_bytes(database), time.monotonic()
     summary = _run(manifest="incoming/many.jsonl")
     seconds, grown = time.monotonic() - began, database_bytes(database) - before
+    client("lambda").update_function_code(FunctionName=name, ZipFile=package)
     assert summary["accepted"] == lines, summary
     of = f"{lines:,} lines"
     yield Figure(f"seconds, {of} without a model", seconds, "s", "1")
@@ -190,18 +210,16 @@ def _pool() -> Any:
     return Config(max_pool_connections=THREADS)
 
 
-def _package() -> bytes:
+def _without_model(package: bytes) -> bytes:
     """classifyBatch as it is, with functions that read nothing and ask no endpoint."""
-    from tasks.aws.stacks import function_package
-
     buffer = io.BytesIO()
     stubs = {"serialize_image_data.py": READS, "classify_image.py": ANSWERS}
     with (
-        zipfile.ZipFile(io.BytesIO(function_package("classify_batch"))) as package,
+        zipfile.ZipFile(io.BytesIO(package)) as before,
         zipfile.ZipFile(buffer, "w") as changed,
     ):
-        for info in package.infolist():
-            changed.writestr(info, stubs.get(info.filename, package.read(info)))
+        for info in before.infolist():
+            changed.writestr(info, stubs.get(info.filename, before.read(info)))
     return buffer.getvalue()
 
 

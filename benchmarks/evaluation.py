@@ -89,7 +89,7 @@ def own_stack(folder: Path, **more: str) -> LocalConfig:
 
 def _measure(config: LocalConfig, arguments: argparse.Namespace) -> bool:
     """Prints every figure; True if one misses its goal."""
-    from testing.faults.nights import Lab
+    from testing.faults.nights import FAULTS, WAITED, Lab
 
     installed = prepare()
     figures: list[Figure] = []
@@ -104,7 +104,7 @@ def _measure(config: LocalConfig, arguments: argparse.Namespace) -> bool:
                 print(figure, flush=True)
                 figures.append(figure)
         if arguments.part != "figures":
-            figures += _faults(lab, arguments.seeds, arguments.waits, arguments.fault)
+            figures += faults(lab, [*FAULTS, *([WAITED] if arguments.waits else [])], arguments)
     return any(figure.missed for figure in figures)
 
 
@@ -237,16 +237,20 @@ def _recovery(lab: Any) -> Iterator[Figure]:
     )
 
 
-def _faults(lab: Any, seeds: int, waits: int, only: str | None) -> list[Figure]:
+def faults(lab: Any, names: list[str], arguments: argparse.Namespace) -> list[Figure]:
     """Prints the table of faults, or the line of one, and returns its totals as figures."""
-    from testing.faults.nights import FAULTS, WAITED
+    from testing.faults.nights import WAITED
 
     row = "{:<36} {:>5} {:>6} {:>11} {:>6} {:>16}"
     print("\n" + row.format("fault", "runs", "lost", "duplicated", "wrong", "median recovery"), flush=True)
     totals: Counter[str] = Counter()
-    chosen = [fault for fault in [*FAULTS, *([WAITED] if waits else [])] if only in (None, fault)]
-    for fault in chosen:
-        nights = [lab.night(fault, seed) for seed in range(waits if fault == WAITED else seeds)]
+    chosen = {
+        fault: arguments.waits if fault == WAITED else arguments.seeds
+        for fault in names
+        if arguments.fault in (None, fault)
+    }
+    for fault, seeds in chosen.items():
+        nights = [lab.night(fault, seed) for seed in range(seeds)]
         kinds = {
             kind: sum(len(getattr(night.verdict, kind)) for night in nights) for kind in ("lost", "duplicated", "wrong")
         }
@@ -258,7 +262,7 @@ def _faults(lab: Any, seeds: int, waits: int, only: str | None) -> list[Figure]:
             for violation in night.verdict.violations:
                 print(f"  seed {night.seed}: {violation}", flush=True)
     print("\n" + HEADING)
-    count = f"{sum(waits if fault == WAITED else seeds for fault in chosen)} nights"
+    count = f"{sum(chosen.values())} runs"
     figures = [
         Figure(f"images {kind} under faults", totals[kind], "", count, at_most=0)
         for kind in ("lost", "duplicated", "wrong")

@@ -102,7 +102,7 @@ def variables(runtime: str, client_of: ClientOf) -> dict[str, Any]:
             {"Principal": {"Service": [f"{name}.amazonaws.com" for name in ("lambda", "states", "sagemaker")]}},
             "sts:AssumeRole",
         ),
-        "may_all": _policy({"Resource": "*"}, "s3:*", "logs:*", "lambda:InvokeFunction", "ecr:*"),
+        "may_all": _policy({"Resource": "*"}, "s3:*", "logs:*", "lambda:InvokeFunction", "states:*", "ecr:*"),
         "model": tar_gz({"code/inference.py": INFERENCE}),
         "source": tar_gz({"train.py": TRAINING}),
         "function": function_zip(FUNCTION),
@@ -129,7 +129,7 @@ def teardown(client_of: ClientOf, prefix: str, region: str, number: str) -> list
     for suffix in ("model", "packaged"):
         attempt(f"model {suffix}", sagemaker.delete_model, ModelName=f"{prefix}-{suffix}")
     attempt("model packages", _delete_packages, sagemaker, f"{prefix}-group")
-    for suffix in ("machine", "denied"):
+    for suffix in ("machine", "map", "denied"):
         arn = f"arn:aws:states:{region}:{number}:stateMachine:{prefix}-{suffix}"
         attempt(arn, client_of("stepfunctions").delete_state_machine, stateMachineArn=arn)
     attempt("function", client_of("lambda").delete_function, FunctionName=f"{prefix}-function")

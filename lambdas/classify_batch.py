@@ -5,7 +5,8 @@ Event: {"BatchInput": {"bucket", "prefix", "attempt", "model_version", "threshol
 rows by status.
 
 The rows are in PREFIXparts/<SHA-256 of the batch's first inference_id>.jsonl, with the members of a line of an
-evaluation's results.jsonl. A batch that is run again goes on with what its part lacks and overwrites it.
+evaluation's results.jsonl. A batch that is run again goes on with what its part lacks. If it runs twice at once, each
+adds to the part what the other has not written: a part is only ever replaced by one with all of its rows.
 """
 
 import hashlib
@@ -36,6 +37,8 @@ TRIES = 4
 PASSING = ("StorageUnavailable", "EndpointUnavailable")
 # What no image is to blame for: the batch fails, and not each of its images.
 OF_ALL = (*PASSING, "EndpointNotFound")
+# Another run of the batch wrote the part meanwhile.
+OVERTAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 FIELDS = {"bucket": str, "prefix": str, "attempt": int, "model_version": str, "threshold": float}
 
 # The three functions write a line per image, which is too much for a million.
@@ -60,16 +63,13 @@ def handler(event: Any, context: Any) -> dict[str, int]:
     batch, items = _checked(event)
     deadline = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - MARGIN_SECONDS
     part = f"{batch['prefix']}parts/{hashlib.sha256(items[0]['inference_id'].encode()).hexdigest()}.jsonl"
-    rows = _existing(batch["bucket"], part)
+    rows, etag = _existing(batch["bucket"], part)
     work = _Batch(batch, event["execution_arn"], deadline)
     todo = [item for item in items if item["inference_id"] not in rows]
     with ThreadPoolExecutor(THREADS) as threads:
         found = list(threads.map(work.row, todo))
     new = {item["inference_id"]: row for item, row in zip(todo, found, strict=True) if row is not None}
-    rows |= new
-    if new:
-        lines = [json.dumps(rows[name]) for item in items if (name := item["inference_id"]) in rows]
-        _write(batch["bucket"], part, "\n".join([*lines, ""]))
+    rows = _added(batch["bucket"], part, items, rows, etag, new)
     counts = Counter(row["status"] for row in rows.values())
     logger.info("%s: %d rows of %d images, %s", part, len(rows), len(items), dict(counts))
     if work.failure is not None:
@@ -176,24 +176,47 @@ def _checked(event: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return batch, [{"etag": None, "label": None, **item} for item in items]
 
 
-def _existing(bucket: str, part: str) -> dict[str, dict[str, Any]]:
-    """Rows that an earlier run of the batch has written, by inference id."""
+def _existing(bucket: str, part: str) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Rows that an earlier run of the batch has written, by inference id, and the part's ETag."""
     s3 = serialize_image_data.s3
     try:
-        content = s3.get_object(Bucket=bucket, Key=part)["Body"].read()
+        answer = s3.get_object(Bucket=bucket, Key=part)
+        content = answer["Body"].read()
     except s3.exceptions.NoSuchKey:
-        return {}
+        return {}, None
     except (ClientError, BotoCoreError) as error:
         raise serialize_image_data.StorageUnavailable(f"s3://{bucket}/{part}: {error}") from error
     rows = [json.loads(line) for line in content.splitlines()]
-    return {row["inference_id"]: row for row in rows}
+    return {row["inference_id"]: row for row in rows}, answer["ETag"]
 
 
-def _write(bucket: str, part: str, text: str) -> None:
-    try:
-        serialize_image_data.s3.put_object(Bucket=bucket, Key=part, Body=text.encode())
-    except (ClientError, BotoCoreError) as error:
-        raise serialize_image_data.StorageUnavailable(f"s3://{bucket}/{part}: {error}") from error
+def _added(
+    bucket: str,
+    part: str,
+    items: list[dict[str, Any]],
+    rows: dict[str, dict[str, Any]],
+    etag: str | None,
+    new: dict[str, dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Writes the part with what it has (rows) and the new ones; returns all. Of two rows of an image the first stands.
+
+    The conditions of the upload are those of docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html.
+    """
+    s3 = serialize_image_data.s3
+    while not new.keys() <= rows.keys():
+        together = new | rows
+        lines = [json.dumps(together[name]) for item in items if (name := item["inference_id"]) in together]
+        text = "\n".join([*lines, ""])
+        condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+        try:
+            s3.put_object(Bucket=bucket, Key=part, Body=text.encode(), **condition)
+            return together
+        except (ClientError, BotoCoreError) as error:
+            code = error.response["Error"]["Code"] if isinstance(error, ClientError) else ""
+            if code not in OVERTAKEN:
+                raise serialize_image_data.StorageUnavailable(f"s3://{bucket}/{part}: {error}") from error
+        rows, etag = _existing(bucket, part)
+    return rows
 
 
 def _now() -> str:

@@ -40,6 +40,13 @@ RATES = {
     "DescribeExecution": ("describes_per_second", 15, 10),
     "ListExecutions": ("lists_per_second", 5, 2),
 }
+# Distributed Map: children at a time, how many of them are started a second, and bytes of a child's input, with
+# what is counted for an image: inference id, ETag, label, and a key of 60 characters.
+# https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
+MOST_CHILDREN = 10_000
+CHILD_STARTS_PER_SECOND = 100
+CHILD_INPUT_BYTES = 262_144
+ITEM_BYTES = 230
 # What deploys, trains and evaluates; simulated for whoever runs the flows.
 ACTIONS = (
     "cloudformation:DescribeStacks",
@@ -101,6 +108,7 @@ def findings(chosen: Settings) -> Iterator[Finding]:
         # One machine has none, and evaluations use what it bears.
         ("rates", lambda: rates(chosen, session().region_name) if on_aws() else []),
         ("Lambda concurrency", lambda: lambda_concurrency(chosen)),
+        ("batches", lambda: batches(chosen)),
         ("permissions", permissions),
         ("stacks", lambda: stacks(chosen)),
         ("Prefect", prefect_server),
@@ -207,13 +215,43 @@ def rates(chosen: Settings, region_name: str | None) -> list[Finding]:
 
 
 def lambda_concurrency(chosen: Settings) -> list[Finding]:
-    """Whether as many functions may run at once as executions are in flight."""
+    """Whether as many functions may run at once as an evaluation's executions, or batches, are in flight."""
     limit = client("lambda").get_account_settings()["AccountLimit"]["ConcurrentExecutions"]
-    if limit < chosen.executions_in_flight:
-        hint = f"set SCONES_EXECUTIONS_IN_FLIGHT to {limit} or less, or ask for more in the Service Quotas console"
-        detail = f"{limit} are allowed, and {chosen.executions_in_flight} executions are in flight"
-        return [Finding("Lambda concurrency", "problem", detail, hint)]
-    return [Finding("Lambda concurrency", "ok", f"{limit} for {chosen.executions_in_flight} executions in flight")]
+    found = []
+    for what, name, wanted in (
+        ("executions", "executions_in_flight", chosen.executions_in_flight),
+        ("batches", "bulk_concurrency", chosen.bulk_batches),
+    ):
+        check, detail = f"Lambda concurrency of {what}", f"{limit} are allowed for {wanted} {what} in flight"
+        if limit < wanted:
+            hint = f"set SCONES_{name.upper()} to {limit} or less, or ask for more in the Service Quotas console"
+            found.append(Finding(check, "problem", detail, hint))
+        else:
+            found.append(Finding(check, "ok", detail))
+    return found
+
+
+def batches(chosen: Settings) -> list[Finding]:
+    """Whether a bulk run fits the limits of Distributed Map."""
+    found = []
+    size, fit = chosen.bulk_batch_size, CHILD_INPUT_BYTES // ITEM_BYTES
+    detail = f"{size} images a batch, and about {fit} fit into a child execution's {CHILD_INPUT_BYTES} bytes"
+    if size > fit:
+        hint = f"Step Functions makes smaller batches by itself; SCONES_BULK_BATCH_SIZE={fit} says so"
+        found.append(Finding("size of batches", "warning", detail, hint))
+    else:
+        found.append(Finding("size of batches", "ok", detail))
+    many = chosen.bulk_batches
+    detail = f"{many} at a time; Step Functions starts {CHILD_STARTS_PER_SECOND} a second and runs {MOST_CHILDREN}"
+    if many > MOST_CHILDREN:
+        hint = f"set SCONES_BULK_CONCURRENCY to {MOST_CHILDREN} or less"
+        found.append(Finding("batches at a time", "problem", detail, hint))
+    elif many > 10 * CHILD_STARTS_PER_SECOND:
+        hint = "it takes more than ten seconds until all run; larger batches start sooner"
+        found.append(Finding("batches at a time", "warning", detail, hint))
+    else:
+        found.append(Finding("batches at a time", "ok", detail))
+    return found
 
 
 def permissions() -> list[Finding]:

@@ -72,6 +72,11 @@ def ministack(config: LocalConfig) -> list[psutil.Process]:
     return _with_argument(config, r"local_aws\.ministack$")
 
 
+def function_processes(config: LocalConfig, module: str) -> list[psutil.Process]:
+    """Those in which a Lambda function runs. module: of its handler, such as classify_batch."""
+    return _with_argument(config, rf"^{module}\.handler$")
+
+
 def _parent(process: psutil.Process) -> int | None:
     with suppress(psutil.Error):
         return process.ppid()

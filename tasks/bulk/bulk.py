@@ -45,8 +45,6 @@ MOST_ATTEMPTS = 9
 # Before what failed is tried again, times the attempt.
 PAUSE_SECONDS = 5.0
 PROGRESS_SECONDS = 3.0
-# Batches of an endpoint's instance at the same time; each asks with 8 threads.
-BATCHES_PER_INSTANCE = 2
 
 
 class BulkError(SconesError):
@@ -226,7 +224,6 @@ class BulkRun:
 
     def _payload(self, attempt: int) -> dict[str, Any]:
         """The input of an attempt's execution."""
-        instances = self._chosen.endpoint_instance_count
         return {
             "bucket": self._bucket,
             "manifest": self._manifest_key(attempt),
@@ -235,7 +232,7 @@ class BulkRun:
             "model_version": self._plan.model_version,
             "threshold": self._plan.threshold,
             "batch_size": self._plan.batch_size,
-            "concurrency": self._chosen.bulk_concurrency or BATCHES_PER_INSTANCE * instances,
+            "concurrency": self._chosen.bulk_batches,
         }
 
     def follow(self, name: str, attempt: int) -> map_run.Ended:

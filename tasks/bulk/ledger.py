@@ -102,11 +102,15 @@ class Ledger:
                 self._database.executemany("INSERT OR REPLACE INTO failures VALUES (?, ?)", images)
 
     def rows(self, image: BulkImage) -> list[Result]:
-        """What came of an image, a row per attempt, in their order; the last one counts."""
+        """What came of an image, a row per attempt; the last one counts.
+
+        They are in the order of attempts, but a decision follows what failed: a batch that was thought lost may have
+        come to one while the next attempt began.
+        """
         found = self._database.execute(
             "SELECT row FROM rows WHERE image = ? ORDER BY attempt", (_image(image.inference_id),)
         )
-        return [_decode(row) for (row,) in found]
+        return sorted((_decode(row) for (row,) in found), key=lambda row: row.status != "failed")
 
     def failure(self, image: BulkImage) -> Failure | None:
         """Why an image without a row has none, if its batch failed."""

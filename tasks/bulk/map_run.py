@@ -10,8 +10,10 @@ from prefect.logging import get_run_logger
 from tasks.aws.clients import client, retry_transient
 from tasks.evaluation import executions
 
-POLL_SECONDS = 2.0
-MAX_POLL_SECONDS = 5.0
+# Between two looks: this share of the time that has passed, but not less or more than so many seconds.
+POLL_SHARE = 0.03
+LEAST_POLL_SECONDS = 1.0
+MOST_POLL_SECONDS = 5.0
 # Batches that fail one after the other, before the rest is not tried for now.
 FAILED_IN_A_ROW = 20
 
@@ -49,7 +51,7 @@ def follow(
     arn = executions.start(state_machine_arn, name, payload)
     logger = get_run_logger()
     refused = map_run = None
-    seconds = POLL_SECONDS
+    began = time.monotonic()
     succeeded = failed = 0
     try:
         while True:
@@ -73,8 +75,8 @@ def follow(
                 elif counts is not None and batches["failed"] - failed >= FAILED_IN_A_ROW:
                     logger.warning("%d batches failed one after the other: stopping for now", FAILED_IN_A_ROW)
                     executions.stop([arn], f"{FAILED_IN_A_ROW} batches failed one after the other")
-            time.sleep(seconds)
-            seconds = min(seconds * 1.2, MAX_POLL_SECONDS)
+            passed = time.monotonic() - began
+            time.sleep(min(max(passed * POLL_SHARE, LEAST_POLL_SECONDS), MOST_POLL_SECONDS))
     except BaseException as error:
         logger.warning("stopping the execution: %s", error or type(error).__name__)
         executions.stop([arn], "the run was stopped")

@@ -13,7 +13,7 @@ from tasks.aws import storage
 from tasks.evaluation.results import Result
 
 # Rows that are held in memory, and of a file.
-GROUP_ROWS = 20_000
+GROUP_ROWS = 5_000
 FILE_ROWS = 1_000_000
 _TEXTS = ("execution_arn", "label", "predicted_class", "error", "cause", "failed_state", "started", "stopped")
 SCHEMA = pa.schema(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec import structs
 from prefect import task
 
-from settings import BULK_PREFIX
+from settings import BULK_PREFIX, EVALUATIONS_PREFIX
 from tasks.aws import storage
 from tasks.capture.window import Window
 from tasks.data.images import dataset_note
@@ -60,9 +60,11 @@ class Subject:
 
 @task(task_run_name="read the evaluation")
 def read_evaluation(bucket: str, date: str | None, run: str | None) -> Subject:
-    """One evaluation, or one bulk run; the newest evaluation if date or run is not given."""
-    if date is None or run is None:
+    """One evaluation, or one bulk run. Without a run the newest evaluation, of the date if that is given."""
+    if run is None:
         date, run = _newest(bucket, date)
+    elif date is None:
+        date = _date_of(bucket, run)
     chosen = Run(run, date)
     roots = (chosen.prefix, Run(run, date, BULK_PREFIX).prefix)
     keys = [key for root in roots for key in newest_summaries(storage.list_etags(bucket, f"{root}summary"))]
@@ -144,6 +146,17 @@ def _newest(bucket: str, date: str | None) -> tuple[str, str]:
     of_day = [read_summary(bucket, key) for key in keys if key.split("/")[1] == newest_date]
     newest = max((summary for summary in of_day if summary), key=lambda summary: summary.stopped or "")
     return newest.date, newest.run
+
+
+def _date_of(bucket: str, run: str) -> str:
+    """The date below which a run's summary is."""
+    for root in (EVALUATIONS_PREFIX, BULK_PREFIX):
+        for date in reversed(storage.list_folders(bucket, root)):
+            if storage.list_etags(bucket, f"{root}{date}/{run}/summary"):
+                return date
+    raise ReportError(
+        f"there is no evaluation {run[:50]!r} in s3://{bucket}", "RUN is 12 hex digits of a flow run's id"
+    )
 
 
 def _within(summary: EvaluationSummary, window: Window) -> bool:

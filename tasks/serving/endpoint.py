@@ -32,14 +32,18 @@ class EndpointNotFound(SconesError):
 
 def serving(installation: Installation) -> ServingEndpoint:
     """The endpoint's model version. Raises EndpointNotFound or EndpointError if it does not serve."""
-    endpoint = find(installation.endpoint)
+    name, sagemaker = installation.endpoint, client("sagemaker")  # evaluations need no more of SageMaker's SDK
+    endpoint = retry_transient(
+        f"look at endpoint {name}", lambda: none_if_missing(lambda: sagemaker.describe_endpoint(EndpointName=name))
+    )
     if endpoint is None:
         raise EndpointNotFound(
-            f"no endpoint {installation.endpoint!r} in {sdk()['region']}", "run the deploy-endpoint deployment first"
+            f"no endpoint {name!r} in {sagemaker.meta.region_name}", "run the deploy-endpoint deployment first"
         )
-    if str(endpoint.endpoint_status) not in ("InService", "Updating"):
-        raise EndpointError(f"endpoint {installation.endpoint} is {endpoint.endpoint_status}: {reason(endpoint)}")
-    return ServingEndpoint(installation.endpoint, version_of(str(endpoint.endpoint_config_name)))
+    if endpoint["EndpointStatus"] not in ("InService", "Updating"):
+        why = endpoint.get("FailureReason", "AWS gives no reason")
+        raise EndpointError(f"endpoint {name} is {endpoint['EndpointStatus']}: {why}")
+    return ServingEndpoint(name, version_of(endpoint["EndpointConfigName"]))
 
 
 def served_versions(name: str) -> list[str]:

@@ -5,6 +5,7 @@ contract is written here once more.
 """
 
 import hashlib
+import io
 import json
 import re
 import time
@@ -12,6 +13,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+
+import pyarrow.parquet as pq
 
 RESULT = {"accepted", "below_threshold", "failed"}
 
@@ -84,14 +87,73 @@ class World:
 
     def captured(self, since: datetime) -> Counter[str]:
         """How many capture records each inference id has."""
-        ids: Counter[str] = Counter()
+        return Counter({name: len(records) for name, records in self.captures(since).items()})
+
+    def captures(self, since: datetime) -> dict[str, list[dict[str, Any]]]:
+        """The capture records of each inference id."""
+        found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for page in self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.capture):
             for item in page.get("Contents", []):
                 if item["LastModified"] < since:
                     continue
                 for line in self.s3.get_object(Bucket=self.bucket, Key=item["Key"])["Body"].read().splitlines():
-                    ids[json.loads(line)["eventMetadata"].get("inferenceId", "")] += 1  # others give none
-        return ids
+                    record = json.loads(line)
+                    found[record["eventMetadata"].get("inferenceId", "")].append(record)  # others give none
+        return found
+
+
+@dataclass(frozen=True)
+class BulkWorld(World):
+    """The same of a bulk run, whose state machine is the one for batches. prefix: bulk/DATE/RUN/."""
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        if name != "results.jsonl":
+            return super().lines(name)
+        revision = self.summary()["revision"]
+        rows = []
+        for key in self.keys(f"results{f'-{revision}' if revision > 1 else ''}/"):
+            rows += pq.read_table(io.BytesIO(self._read(key))).to_pylist()
+        return [{**row, "previous_attempts": json.loads(row["previous_attempts"] or "[]")} for row in rows]
+
+    def keys(self, below: str) -> list[str]:
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix + below)
+        return sorted(item["Key"] for page in pages for item in page.get("Contents", []))
+
+    def parts(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows of each part, by its name without folder and suffix."""
+        return {
+            key.rsplit("/", 1)[1].removesuffix(".jsonl"): [json.loads(line) for line in self._read(key).splitlines()]
+            for key in self.keys("parts/")
+        }
+
+    def manifests(self) -> dict[int, tuple[datetime, list[dict[str, Any]]]]:
+        """When the manifest of each attempt was written, and its lines."""
+        found = {}
+        for key in self.keys("manifest"):
+            attempt = int((re.findall(r"-a(\d)\.jsonl$", key) or ["1"])[0])
+            answer = self.s3.get_object(Bucket=self.bucket, Key=key)
+            lines = [json.loads(line) for line in answer["Body"].read().splitlines()]
+            found[attempt] = (answer["LastModified"], lines)
+        return found
+
+    def begun(self) -> datetime:
+        return datetime.fromisoformat(json.loads(self._read(f"{self.prefix}plan.json"))["created"])
+
+    def map_runs(self) -> dict[int, list[dict[str, Any]]]:
+        """What DescribeMapRun tells of each attempt's execution that Step Functions knows."""
+        found: dict[int, list[dict[str, Any]]] = {}
+        for attempt in self.manifests():
+            machine = self.state_machine.replace(":stateMachine:", ":execution:")
+            try:
+                runs = self.states.list_map_runs(executionArn=f"{machine}:bulk-{self.run}-a{attempt}")["mapRuns"]
+            except self.states.exceptions.ExecutionDoesNotExist:
+                continue
+            found[attempt] = [self.states.describe_map_run(mapRunArn=run["mapRunArn"]) for run in runs]
+        return found
+
+    def _read(self, key: str) -> bytes:
+        content: bytes = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return content
 
 
 def check(
@@ -108,18 +170,107 @@ def check(
     _check_rows(verdict, world.run, manifest, results)
     _check_counts(verdict, results, summary)
     _check_executions(verdict, results, executions)
-    for row in results:
-        good = row["status"] in ("accepted", "below_threshold")
-        if row["key"] in bad and good:
-            verdict.wrong.append(f"{row['key']} can't be classified, and is {row['status']}")
-        if row["key"] not in bad and not good and not cancelled:
-            verdict.wrong.append(f"{row['key']} is a good image, and is {row['status']}: {row['error']} {row['cause']}")
+    _check_statuses(verdict, results, bad, cancelled)
     _check_capture(verdict, world, results, begun, capture_seconds)
     if since is not None:
         later = [each for each in executions.values() if each["startDate"] > since and _decided(each)]
         first = min((each["stopDate"] for each in later), default=None)
         verdict.recovery_seconds = (first - since).total_seconds() if first else None
     return verdict
+
+
+def check_bulk(
+    world: BulkWorld,
+    bad: set[str],
+    cancelled: bool = False,
+    since: datetime | None = None,
+    capture_seconds: float = 30,
+    lost_captures: set[str] | None = None,
+) -> Verdict:
+    """The same for a bulk run. lost_captures: inference ids whose capture records were deleted."""
+    verdict = Verdict()
+    manifest, results, summary, parts = (
+        world.lines("manifest.jsonl"),
+        world.lines("results.jsonl"),
+        world.summary(),
+        world.parts(),
+    )
+    begun = world.begun() - timedelta(minutes=1)
+    _check_rows(verdict, world.run, manifest, results)
+    _check_counts(verdict, results, summary)
+    _check_statuses(verdict, results, bad, cancelled)
+    _check_parts(verdict, results, parts, world.manifests())
+    for attempt, runs in world.map_runs().items():
+        planned = len(world.manifests()[attempt][1])
+        for run in runs:
+            if run["status"] == "RUNNING" or run["itemCounts"]["running"]:
+                verdict.wrong.append(f"the map run of attempt {attempt} still runs")
+            if run["status"] == "SUCCEEDED" and run["itemCounts"]["total"] != planned:
+                verdict.lost.append(f"attempt {attempt} planned {planned} images and ran {run['itemCounts']['total']}")
+    decided = [row for row in results if row["inference_id"] not in (lost_captures or set())]
+    _check_capture(verdict, world, decided, begun, capture_seconds)
+    _check_answers(verdict, results, world.captures(begun))
+    if since is not None:
+        later = [datetime.fromisoformat(row["stopped"]) for rows in parts.values() for row in rows]
+        first = min((moment for moment in later if moment > since), default=None)
+        verdict.recovery_seconds = (first - since).total_seconds() if first else None
+    return verdict
+
+
+def _check_parts(
+    verdict: Verdict,
+    results: list[dict[str, Any]],
+    parts: dict[str, list[dict[str, Any]]],
+    manifests: dict[int, tuple[datetime, list[dict[str, Any]]]],
+) -> None:
+    """Every row of a part is told of in the results as it stands there, and nothing else is."""
+    told = {each["inference_id"]: each for row in results for each in [*row["previous_attempts"], row]}
+    written = Counter(row["inference_id"] for rows in parts.values() for row in rows)
+    verdict.duplicated += [f"{name} has {many} rows in parts" for name, many in written.items() if many > 1]
+    planned = {line["inference_id"] for _, lines in manifests.values() for line in lines}
+    names = {hashlib.sha256(name.encode()).hexdigest() for name in planned}
+    verdict.wrong += [f"part {name} is of no image that was planned" for name in parts.keys() - names]
+    for row in (row for rows in parts.values() for row in rows):
+        other = told.get(row["inference_id"])
+        if other is None:
+            verdict.lost.append(f"{row['inference_id']} has a row and is in no result")
+        elif any(other[member] != value for member, value in row.items()):
+            verdict.wrong.append(f"{row['inference_id']} is {row} in its part and {other} in the results")
+        if row["inference_id"] not in planned:
+            verdict.wrong.append(f"{row['inference_id']} was not planned")
+    for name, row in told.items():
+        if row["status"] in ("accepted", "below_threshold") and name not in written:
+            verdict.wrong.append(f"{name} is {row['status']} and no part has it")
+        if row["status"] == "failed" and name not in written and row["failed_state"] != "ClassifyBatch":
+            verdict.wrong.append(f"{name} failed in {row['failed_state']} and no part has it")
+    for row in results:
+        for earlier in row["previous_attempts"]:
+            begun, _ = manifests[row["attempt"]]
+            # A batch that was thought lost, or was stopped, may have come to its decision after the next was planned.
+            if earlier["status"] != "failed" and datetime.fromisoformat(earlier["stopped"]) < begun:
+                verdict.duplicated.append(f"{row['key']} was tried again although it had a decision")
+
+
+def _check_answers(verdict: Verdict, results: list[dict[str, Any]], captures: dict[str, list[dict[str, Any]]]) -> None:
+    """The decision is what the endpoint answered, by its own record."""
+    for row in results:
+        if row["status"] not in ("accepted", "below_threshold"):
+            continue
+        for record in captures.get(row["inference_id"], []):
+            confidence = max(json.loads(record["captureData"]["endpointOutput"]["data"]))
+            if abs(confidence - row["confidence"]) > 1e-9:
+                verdict.wrong.append(f"{row['inference_id']} has {row['confidence']}, and {confidence} is captured")
+        if (row["confidence"] >= row["threshold"]) != (row["status"] == "accepted"):
+            verdict.wrong.append(f"{row['key']} is {row['status']} with {row['confidence']} at {row['threshold']}")
+
+
+def _check_statuses(verdict: Verdict, results: list[dict[str, Any]], bad: set[str], cancelled: bool) -> None:
+    for row in results:
+        good = row["status"] in ("accepted", "below_threshold")
+        if row["key"] in bad and good:
+            verdict.wrong.append(f"{row['key']} can't be classified, and is {row['status']}")
+        if row["key"] not in bad and not good and not cancelled:
+            verdict.wrong.append(f"{row['key']} is a good image, and is {row['status']}: {row['error']} {row['cause']}")
 
 
 def _check_rows(verdict: Verdict, run: str, manifest: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:

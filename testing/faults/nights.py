@@ -24,7 +24,7 @@ from prefect.states import Crashed
 
 from flows.nightly_evaluation import nightly_evaluation
 from local_aws.config import LocalConfig
-from settings import run_id
+from settings import run_id, settings
 from tasks.aws import clients as aws
 from tasks.data.dataset import png
 from tasks.data.generated import draw
@@ -43,7 +43,6 @@ BAD_IMAGES: dict[str, bytes | None] = {
     "truncated.png": png(draw("bicycle", 1))[:60],
     "vanished.png": None,
 }
-FUNCTIONS = ("serializeImageData", "classifyImage")
 # State names of a flow run that evaluated.
 JUDGED = ("Passed", "Missed", "Incomplete")
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -64,17 +63,28 @@ class Night:
 
 
 @dataclass
-class _Course:
-    """When a fault sets in, by the number of starts; and for the check: images that must fail, when it was over."""
+class Course:
+    """When a fault sets in, by the number of starts; and for the check: images that must fail, when it was over.
+
+    lost_captures: inference ids of which there is no capture record any more.
+    """
 
     at: int
     bad: set[str] = field(default_factory=set)
+    lost_captures: set[str] = field(default_factory=set)
     over: datetime | None = None
     wrong: list[str] = field(default_factory=list)
 
 
 class Lab:
-    """An installation with proxies before Step Functions, S3 and the endpoint, for the flow and for the functions."""
+    """An installation with proxies before Step Functions, S3 and the endpoint, for the flow and for the functions.
+
+    deployment: which evaluates. functions: that go through the proxies. root: where the runs are.
+    """
+
+    deployment = "nightly-evaluation/local"
+    functions: tuple[str, ...] = ("serializeImageData", "classifyImage")
+    root = "evaluations/"
 
     def __init__(self, config: LocalConfig, installed: Installation) -> None:
         self.config = config
@@ -118,17 +128,28 @@ class Lab:
         at: how many executions are started before it sets in, if that is not up to the seed.
         """
         schedule = self.schedule(f"{fault} {seed}")
-        course = _Course(at or schedule.randint(1, images - 1))
+        course = Course(at or schedule.randint(1, images - 1))
         for proxy in (self.states, self.s3, self.endpoint):
             proxy.decided.clear()
         began = time.monotonic()
-        run = (FAULTS | {WAITED: worker_killed_and_waited_for})[fault](self, schedule, images, course)
+        run = self.faults()[fault](self, schedule, images, course)
         seconds = time.monotonic() - began
         world = self.world(run)
         made = self.states.decided + self.s3.decided + self.endpoint.decided
-        verdict = check(world, course.bad, since=course.over)
+        verdict = self.check(world, course)
         verdict.wrong += course.wrong
         return Night(fault, seed, verdict, world.summary(), made, seconds)
+
+    def faults(self) -> "dict[str, Fault]":
+        """All by their names."""
+        return FAULTS | {WAITED: worker_killed_and_waited_for}
+
+    def check(self, world: World, course: Course) -> Verdict:
+        return check(world, course.bad, since=course.over)
+
+    def progress(self) -> int:
+        """How many images were begun, in all evaluations."""
+        return self.states.calls["StartExecution"]
 
     @staticmethod
     def schedule(seed: str) -> random.Random:
@@ -137,13 +158,16 @@ class Lab:
 
     def world(self, run: str) -> World:
         """What a run left, for the checker."""
-        found = [name for name in self._keys("evaluations/") if name.endswith(f"/{run}/manifest.jsonl")]
+        found = [name for name in self._keys(self.root) if name.endswith(f"/{run}/manifest.jsonl")]
+        return self._world(found[0].removesuffix("manifest.jsonl"))
+
+    def _world(self, prefix: str) -> World:
         return World(
             s3=self._direct["s3"],
             states=self._direct["stepfunctions"],
             bucket=self.installed.bucket,
             state_machine=self.installed.state_machine_arn,
-            prefix=found[0].removesuffix("manifest.jsonl"),
+            prefix=prefix,
             capture="data-capture/",
         )
 
@@ -171,13 +195,17 @@ class Lab:
             summary = missed.summary
         return summary.run
 
+    def begin(self) -> UUID:
+        """Starts the deployment's flow run; returns its id."""
+        return started(self.deployment, {}, self.variables)
+
     @contextmanager
-    def after_starts(self, count: int, act: Callable[[], None]) -> Iterator[None]:
-        """Acts in a thread of its own once so many executions were started within the block."""
-        goal = self.states.calls["StartExecution"] + count
+    def after(self, count: int, act: Callable[[], None]) -> Iterator[None]:
+        """Acts in a thread of its own once so many images were begun within the block."""
+        goal = self.progress() + count
 
         def wait_and_act() -> None:
-            self.wait_for_starts(goal)
+            self.wait_for(goal)
             act()
 
         thread = threading.Thread(target=wait_and_act, daemon=True)
@@ -185,10 +213,10 @@ class Lab:
         yield
         thread.join(60)
 
-    def wait_for_starts(self, goal: int) -> None:
-        """Waits until the proxy has seen so many StartExecution in all."""
+    def wait_for(self, goal: int) -> None:
+        """Waits for so much progress in all."""
         deadline = time.monotonic() + 60
-        while self.states.calls["StartExecution"] < goal and time.monotonic() < deadline:
+        while self.progress() < goal and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def _keys(self, prefix: str) -> list[str]:
@@ -202,12 +230,12 @@ class Lab:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        aws.client.cache_clear()
-        aws.session.cache_clear()
+        for cached in (aws.client, aws.session, settings):
+            cached.cache_clear()
 
     def _configure_functions(self, changed: dict[str, Any]) -> None:
         prefix = self.installed.state_machine_arn.rsplit(":", 1)[1].removesuffix("-classify-image")
-        for function in FUNCTIONS:
+        for function in self.functions:
             name = f"{prefix}-{function}"
             known = self._direct["lambda"].get_function_configuration(FunctionName=name)
             merged = known.get("Environment", {}).get("Variables", {}) | changed
@@ -221,41 +249,51 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def worker_killed(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+def worker_killed(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
     """SIGKILL for the worker and the flow run's process.
 
     That the heartbeat is missed, and that the hold on the endpoint expires, is done at once instead of waited for; the
     run is then resumed by what prefect.yaml says.
     """
     run = _kill(lab, schedule, images, course)
-    with get_client(sync_client=True) as prefect:
-        prefect.delete_global_concurrency_limit_by_name(f"endpoint-{lab.installed.endpoint}")
-        prefect.set_flow_run_state(run, Crashed(message="killed"), force=True)
+    resume(lab, run)
     ended(run, *JUDGED)
     return run_id(run)
 
 
-def worker_killed_and_waited_for(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+def resume(lab: Lab, run: UUID) -> None:
+    """As if the heartbeat of a killed run had been missed, and its hold on the endpoint had expired."""
+    with get_client(sync_client=True) as prefect:
+        prefect.delete_global_concurrency_limit_by_name(f"endpoint-{lab.installed.endpoint}")
+        prefect.set_flow_run_state(run, Crashed(message="killed"), force=True)
+
+
+def worker_killed_and_waited_for(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
     """The same with nothing skipped: the automation misses the heartbeat after 90 seconds."""
     run = _kill(lab, schedule, images, course)
     ended(run, *JUDGED)
     return run_id(run)
 
 
-def _kill(lab: Lab, schedule: random.Random, images: int, course: _Course) -> UUID:
+def _kill(lab: Lab, schedule: random.Random, images: int, course: Course) -> UUID:
     lab.plan(schedule, images)
-    goal = lab.states.calls["StartExecution"] + course.at
-    run = started("nightly-evaluation/local", {}, lab.variables)
-    lab.wait_for_starts(goal)
-    for process in [*worker_processes(lab.config), *processes_of(run)]:
-        process.kill()
-        lab.states.decided["killed"] += 1
+    goal = lab.progress() + course.at
+    run = lab.begin()
+    lab.wait_for(goal)
+    kill_run(lab, run)
     time.sleep(0.5)  # a start that was still on its way is no recovery
     course.over = now()
     return run
 
 
-def start_lost(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+def kill_run(lab: Lab, run: UUID) -> None:
+    """SIGKILL for the worker and the flow run's process."""
+    for process in [*worker_processes(lab.config), *processes_of(run)]:
+        process.kill()
+        lab.states.decided["killed"] += 1
+
+
+def start_lost(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
     """StartExecution is answered, and the response never arrives."""
     lab.plan(schedule, images)
     share = schedule.uniform(0.05, 0.3)
@@ -270,7 +308,7 @@ def start_lost(lab: Lab, schedule: random.Random, images: int, course: _Course) 
 def refusing(service: str, share: float) -> "Fault":
     """A service refuses or throttles that share of the calls for a while."""
 
-    def fault(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+    def fault(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
         lab.plan(schedule, images)
         proxy: FaultProxy = getattr(lab, service)
         seconds = schedule.uniform(1, 4)
@@ -283,13 +321,13 @@ def refusing(service: str, share: float) -> "Fault":
                 time.sleep(seconds)
             course.over = now()
 
-        with lab.after_starts(course.at, window):
+        with lab.after(course.at, window):
             return lab.evaluate()
 
     return fault
 
 
-def model_errors(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+def model_errors(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
     """The model fails on some images always, and on others in their first execution only."""
     keys = lab.plan(schedule, images)
     chosen = schedule.sample(keys, images // 5)
@@ -304,14 +342,14 @@ def model_errors(lab: Lab, schedule: random.Random, images: int, course: _Course
         return lab.evaluate()
 
 
-def bad_images(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+def bad_images(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
     """Corrupt, empty, oversized and vanished images among good ones."""
-    lab.plan(schedule, images, BAD_IMAGES)
-    course.bad = {f"test/{name}" for name in BAD_IMAGES}
+    keys = lab.plan(schedule, images, BAD_IMAGES)
+    course.bad = {key for key in keys if key.rsplit("/", 1)[1] in BAD_IMAGES}
     return lab.evaluate()
 
 
-def model_killed(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+def model_killed(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
     """SIGKILL for the process that the model runs in."""
     lab.plan(schedule, images)
 
@@ -321,11 +359,11 @@ def model_killed(lab: Lab, schedule: random.Random, images: int, course: _Course
             lab.endpoint.decided["killed"] += 1
         course.over = now()
 
-    with lab.after_starts(course.at, kill):
+    with lab.after(course.at, kill):
         return lab.evaluate()
 
 
-def ministack_restarted(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+def ministack_restarted(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
     """Step Functions, Lambda and S3 go down and come up again; executions that ran are over."""
     lab.plan(schedule, images)
 
@@ -335,17 +373,17 @@ def ministack_restarted(lab: Lab, schedule: random.Random, images: int, course: 
             lab.states.decided["restarted"] += 1
         course.over = now()
 
-    with lab.after_starts(course.at, restart):
+    with lab.after(course.at, restart):
         return lab.evaluate()
 
 
-def completion_lost(lab: Lab, schedule: random.Random, images: int, course: _Course) -> str:
+def completion_lost(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
     """The event of a run's end never arrives: to the triggers of recover-runs the last that was heard is a heartbeat.
 
     They have to leave the run alone, and its judgement as it is. Their waiting time is shortened.
     """
     lab.plan(schedule, images)
-    run = started("nightly-evaluation/local", {}, lab.variables)
+    run = lab.begin()
     ended(run, *JUDGED)
     world = lab.world(run_id(run))
     with get_client(sync_client=True) as prefect:
@@ -408,7 +446,7 @@ def _impatient_recovery(run: UUID) -> Iterator[Callable[[], int]]:
             prefect.delete_automation(UUID(created["id"]))
 
 
-Fault = Callable[[Lab, random.Random, int, _Course], str]
+Fault = Callable[[Lab, random.Random, int, Course], str]
 FAULTS: dict[str, Fault] = {
     "worker killed": worker_killed,
     "response of StartExecution lost": start_lost,

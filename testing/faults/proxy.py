@@ -28,7 +28,7 @@ class Call:
 
 
 # refuse: the connection breaks before the service hears of it. lose: the service answers and nobody hears that.
-# throttle, model_error: AWS's own answer. None: the call goes through.
+# throttle, model_error: AWS's own answer. slow: the call takes a second more. None: the call goes through.
 Decide = Callable[[Call], str | None]
 
 
@@ -103,6 +103,8 @@ class FaultProxy:
         if fault == "model_error":
             return _model_error()
         body = await request.read()
+        if fault == "slow":
+            await asyncio.sleep(1)
         if fault == "refuse":
             return _broken(request)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in NOT_FORWARDED}

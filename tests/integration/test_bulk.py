@@ -130,16 +130,34 @@ def test_a_prefix_without_labels(installed: Any, prefix: str) -> None:
     assert (report["captured"], report["labelled"], report["accuracy"]) == (60, 0, None)
 
 
-def test_a_killed_worker_goes_on_and_does_nothing_twice(installed: Any, prefix: str) -> None:
-    run = begin({"prefix": prefix}, SCONES_BULK_BATCH_SIZE="5", SCONES_BULK_CONCURRENCY="1")
-    root = f"bulk/{utc_now().date().isoformat()}/{run_id(run)}/"
-    eventually(lambda: storage.list_etags(installed.bucket, f"{root}parts/"))
+def test_a_night_of_many_images_runs_in_batches_survives_a_kill_and_is_judged_once(
+    installed: Any, images: list[tuple[str, str, bytes]], evaluation: Any
+) -> None:
+    few = {"SCONES_EVALUATION_BULK_IMAGES": "5", "SCONES_BULK_BATCH_SIZE": "2", "SCONES_BULK_CONCURRENCY": "1"}
+    run = started("nightly-evaluation/local", {}, few)
+    name = f"{utc_now().date().isoformat()}/{run_id(run)}/"
+    eventually(lambda: storage.list_etags(installed.bucket, f"{BULK_PREFIX}{name}parts/"))
     (process,) = processes_of(run)
     process.kill()
     summary, results = finished(installed, run, "Passed", "Missed")
     balanced(installed, summary, results)
-    assert summary.submitted == 60 and summary.executions == 60
-    assert storage.list_etags(installed.bucket, f"{root}manifest-a2.jsonl") == {}
+    assert summary.bulk and summary.planned == summary.submitted == summary.executions == len(images)
+    assert storage.list_etags(installed.bucket, f"{BULK_PREFIX}{name}manifest-a2.jsonl") == {}
+    # The same model says of the same images what it said through an execution for each, and as well.
+    nightly, rows, _ = evaluation
+    assert {row.key: (row.predicted_class, row.status) for row in results} == {
+        row["key"]: (row["predicted_class"], row["status"]) for row in rows
+    }
+    assert (summary.accuracy, summary.coverage) == (nightly["accuracy"], nightly["coverage"])
+    there = storage.list_etags(installed.bucket, f"evaluations/{name}")
+    assert storage.get_record(installed.bucket, f"evaluations/{name}summary.json", EvaluationSummary) == summary
+    folder = reports_folder() / summary.date / summary.run
+    report = eventually(lambda: (folder / "summary.json").exists() and read_json(folder / "summary.json"), 120)
+    assert (report["captured"], report["missing_captures"]) == (len(images), [])
+    with get_client(sync_client=True) as prefect:
+        prefect.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
+    ended(run, "Passed", "Missed", after="Running")
+    assert storage.list_etags(installed.bucket, f"evaluations/{name}") == there
 
 
 def test_a_cancelled_run_says_what_it_did_and_goes_on(installed: Any, prefix: str) -> None:

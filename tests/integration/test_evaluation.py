@@ -148,9 +148,9 @@ class CancelledRun(NamedTuple):
 @pytest.fixture(scope="module")
 def cancelled(lab: Lab) -> CancelledRun:
     lab.plan(lab.schedule("cancelled"), 20)
-    goal = lab.states.calls["StartExecution"] + 6
+    goal = lab.progress() + 6
     run = started("nightly-evaluation/local", {}, {**lab.variables, "SCONES_EXECUTIONS_IN_FLIGHT": "2"})
-    lab.wait_for_starts(goal)
+    lab.wait_for(goal)
     with get_client(sync_client=True) as prefect:
         prefect.set_flow_run_state(run, Cancelling())
     ended(run, "Cancelled")

@@ -31,13 +31,24 @@ class Storage:
         self.objects: dict[str, bytes] = {}
 
     def get_object(self, **request: str) -> dict[str, Any]:
-        key = request["Key"]
-        if key not in self.objects:
+        content = self.objects.get(request["Key"])
+        if content is None:
             raise self.NoSuchKey
-        return {"Body": SimpleNamespace(read=lambda: self.objects[key])}
+        return {"Body": SimpleNamespace(read=lambda: content), "ETag": _etag(content)}
 
     def put_object(self, **request: Any) -> None:
+        before = self.objects.get(request["Key"])
+        if "IfMatch" in request:
+            holds = before is not None and request["IfMatch"] == _etag(before)
+        else:
+            holds = request["IfNoneMatch"] == "*" and before is None
+        if not holds:
+            raise ClientError({"Error": {"Code": "PreconditionFailed", "Message": "changed"}}, "PutObject")
         self.objects[request["Key"]] = request["Body"]
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
 class Functions:
@@ -109,6 +120,27 @@ def test_a_batch_that_is_run_again_classifies_only_what_it_lacks(functions: Func
     functions.classified.clear()
     assert functions.run("1", "2")["rows"] == 2
     assert functions.classified == ["2"] and list(functions.rows("1")) == ["1", "2"]
+
+
+def test_two_runs_of_a_batch_at_once_leave_a_row_of_each_image(functions: Functions) -> None:
+    """Another run has written all, then a part of it, just before this one writes."""
+    functions.run("1", "2", "3")
+    ((part, everything),) = functions.storage.objects.items()
+    lines = everything.splitlines(keepends=True)
+    for others, ends in ((everything, everything), (b"".join(lines[:2]), None)):
+        functions.storage.objects.clear()
+        put = functions.storage.put_object
+
+        def overtaken(others: bytes = others, put: Any = put, **request: Any) -> None:
+            functions.storage.put_object = put  # type: ignore[method-assign]
+            functions.storage.objects[part] = others
+            put(**request)
+
+        functions.storage.put_object = overtaken  # type: ignore[method-assign]
+        assert functions.run("1", "2", "3") == {"rows": 3, "accepted": 3}
+        left = functions.storage.objects[part]
+        assert list(functions.rows("1")) == ["1", "2", "3"] and left.startswith(others)
+        assert ends in (None, left)
 
 
 def test_what_passes_is_tried_again_and_what_lasts_fails_the_batch_with_its_rows_written(functions: Functions) -> None:

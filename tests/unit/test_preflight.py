@@ -7,7 +7,7 @@ import pytest
 
 from settings import Settings
 from tasks import preflight
-from tasks.preflight import clock, images, lambda_concurrency, quotas, rates, role_of
+from tasks.preflight import batches, clock, images, lambda_concurrency, quotas, rates, role_of
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 CHOSEN = Settings(executions_in_flight=50)
@@ -89,6 +89,24 @@ def test_lambda_must_bear_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> 
         answer = Answering(AccountLimit={"ConcurrentExecutions": limit})
         monkeypatch.setattr(preflight, "client", lambda service, answer=answer: answer)
         assert lambda_concurrency(CHOSEN)[0].level == level
+    many = lambda_concurrency(Settings(executions_in_flight=1, bulk_concurrency=2000))
+    assert [each.level for each in many] == ["ok", "problem"] and "SCONES_BULK_CONCURRENCY to 1000" in many[1].hint
+
+
+@pytest.mark.parametrize(
+    ("size", "concurrency", "levels"),
+    [
+        (100, None, ["ok", "ok"]),
+        (1000, 1000, ["ok", "ok"]),
+        (2000, 1001, ["warning", "warning"]),
+        (1, 10_000, ["ok", "warning"]),
+    ],
+)
+def test_batches_are_compared_with_the_limits_of_distributed_map(
+    size: int, concurrency: int | None, levels: list[str]
+) -> None:
+    chosen = Settings(bulk_concurrency=concurrency).model_copy(update={"bulk_batch_size": size})
+    assert [each.level for each in batches(chosen)] == levels
 
 
 def test_a_sessions_role_is_what_is_simulated() -> None:
