@@ -22,7 +22,7 @@ TRANSITIONS = 7
 
 
 # Of classifyBatch.
-BATCH_FUNCTION_GB = 1.0
+BATCH_FUNCTION_GB = 0.5
 # A child execution: one in the parent, its only state, start and end.
 BATCH_TRANSITIONS = 4
 # S3, a request.
