@@ -67,7 +67,7 @@ bench-model: setup ## measure the classifier: accuracy, calibration, time (about
 bench-evaluation: setup ## measure the nightly evaluation, also under faults (about an hour)
 	@$(RUN) -m benchmarks.evaluation
 
-bench-bulk: setup ## measure many images in batches: throughput, memory, cost (about 25 minutes)
+bench-bulk: setup ## measure many images in batches, also under faults (about two hours)
 	@$(RUN) -m benchmarks.bulk
 
 bench-nights: setup ## a week of scheduled nights in fast motion, with kills and restarts (about 40 minutes)

@@ -111,10 +111,11 @@ class Settings(BaseSettings):
     generated_test_per_class: int = Field(default=100, ge=1, description="Test images drawn for each class.")
 
     # Workflow
-    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["recommended"] | None = Field(
+    threshold: Annotated[float, Field(ge=0, le=1)] | Literal["recommended", "every-class"] | None = Field(
         default=None,
-        description="Confidence threshold, which deploy-endpoint applies: a number, or 'recommended' for the one that "
-        "the deployed model recommends; without it the stack keeps its own (0.93 at first).",
+        description="Confidence threshold, which deploy-endpoint applies: a number, 'recommended' for the one that the "
+        "deployed model recommends, or 'every-class' for the one at which what is accepted as each class reaches the "
+        "target; without it the stack keeps its own (0.93 at first).",
     )
     lambda_runtime: str = Field(default="python3.13", description="Runtime of the functions.")
     lambda_concurrency: int = Field(default=0, ge=0, description="Reserved concurrency of each function; 0 for none.")
@@ -131,6 +132,11 @@ class Settings(BaseSettings):
     )
     threshold_level: float = Field(
         default=0.90, gt=0.5, lt=1, description="Confidence of the lower bound that has to reach that accuracy."
+    )
+    threshold_method: Literal["monotone", "fixed-sequence"] = Field(
+        default="monotone",
+        description="How a threshold is shown to reach it: 'monotone' assumes that errors are no likelier at higher "
+        "confidence, 'fixed-sequence' does not and accepts less.",
     )
     training_instance_type: str = "ml.m5.xlarge"
     training_pytorch: str = Field(default="2.13", description="PyTorch version of AWS's training image.")

@@ -33,10 +33,10 @@ from calibration import (
     brier_score,
     calibrated_errors,
     expected_calibration_error,
-    recommend_threshold,
     scale,
 )
 from network import Ensemble, normalize
+from thresholds import recommend_threshold
 
 FOLDS = 5
 DOWNLOAD_SECONDS = 20.0

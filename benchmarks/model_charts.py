@@ -68,7 +68,7 @@ def reliability(fold: Any, path: Path, source: str) -> None:
 def coverage(probabilities: np.ndarray, labels: np.ndarray, threshold: Any, path: Path, source: str) -> None:
     """Accuracy of what is accepted against the share that is accepted, out of fold, with the recommended threshold.
 
-    probabilities: (n, classes), calibrated. threshold: a calibration.Threshold, or None.
+    probabilities: (n, classes), calibrated. threshold: a thresholds.Threshold, or None.
     """
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")

@@ -38,6 +38,10 @@ OBJECTS = 20_000
 DISTANCE_SECONDS = 0.03
 FEWER = 1000
 ROWS = 10_000_000
+# Nights in which nothing is wrong, their images, and images of the nights that they are compared with.
+NIGHTS = 500
+NIGHT_IMAGES = 200
+BASELINE_IMAGES = (200, 1400)
 MEBIBYTE = 1 << 20
 
 
@@ -47,13 +51,15 @@ def main() -> int:
     parser.add_argument("--objects", type=int, default=OBJECTS, help=f"small objects in S3 (default: {OBJECTS})")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"rows for metrics and charts (default: {ROWS})")
     parser.add_argument("--rounds", type=int, default=3, help="readings that are compared (default: 3)")
-    parser.add_argument("--part", choices=["files", "charts", "objects", "poison"], help="only a part")
+    parser.add_argument("--nights", type=int, default=NIGHTS, help=f"healthy nights (default: {NIGHTS})")
+    parser.add_argument("--part", choices=["files", "charts", "objects", "poison", "healthy"], help="only a part")
     arguments = parser.parse_args()
     parts: dict[str, Callable[[], Iterator[Figure]]] = {
         "files": lambda: _files(arguments.files, arguments.rounds),
         "charts": lambda: _charts(arguments.rows),
         "objects": lambda: _objects(arguments.objects),
         "poison": _poison,
+        "healthy": lambda: _healthy(arguments.nights),
     }
     print(HEADING, flush=True)
     missed = False
@@ -249,7 +255,7 @@ def draw(rows: int, folder: Path) -> tuple[int, float]:
     from tasks.report.drift import coverage_change, drift, histogram
     from tasks.report.metrics import (
         calibration_error,
-        calibration_error_by_chance,
+        calibration_errors_by_chance,
         estimated_accuracy,
         figures,
         wilson_interval,
@@ -272,7 +278,7 @@ def draw(rows: int, folder: Path) -> tuple[int, float]:
     began = time.perf_counter()
     found = figures(table, 0.93)
     calibration_error(confidence, correct)
-    calibration_error_by_chance(confidence, 0.99)
+    calibration_errors_by_chance(confidence)
     estimated_accuracy(confidence)
     wilson_interval(int(correct.sum()), rows)
     half = rows // 2
@@ -383,6 +389,40 @@ def read_with_boto3(most: int | None = None) -> tuple[int, float]:
 
 
 # Poisoned files
+
+
+# Nights in which nothing is wrong
+
+
+def _healthy(nights: int) -> Iterator[Figure]:
+    """How often a report alerts of calibration, confidence or coverage although the model is calibrated and stays."""
+    import numpy as np
+
+    from tasks.report.analysis import ALERT_LEVEL, calibrated, judge
+    from tasks.report.drift import coverage_change, drift, histogram
+    from tasks.report.inputs import PROPERTIES, input_drift
+
+    generator = np.random.default_rng(1)
+    together = alone = 0
+    for night in range(nights):
+        before, now = (
+            1 - generator.beta(0.5, 4, n) / 2 for n in (BASELINE_IMAGES[night % len(BASELINE_IMAGES)], NIGHT_IMAGES)
+        )
+        tests = judge(
+            calibrated(now, generator.random(len(now)) < now),
+            drift(histogram(before), histogram(now), ALERT_LEVEL, seed=night),
+            coverage_change(before, now, 0.93, ALERT_LEVEL),
+            input_drift(
+                generator.normal(size=(500, len(PROPERTIES))),
+                generator.normal(size=(NIGHT_IMAGES, len(PROPERTIES))),
+                seed=night,
+            ),
+        )
+        together += any(test.alert for test in tests)
+        alone += any(test.p <= 1 - ALERT_LEVEL for test in tests)
+    n = f"{nights} nights of {NIGHT_IMAGES}"
+    yield Figure("healthy nights that alert, all tests judged together", together / nights, "", n, at_most=0.01)
+    yield Figure("the same if each test were judged alone at 99 %", alone / nights, "", n)
 
 
 def _poison() -> Iterator[Figure]:

@@ -1,28 +1,16 @@
-"""How far a model's confidence can be believed: temperature scaling, calibration error, and a threshold with a reason.
+"""How far a model's confidence can be believed: temperature scaling, calibration error and Brier score.
 
 Pure functions of arrays. Probabilities are (n, num_classes), labels (n,) indices of classes, confidence (n,) the
 probability of the predicted class, correct (n,) bool.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.stats import beta
 
 BINS = 15
 RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A confidence threshold, and what it lets through."""
-
-    value: float
-    coverage: float
-    accepted_accuracy: float
-    lower_bound: float
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -98,28 +86,3 @@ def bootstrap_interval(
         values.append(statistic(*(column[rows] for column in columns)))
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def recommend_threshold(
-    confidence: np.ndarray, correct: np.ndarray, target: float = 0.99, level: float = 0.90
-) -> Threshold | None:
-    """The smallest confidence from which on the accepted accuracy's lower bound reaches the target; None if none does.
-
-    The bound is one-sided at `level` and exact (Clopper and Pearson 1934). A threshold accepts confidence >= itself.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    ranked, right = confidence[order], correct[order].cumsum()
-    accepted = np.arange(1, len(ranked) + 1)
-    # Equal confidences are accepted together.
-    last = np.append(ranked[1:] != ranked[:-1], True)
-    bounds = beta.ppf(1 - level, right, accepted - right + 1)
-    reached = np.flatnonzero(last & (right > 0) & (bounds >= target))
-    if not len(reached):
-        return None
-    k = reached[-1]
-    return Threshold(
-        value=float(ranked[k]),
-        coverage=float(accepted[k] / len(ranked)),
-        accepted_accuracy=float(right[k] / accepted[k]),
-        lower_bound=float(bounds[k]),
-    )

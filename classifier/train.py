@@ -24,6 +24,7 @@ from typing import Any
 
 import calibration
 import numpy as np
+import thresholds
 import torch
 from network import Classifier, Ensemble, Shape, assign_folds, normalize
 from PIL import Image
@@ -224,9 +225,10 @@ def evaluate(
             },
         }
 
-    threshold = calibration.recommend_threshold(
-        after.max(axis=1), correct, options.threshold_target, options.threshold_level
-    )
+    confidence, asked = after.max(axis=1), (options.threshold_target, options.threshold_level, options.threshold_method)
+    threshold = thresholds.recommend_threshold(confidence, correct, *asked)
+    by_class = thresholds.thresholds_by_class(confidence, correct, after.argmax(axis=1), after.shape[1], *asked)
+    every_class = thresholds.for_every_class(confidence, correct, by_class)
     return {
         "schema_version": 1,
         "images": len(labels),
@@ -235,6 +237,9 @@ def evaluate(
         "before_calibration": calibrated(raw),
         "after_calibration": calibrated(after),
         "recommended_threshold": None if threshold is None else asdict(threshold),
+        "recommended_threshold_every_class": None if every_class is None else asdict(every_class),
+        "recommended_thresholds_by_class": [None if each is None else asdict(each) for each in by_class],
+        "threshold_method": options.threshold_method,
         "threshold_target": options.threshold_target,
         "threshold_level": options.threshold_level,
         "hyperparameters": {name: getattr(options, name) for name in HYPERPARAMETERS},
@@ -261,6 +266,12 @@ def print_figures(figures: dict[str, Any]) -> None:
             "threshold_coverage": recommended["coverage"],
             "threshold_accuracy": recommended["accepted_accuracy"],
             "threshold_lower_bound": recommended["lower_bound"],
+        }
+    every_class = figures["recommended_threshold_every_class"]
+    if every_class is not None:
+        lines |= {
+            "threshold_every_class": every_class["value"],
+            "threshold_every_class_coverage": every_class["coverage"],
         }
     for name, value in lines.items():
         print(f"{name}={value:.6g}", flush=True)
@@ -319,6 +330,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2, help="how often they are dealt anew")
     parser.add_argument("--threshold_target", type=float, default=0.99, help="accuracy of what is accepted")
     parser.add_argument("--threshold_level", type=float, default=0.90, help="confidence of its lower bound")
+    parser.add_argument("--threshold_method", choices=thresholds.METHODS, default="monotone", help="how it is shown")
     parser.add_argument("--train", type=Path, default=environment.get("SM_CHANNEL_TRAIN"))
     parser.add_argument("--train_lst", type=Path, default=environment.get("SM_CHANNEL_TRAIN_LST"))
     parser.add_argument("--model_dir", type=Path, default=environment.get("SM_MODEL_DIR"))

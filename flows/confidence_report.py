@@ -16,6 +16,9 @@ from tasks.report import subject
 from tasks.report.summary import Alert, ReportSummary
 from tasks.run import utc_now
 
+# That are compared with as many training images.
+PICTURES = 500
+
 
 @flow(name="confidence-report", flow_run_name=run_name, log_prints=True, **endings())
 def confidence_report(
@@ -41,7 +44,8 @@ def confidence_report(
     bucket, classes = installed.bucket, about.classes
     before = collect.collect(bucket, about.window.before(), classes) if about.is_window else None
     captured = collect.collect(bucket, about.window, classes, about.expected)
-    summary = report.write(bucket, about, captured, before)
+    pictures = collect.pictures(bucket, about.window, about.expected, PICTURES)
+    summary = report.write(bucket, about, captured, before, pictures)
     announce(summary)
     page = settings().reports / summary.date / summary.run / "report.html"
     message = f"{about.verdict}. {len(summary.alerts)} things to look at. Report: {page}"

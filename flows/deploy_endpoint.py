@@ -30,7 +30,8 @@ def deploy_endpoint(version: int | None = None) -> ServingEndpoint:
     """version: number of a model version; by default the newest approved one.
 
     Leaves the endpoint alone if it serves that version already, and waits while an evaluation runs. The threshold of
-    the workflow is applied here too, and nowhere else: SCONES_THRESHOLD, a number or "recommended".
+    the workflow is applied here too, and nowhere else: SCONES_THRESHOLD, a number, "recommended" or
+    "every-class".
     """
     installed = installation()
     with exclusive(installed.endpoint):

@@ -14,6 +14,7 @@ from settings import CAPTURE_PREFIX, settings
 from tasks.aws import storage
 from tasks.aws.errors import AwsError
 from tasks.capture.archive import CaptureArchive, Decoded, StoreReader
+from tasks.capture.images import sample
 from tasks.capture.window import Captured, Window, read
 from tasks.installation import capture_prefix, legacy_capture_prefix
 from tasks.waiting import look_until
@@ -51,6 +52,13 @@ def collect(bucket: str, window: Window, classes: tuple[str, ...], wanted: Seque
     else:
         logger.info("%d inferences are captured, %d of them waited for", len(captured.records), len(wanted))
     return captured
+
+
+@task(task_run_name="look at the images from {window.first:%Y-%m-%d %H:%M}")
+def pictures(bucket: str, window: Window, wanted: Sequence[str], most: int) -> list[bytes]:
+    """A sample of the pictures that the endpoint was sent; see images.sample."""
+    with _translate_store_errors(bucket):
+        return sample(archives(bucket, window, _logged()), window, wanted, most)
 
 
 def archives(bucket: str, window: Window, progress: Decoded) -> list[tuple[str, CaptureArchive]]:

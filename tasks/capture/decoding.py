@@ -96,7 +96,7 @@ class Columns:
     def add(self, key: str, content: bytes) -> None:
         """The rows of one object, plain or gzip."""
         self._objects.append(key)
-        content, problem = _unpacked(content)
+        content, problem = unpacked(content)
         if problem:
             self._extend([0], [None], [None], [problem])
         try:
@@ -189,7 +189,7 @@ def _answer(output: _Output | None) -> list[float] | None:
     return _PROBABILITIES.decode(text)
 
 
-def _unpacked(content: bytes) -> tuple[bytes, str | None]:
+def unpacked(content: bytes) -> tuple[bytes, str | None]:
     """The content as far as it can be unpacked, MOST_BYTES at most, and what is wrong with the rest."""
     if content[:2] == GZIP:
         unpacked = bytearray()

@@ -47,7 +47,15 @@ class ModelVersion:
     @property
     def threshold(self) -> float | None:
         """The confidence threshold that the model recommends; None if no threshold reached the target."""
-        value = self.metadata.get("threshold")
+        return self._figure("threshold")
+
+    @property
+    def threshold_every_class(self) -> float | None:
+        """The one at which what is accepted as each class reached the target."""
+        return self._figure("threshold_every_class")
+
+    def _figure(self, name: str) -> float | None:
+        value = self.metadata.get(name)
         return float(value) if value else None
 
 
@@ -184,9 +192,15 @@ def publish(serving: list[str]) -> None:
             *(["serving"] if version.name in serving else []),
         ]
         figures = version.metadata
-        accuracy, error, threshold, coverage = (
+        accuracy, error, threshold, coverage, every_class = (
             f"{float(figures[name]):.3f}" if name in figures else "none"
-            for name in ("validation_accuracy", "validation_ece", "threshold", "threshold_coverage")
+            for name in (
+                "validation_accuracy",
+                "validation_ece",
+                "threshold",
+                "threshold_coverage",
+                "threshold_every_class",
+            )
         )
         rows.append(
             {
@@ -197,6 +211,7 @@ def publish(serving: list[str]) -> None:
                 "calibration error": error,
                 "recommended threshold": threshold,
                 "coverage": coverage,
+                "for every class": every_class,
                 "data": figures.get("data_fingerprint", "")[:12],
                 "training job": figures.get("training_job", ""),
                 "decision": version.reason,  # last, as it may be long

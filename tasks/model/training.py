@@ -43,6 +43,7 @@ SOURCES = (
     "evaluate.py",
     "out_of_fold.py",
     "calibration.py",
+    "thresholds.py",
     "network.py",
     "inference.py",
     "serving.py",
@@ -75,6 +76,8 @@ METRICS = (
     "threshold:coverage",
     "threshold:accuracy",
     "threshold:lower_bound",
+    "threshold:every_class",
+    "threshold:every_class_coverage",
 )
 
 
@@ -138,6 +141,7 @@ def plan_training(installation: Installation, changed: dict[str, int | float] | 
         "repeats": str(chosen.repeats),
         "threshold_target": str(chosen.threshold_target),
         "threshold_level": str(chosen.threshold_level),
+        "threshold_method": chosen.threshold_method,
     }
     unknown = sorted(set(changed or {}) - TUNABLE)
     if unknown:

@@ -1,28 +1,38 @@
 """What a report finds out: captures joined with labels, figures, drift and alerts. Nothing is drawn or written here."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
+from settings import MANIFESTS_PREFIX, TRAIN_PREFIX, settings
+from tasks.aws import storage
 from tasks.capture.window import Captured, Quarantined
 from tasks.evaluation.results import Result, read_summary, results_of, summary_keys
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote
 from tasks.report.drift import CoverageChange, Drift, coverage_change, drift, histogram
+from tasks.report.inputs import InputDrift, input_drift, properties
 from tasks.report.metrics import (
+    Figures,
+    accuracy_lower_bound,
     calibration_error,
-    calibration_error_by_chance,
+    calibration_errors_by_chance,
     estimated_accuracy,
     figures,
+    holm,
+    labels_needed,
+    p_value,
     wilson_interval,
 )
 from tasks.report.reconciliation import counts, reconcile
 from tasks.report.subject import Subject
-from tasks.report.summary import Calibration, Change, ReportSummary, Unmatched
+from tasks.report.summary import Calibration, Change, Judged, ReportSummary, Shown, Unmatched
 from tasks.serving.threshold import ThresholdChange, threshold_changes
 
 # Evaluations that the trend shows, and that the distribution of confidence is compared with.
@@ -30,7 +40,9 @@ NIGHTS = 30
 BASELINE_NIGHTS = 7
 # An inference id that this project made: RUN, 20 hex digits of the hash of the key, attempt.
 INFERENCE_ID = r"[0-9a-f]{12}-[0-9a-f]{20}-a[0-9]+"
-# How sure an alert is that it is not chance.
+# That the night's images are compared with.
+TRAINING_IMAGES = 500
+# How sure a report's alerts are, all together, that none of them is chance.
 ALERT_LEVEL = 0.99
 
 
@@ -59,10 +71,17 @@ class Analysis:
         return self.table["confidence"].to_numpy()
 
 
-def analyse(bucket: str, subject: Subject, captured: Captured, before: Captured | None = None) -> Analysis:
+def analyse(
+    bucket: str,
+    subject: Subject,
+    captured: Captured,
+    before: Captured | None = None,
+    pictures: Sequence[bytes] = (),
+) -> Analysis:
     """Reads the evaluations before this one and computes all figures of the report.
 
-    before: what a window is compared with; an evaluation is compared with those before it.
+    before: what a window is compared with; an evaluation is compared with those before it. pictures: a sample of those
+    that the endpoint was sent, which are compared with the training images.
     """
     inferences = join(captured.records, subject.results, subject.classes, only_known=not subject.is_window)
     table = once_per_image(inferences)
@@ -83,8 +102,29 @@ def analyse(bucket: str, subject: Subject, captured: Captured, before: Captured 
         changes=changes_between(nights, threshold_changes(bucket)),
         drifted=drift(histogram(baseline), histogram(current), ALERT_LEVEL),
         changed=coverage_change(baseline, current, subject.threshold, ALERT_LEVEL),
+        inputs=input_drift(training_properties(bucket), properties(pictures)) if pictures else None,
+        shown_at=(settings().threshold_target, settings().threshold_level),
     )
     return Analysis(subject, summary, inferences, table, nights, baseline, unmatched, captured.quarantined)
+
+
+def training_properties(bucket: str) -> np.ndarray:
+    """Properties (n, 5) of a sample of the training images, kept on this machine until these are others."""
+    manifest = storage.get(bucket, f"{MANIFESTS_PREFIX}train.lst") or b""
+    kept = settings().cache / "training-images" / f"{hashlib.sha256(manifest).hexdigest()[:32]}.npy"
+    if kept.is_file():
+        loaded: np.ndarray = np.load(kept, allow_pickle=False)
+        return loaded
+    names = [line.split("\t")[-1] for line in manifest.decode().splitlines()]
+    chosen = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:TRAINING_IMAGES]
+    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
+        contents = list(threads.map(lambda name: storage.get(bucket, f"{TRAIN_PREFIX}{name}"), chosen))
+    found = properties(content for content in contents if content is not None)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    new = kept.with_suffix(f".{os.getpid()}.npy")
+    np.save(new, found)
+    new.replace(kept)
+    return found
 
 
 def last_nights(bucket: str, subject: Subject) -> list[EvaluationSummary]:
@@ -192,24 +232,25 @@ def summarize(
     changes: tuple[Change, ...] = (),
     drifted: Drift | None = None,
     changed: CoverageChange | None = None,
+    inputs: InputDrift | None = None,
+    shown_at: tuple[float, float] = (0.99, 0.90),
 ) -> ReportSummary:
     """The report's figures; accuracy carries a 95 % Wilson interval.
+
+    shown_at: accuracy that what is accepted should have, and how sure that has to be.
 
     table: a row per image, each once, since intervals and tests assume that they are independent. unmatched: lines of
     the reconciliation by kind. inferences: how many there were before each image counted once.
     """
     labelled = table[table["label"].notna()]
     confidence, correct = labelled["confidence"].to_numpy(), labelled["correct"].to_numpy()
-    calibration = Calibration(
-        error=calibration_error(confidence, correct),
-        by_chance=calibration_error_by_chance(confidence, ALERT_LEVEL),
-        level=ALERT_LEVEL,
-    )
+    calibration = calibrated(confidence, correct)
+    tests = judge(calibration, drifted, changed, inputs)
     reasons = [
-        *_alerts_of_calibration(calibration),
-        *_alerts_of_drift(drifted, changed),
+        *_alerts_of_tests(tests, calibration, drifted, changed, inputs),
         *_alerts_of_captures(captured, unmatched),
     ]
+    found = figures(table, subject.threshold)
     return ReportSummary(
         run=subject.run.id,
         date=subject.run.date,
@@ -228,12 +269,15 @@ def summarize(
         missing_captures=captured.missing,
         reconciliation=unmatched,
         quarantined_lines=len(captured.quarantined),
-        **asdict(figures(table, subject.threshold)),
+        **asdict(found),
         accuracy_interval_95=wilson_interval(int(correct.sum()), len(labelled)),
+        accepted_accuracy_shown=shown(found, *shown_at),
         calibration=calibration,
         estimated_accuracy=estimated_accuracy(table["confidence"].to_numpy()),
         drift=drifted,
         coverage_change=changed,
+        inputs=inputs,
+        tests=tests,
         alerts=tuple(reasons),
         bucket=bucket,
         inferences=inferences,
@@ -241,28 +285,77 @@ def summarize(
     )
 
 
+def calibrated(confidence: np.ndarray, correct: np.ndarray) -> Calibration:
+    """The calibration error, and what chance makes of it at this n."""
+    error, drawn = calibration_error(confidence, correct), calibration_errors_by_chance(confidence)
+    return Calibration(
+        error=error,
+        by_chance=None if error is None else float(np.quantile(drawn, ALERT_LEVEL)),
+        p=None if error is None else p_value(error, drawn),
+        level=ALERT_LEVEL,
+    )
+
+
+def shown(found: Figures, target: float, level: float) -> Shown:
+    """What the labels of accepted images show, and how many are missing for the target."""
+    errors = round(found.accepted_labelled * (1 - (found.accepted_accuracy or 0))) if found.accepted_labelled else 0
+    needed = labels_needed(errors, target, level)
+    return Shown(
+        target=target,
+        level=level,
+        errors=errors,
+        lower_bound=accuracy_lower_bound(errors, found.accepted_labelled, level),
+        labels_needed=needed,
+        missing_labels=max(0, needed - found.accepted_labelled),
+    )
+
+
+def judge(
+    calibration: Calibration,
+    drifted: Drift | None,
+    changed: CoverageChange | None,
+    inputs: InputDrift | None = None,
+) -> tuple[Judged, ...]:
+    """Every test that could be made, all at one level: 1 - ALERT_LEVEL of reports with nothing wrong have an alert."""
+    p_values = {
+        "calibration error": calibration.p,
+        "PSI of confidence": None if drifted is None else drifted.psi_p,
+        "KS of confidence": None if drifted is None else drifted.ks_p,
+        "coverage": None if changed is None else changed.p,
+        "images": None if inputs is None else inputs.p,
+    }
+    made = {name: p for name, p in p_values.items() if p is not None}
+    return tuple(
+        Judged(name=name, p=p, adjusted_p=adjusted, alert=adjusted <= 1 - ALERT_LEVEL)
+        for (name, p), adjusted in zip(made.items(), holm(list(made.values())), strict=True)
+    )
+
+
 # Alerts: why somebody should look at the report. None if nothing is out of bounds, or n is too small to say so.
 
 
-def _alerts_of_calibration(found: Calibration) -> Iterator[str]:
-    if found.error is not None and found.by_chance is not None and found.error > found.by_chance:
+def _alerts_of_tests(
+    tests: tuple[Judged, ...],
+    calibration: Calibration,
+    drifted: Drift | None,
+    changed: CoverageChange | None,
+    inputs: InputDrift | None,
+) -> Iterator[str]:
+    moved = {test.name: f"p = {test.adjusted_p:.2g} among {len(tests)} tests" for test in tests if test.alert}
+    if why := moved.get("calibration error"):
+        yield f"The confidence is not calibrated: its error is {calibration.error:.3f} ({why})."
+    if drifted is not None and (why := moved.get("PSI of confidence") or moved.get("KS of confidence")):
         yield (
-            f"The confidence is not calibrated: its error is {found.error:.3f}, which chance exceeds at "
-            f"{found.by_chance:.3f} in {1 - found.level:.0%} of cases only."
+            f"The confidence has drifted: PSI {drifted.psi:.3f}, KS {drifted.ks:.3f}, n = {drifted.n_current} against "
+            f"{drifted.n_baseline} ({why})."
         )
-
-
-def _alerts_of_drift(drifted: Drift | None, changed: CoverageChange | None) -> Iterator[str]:
-    if drifted is not None and drifted.drifted:
+    if changed is not None and (why := moved.get("coverage")):
+        yield f"The coverage has changed: {changed.current:.1%} after {changed.baseline:.1%} ({why})."
+    if inputs is not None and (why := moved.get("images")):
+        most = inputs.largest
         yield (
-            f"The confidence has drifted: PSI {drifted.psi:.3f} (chance to {drifted.psi_by_chance:.3f}), KS "
-            f"{drifted.ks:.3f} (chance to {drifted.ks_by_chance:.3f}), n = {drifted.n_current} against "
-            f"{drifted.n_baseline}."
-        )
-    if changed is not None and changed.changed:
-        yield (
-            f"The coverage has changed: {changed.current:.1%} after {changed.baseline:.1%}, and chance moves it by "
-            f"{changed.by_chance:.1%} at most in {changed.level:.0%} of cases."
+            f"The images do not look like the training images: {most.name} is {most.now:.3g} at the median, and "
+            f"{most.before:.3g} in training (KS {most.ks:.2f}, {why})."
         )
 
 

@@ -24,7 +24,7 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 WRONG = "#000000"
 LIMIT = "#D55E00"
 # Points that a scatter still shows one by one; more are drawn as density.
-POINTS = 20_000
+POINTS = 5_000
 CROSSES = 400
 STEPS = 2_000
 SIZE = (9.0, 5.2)
@@ -51,11 +51,12 @@ def draw_all(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption, fo
     """Writes the charts of one evaluation as PNG files and returns their paths.
 
     table: columns time (UTC), confidence in [0, 1], predicted_class, label (null if unknown) and correct (bool), one
-    row an inference. Charts of accuracy show the labelled ones.
+    row an inference. Charts of accuracy show the labelled ones, and there are none of them if no inference has a label.
     """
     labelled = _labelled(table)
-    shown = {name: labelled if name in OF_LABELLED else table for name in CHARTS}
-    return [save(chart(shown[name], classes, caption), folder / f"{name}.png") for name, chart in CHARTS.items()]
+    drawn = [name for name in CHARTS if name not in OF_LABELLED or len(labelled) or not len(table)]
+    shown = {name: labelled if name in OF_LABELLED else table for name in drawn}
+    return [save(CHARTS[name](shown[name], classes, caption), folder / f"{name}.png") for name in drawn]
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -73,20 +74,21 @@ def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: C
         _density(figure, axes, table)
     else:
         _points(axes, table, classes)
-    wrong = _labelled(table)
-    wrong = wrong[~wrong["correct"]]
-    n_wrong = len(wrong)
-    if len(wrong) > CROSSES:  # more would hide what they mark
-        wrong = wrong.iloc[:: len(wrong) // CROSSES + 1]
-    axes.scatter(
-        wrong["time"],
-        wrong["confidence"],
-        s=24 if many else 110,
-        c=WRONG,
-        marker="x",
-        linewidths=1.6,
-        label=_wrong_label(n_wrong, len(wrong)),
-    )
+    labelled = _labelled(table)
+    if len(labelled):
+        wrong = labelled[~labelled["correct"]]
+        n_wrong = len(wrong)
+        if len(wrong) > CROSSES:  # more would hide what they mark
+            wrong = wrong.iloc[:: len(wrong) // CROSSES + 1]
+        axes.scatter(
+            wrong["time"],
+            wrong["confidence"],
+            s=24 if many else 110,
+            c=WRONG,
+            marker="x",
+            linewidths=1.6,
+            label=_wrong_label(n_wrong, len(wrong)),
+        )
     _threshold_line(axes.axhline, caption)
     _time_axis(axes, table["time"], pd.Timedelta(minutes=1))
     axes.set_xlabel("time of the inference (UTC)")
@@ -118,11 +120,10 @@ def threshold_bar(table: pd.DataFrame, classes: tuple[str, ...], caption: Captio
         )
         base += counts
     for position, side in enumerate((above, ~above)):
-        n, wrong = int(side.sum()), int((table["label"].notna() & ~table["correct"] & side).sum())
+        n, known = int(side.sum()), table["label"].notna()
         share = f" ({n / len(table):.0%})" if len(table) else ""
-        axes.annotate(
-            f"{n:,}{share}, {wrong:,} wrong", (position, n), xytext=(0, 5), textcoords="offset points", ha="center"
-        )
+        wrong = f", {int((known & ~table['correct'] & side).sum()):,} wrong" if known.any() else ""
+        axes.annotate(f"{n:,}{share}{wrong}", (position, n), xytext=(0, 5), textcoords="offset points", ha="center")
     axes.set_ylabel("inferences (count)")
     axes.set_ylim(0, max(base.max() * 1.15, 1))
     _legend(axes)
@@ -264,9 +265,11 @@ def drift_of_confidence(baseline: np.ndarray, current: np.ndarray, found: Drift,
     ):
         share = counts.cumsum() / counts.sum()
         axes.step(edges, share, color=colour, linestyle=style, label=f"{name} (n = {int(counts.sum()):,})")
-    for name, value, limit in (("PSI", found.psi, found.psi_by_chance), ("KS", found.ks, found.ks_by_chance)):
-        verdict = "more than chance" if value > limit else "within chance"
-        axes.plot([], [], " ", label=f"{name} {value:.3f}: {verdict}\n(to {limit:.3f} in {found.level:.0%} of cases)")
+    for name, value, limit, p in (
+        ("PSI", found.psi, found.psi_by_chance, found.psi_p),
+        ("KS", found.ks, found.ks_by_chance, found.ks_p),
+    ):
+        axes.plot([], [], " ", label=f"{name} {value:.3f}, p = {p:.2g}\n(chance: to {limit:.3f} in {found.level:.0%})")
     axes.set_xlabel("confidence of the predicted class")
     axes.set_ylabel("share of inferences up to it")
     _legend(axes)

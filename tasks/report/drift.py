@@ -1,4 +1,4 @@
-"""Whether two samples of confidences come from one distribution: PSI and KS, each judged against chance at this n.
+"""How far two samples of confidences are apart: PSI, KS and coverage, each with what chance shows at this n.
 
 Pure functions of histograms over [0, 1], so that the time does not depend on the number of confidences.
 """
@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tasks.report.metrics import bin_of
+from tasks.report.metrics import bin_of, p_value
 
 # For KS, fine enough that binning does not matter; PSI is taken over ten equally full bins of the baseline.
 FINE = 1000
@@ -20,30 +20,31 @@ LEAST = 30
 
 @dataclass(frozen=True)
 class Drift:
-    """psi and ks with the value that chance stays under with probability `level`. drifted: either is above its own."""
+    """psi and ks, each with the value that chance stays under with probability `level`, and with its p-value."""
 
     n_baseline: int
     n_current: int
     psi: float
     psi_by_chance: float
+    psi_p: float
     ks: float
     ks_by_chance: float
+    ks_p: float
     level: float
-    drifted: bool
 
 
 @dataclass(frozen=True)
 class CoverageChange:
     """Shares at or above the threshold, and the difference that chance stays under with probability `level`.
 
-    changed: they differ by more.
+    p: how likely chance is to make a difference like this, or a larger one.
     """
 
     baseline: float
     current: float
     by_chance: float
+    p: float
     level: float
-    changed: bool
 
 
 def histogram(confidence: np.ndarray) -> np.ndarray:
@@ -53,7 +54,7 @@ def histogram(confidence: np.ndarray) -> np.ndarray:
 
 
 def drift(
-    baseline: np.ndarray, current: np.ndarray, level: float = 0.99, seed: int = 0, resamples: int = 2000
+    baseline: np.ndarray, current: np.ndarray, level: float = 0.99, seed: int = 0, resamples: int = 5000
 ) -> Drift | None:
     """Compares two histograms; None if either has fewer than LEAST.
 
@@ -67,10 +68,19 @@ def drift(
     pooled = (baseline + current) / (n + m)
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(n, pooled, resamples), generator.multinomial(m, pooled, resamples)
-    psi, psi_by_chance = float(_psi(baseline[None], current[None], edges)[0]), _quantile(_psi(*drawn, edges), level)
-    ks, ks_by_chance = float(_ks(baseline[None], current[None])[0]), _quantile(_ks(*drawn), level)
-    drifted = psi > psi_by_chance or ks > ks_by_chance
-    return Drift(n, m, psi, psi_by_chance, ks, ks_by_chance, level, drifted)
+    psi, psi_drawn = float(_psi(baseline[None], current[None], edges)[0]), _psi(*drawn, edges)
+    ks, ks_drawn = float(_ks(baseline[None], current[None])[0]), _ks(*drawn)
+    return Drift(
+        n_baseline=n,
+        n_current=m,
+        psi=psi,
+        psi_by_chance=_quantile(psi_drawn, level),
+        psi_p=p_value(psi, psi_drawn),
+        ks=ks,
+        ks_by_chance=_quantile(ks_drawn, level),
+        ks_p=p_value(ks, ks_drawn),
+        level=level,
+    )
 
 
 def coverage_change(
@@ -87,7 +97,9 @@ def coverage_change(
     together = (before + now) / (n + m)
     deviation = math.sqrt(together * (1 - together) * (1 / n + 1 / m))
     by_chance = NormalDist().inv_cdf((1 + level) / 2) * deviation
-    return CoverageChange(before / n, now / m, by_chance, level, changed=abs(now / m - before / n) > by_chance)
+    moved = abs(now / m - before / n)
+    p = 2 * (1 - NormalDist().cdf(moved / deviation)) if deviation else 1.0
+    return CoverageChange(before / n, now / m, by_chance, p, level)
 
 
 def _quantile(values: np.ndarray, level: float) -> float:

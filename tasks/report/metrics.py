@@ -5,6 +5,7 @@ confidence >= itself. Shares are None, and arrays empty, if there is nothing to 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +77,41 @@ def wilson_interval(successes: int, n: int, z: float = Z) -> tuple[float, float]
     return centre - half, centre + half
 
 
+def accuracy_lower_bound(errors: int, n: int, level: float) -> float | None:
+    """One-sided exact lower bound of an accuracy (Clopper and Pearson 1934); None for n = 0.
+
+    The smallest accuracy at which so few errors of n would be seen with more than probability 1 - level.
+    """
+    if n == 0:
+        return None
+    low, high = 0.0, 1 - errors / n
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_most(errors, n, 1 - middle) <= 1 - level else (low, middle)
+    return low
+
+
+def labels_needed(errors: int, target: float, level: float) -> int:
+    """The fewest labelled images of which so many errors show the target accuracy, by the same bound."""
+    low, high = errors, errors + 1
+    while _at_most(errors, high, 1 - target) > 1 - level:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _at_most(errors, middle, 1 - target) > 1 - level else (low, middle)
+    return high
+
+
+def _at_most(errors: int, n: int, error_rate: float) -> float:
+    """P(Binomial(n, error_rate) <= errors)."""
+    if not 0 < error_rate < 1 or errors >= n:
+        return float(error_rate <= 0 or errors >= n)
+    counts = np.arange(1, errors + 1)
+    steps = np.log((n - counts + 1) / counts) + math.log(error_rate / (1 - error_rate))
+    logarithms = n * math.log1p(-error_rate) + np.concatenate([[0.0], steps.cumsum()])
+    return float(np.exp(logarithms).sum())
+
+
 def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
     """Number (n,) of the equal-width bin of [0, 1] that each confidence is in; 1 is in the last one."""
     index: np.ndarray = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -118,20 +154,38 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = B
     return float(np.abs(gap).sum() / len(confidence))
 
 
-def calibration_error_by_chance(
-    confidence: np.ndarray, level: float = 0.95, seed: int = 0, resamples: int = 1000, bins: int = BINS
-) -> float | None:
-    """The calibration error that a perfectly calibrated model stays under with probability `level`, at this n.
+def calibration_errors_by_chance(
+    confidence: np.ndarray, seed: int = 0, resamples: int = 10_000, bins: int = BINS
+) -> np.ndarray:
+    """Calibration errors (resamples,) that a perfectly calibrated model shows at these confidences; none for n = 0.
 
     By simulation: the number of right answers in a bin is drawn as a sum of its confidences' Bernoulli trials, which is
     taken as normal with that mean and variance; so the time does not depend on n.
     """
     if not len(confidence):
-        return None
+        return np.array([])
     index = bin_of(confidence, bins)
     deviation = np.sqrt(np.bincount(index, weights=confidence * (1 - confidence), minlength=bins))
-    drawn = np.random.default_rng(seed).normal(0, deviation, (resamples, bins))
-    return float(np.quantile(np.abs(drawn).sum(axis=1) / len(confidence), level))
+    drawn: np.ndarray = np.random.default_rng(seed).normal(0, deviation, (resamples, bins))
+    errors: np.ndarray = np.abs(drawn).sum(axis=1) / len(confidence)
+    return errors
+
+
+def p_value(observed: float, by_chance: np.ndarray) -> float:
+    """How likely chance is to show what was observed or more, by values (n,) that it showed.
+
+    (1 + those at least as large) / (1 + n), which is never 0 (Phipson and Smyth 2010).
+    """
+    return float((1 + (by_chance >= observed).sum()) / (1 + len(by_chance)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values such that rejecting those under a level has that probability of any false rejection (Holm 1979)."""
+    n, adjusted, largest = len(p_values), [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (n - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def coverage_curve(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:

@@ -71,6 +71,8 @@ def render(
         verdict=subject.verdict,
         passed=subject.outcome == PASSED,
         numbers=_numbers(summary),
+        of_threshold=_threshold_sentences(summary),
+        alert_level=summary.calibration.level,
         charts=[(name.replace("_", " "), base64.b64encode(content).decode()) for name, content in charts.items()],
         sheets=tiles,
         rows=needing[:ROWS],
@@ -145,6 +147,31 @@ def _drawn(tile: Tile, image: bytes | None, executed: bool) -> dict[str, object]
     }
 
 
+def _threshold_sentences(summary: ReportSummary) -> list[str]:
+    """What is known of the accuracy of what the threshold accepts."""
+    shown = summary.accepted_accuracy_shown
+    n, target, level = summary.accepted_labelled, f"{shown.target:g}", f"{shown.level:.0%}"
+    if shown.lower_bound is None:
+        return ["No accepted image has a label, which shows nothing about the accuracy of what is accepted."]
+    wrong = "none of them wrong" if shown.errors == 0 else f"{shown.errors:,} of them wrong"
+    first = (
+        f"{n:,} accepted images have a label, {wrong}: with {level} confidence the accuracy of what is accepted is "
+        f"{shown.lower_bound:.3f} or more (exact, one-sided)."
+    )
+    if shown.missing_labels:
+        second = (
+            f"That it is {target} takes {shown.labels_needed:,} labels with as many errors: "
+            f"{shown.missing_labels:,} are missing."
+        )
+    else:
+        second = f"That shows an accuracy of {target}."
+    third = (
+        "The threshold that a model recommends is shown for its networks' answers to training images that each was not "
+        "fitted to, not for the mean of all of them, which serves; what is said here is of the model that served."
+    )
+    return [first, second, third]
+
+
 def _numbers(summary: ReportSummary) -> list[tuple[str, str, str]]:
     """Name, value and detail of each number that matters."""
 
@@ -155,18 +182,21 @@ def _numbers(summary: ReportSummary) -> list[tuple[str, str, str]]:
     counts = summary.evaluation
     calibration = summary.calibration
     error = "-" if calibration.error is None else f"{calibration.error:.3f}"
-    chance = "" if calibration.by_chance is None else f"up to {calibration.by_chance:.3f} by chance"
+    chance = "" if calibration.p is None else f"p = {calibration.p:.2g} if calibrated, n = {summary.labelled:,}"
     expected = summary.estimated_accuracy
-    return [
+    of_labelled = [
         ("Accuracy", share(summary.accuracy), f"{low:.1%} to {high:.1%}, n = {summary.labelled:,}"),
         (
             "Accepted accuracy",
             share(summary.accepted_accuracy),
             f"of {summary.accepted_labelled:,} accepted with a label",
         ),
+        ("Calibration error", error, chance),
+    ]
+    return [
+        *(of_labelled if summary.labelled or not summary.captured else [("Labels", "none", "so no accuracy is known")]),
         ("Coverage", share(summary.coverage), f"threshold {summary.threshold:g}"),
         ("Expected accuracy", share(expected.value if expected else None), "from confidence alone, without labels"),
-        ("Calibration error", error, chance),
         ("Failed", f"{counts.failed:,}", f"of {counts.submitted:,} submitted, {counts.not_submitted:,} not"),
         (
             "Images captured",

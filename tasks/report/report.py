@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -35,12 +35,19 @@ PALETTE = """%%{init: {"theme": "base", "themeVariables": {"xyChart": {"plotColo
 
 
 @task(task_run_name="write report {subject.run.date} {subject.run.id}")
-def write(bucket: str, subject: Subject, captured: Captured, before: Captured | None = None) -> ReportSummary:
+def write(
+    bucket: str,
+    subject: Subject,
+    captured: Captured,
+    before: Captured | None = None,
+    pictures: Sequence[bytes] = (),
+) -> ReportSummary:
     """Writes reports/DATE/RUN/ here and in the bucket, and returns the summary.
 
-    before: what a window is compared with; an evaluation is compared with those before it.
+    before: what a window is compared with; an evaluation is compared with those before it. pictures: a sample of those
+    that the endpoint was sent.
     """
-    analysis = analyse(bucket, subject, captured, before)
+    analysis = analyse(bucket, subject, captured, before, pictures)
     folder = settings().reports / subject.run.date / subject.run.id
     charts = _draw(analysis, folder)
     files = [*charts, *_write_files(bucket, analysis, charts, folder)]

@@ -4,15 +4,48 @@ from tasks.evaluation.summary import Counts, Outcome
 from tasks.installation import DatasetNote
 from tasks.records import Part, Record
 from tasks.report.drift import CoverageChange, Drift
+from tasks.report.inputs import InputDrift
 from tasks.report.metrics import Estimate
 
 
 class Calibration(Part, frozen=True, kw_only=True):
-    """error: the expected calibration error. by_chance: what it stays under with probability `level` by chance."""
+    """error: the expected calibration error. by_chance: what it stays under with probability `level` by chance.
+
+    p: how likely a perfectly calibrated model is to show this error or a larger one.
+    """
 
     error: float | None
     by_chance: float | None
+    p: float | None
     level: float
+
+
+class Judged(Part, frozen=True, kw_only=True):
+    """A test of this report: its p-value, and the one that is adjusted for all of the report's tests (Holm 1979).
+
+    alert: the adjusted one is 1 - level or less. A report in which nothing is wrong has any of these alerts with
+    that probability at most.
+    """
+
+    name: str
+    p: float
+    adjusted_p: float
+    alert: bool
+
+
+class Shown(Part, frozen=True, kw_only=True):
+    """What the accepted images with a label show of the accuracy of what is accepted.
+
+    errors: of them. lower_bound: at `level`, one-sided and exact; None without a label. labels_needed: to show the
+    target with so many errors; missing_labels: how many more than there are.
+    """
+
+    target: float
+    level: float
+    errors: int
+    lower_bound: float | None
+    labels_needed: int
+    missing_labels: int
 
 
 class Change(Part, frozen=True, kw_only=True):
@@ -39,7 +72,8 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     window: whether it is about a window of time, not one evaluation. evaluation: numbers of planned images. captured,
     labelled, above_threshold, below_threshold, accepted_labelled: numbers of images; accuracies are of those of them
     whose label is known. inferences: before each image counted once. reconciliation: lines by kind. provisional:
-    capture records are missing, and running the report again completes it. alerts: why somebody should look at it.
+    capture records are missing, and running the report again completes it. inputs: how far the images are from those of
+    the training. tests: of calibration and drift, judged together. alerts: why somebody should look at it.
     """
 
     run: str
@@ -68,10 +102,13 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     accuracy: float | None
     accepted_accuracy: float | None
     accuracy_interval_95: tuple[float, float]
+    accepted_accuracy_shown: Shown
     calibration: Calibration
     estimated_accuracy: Estimate | None
     drift: Drift | None
     coverage_change: CoverageChange | None
+    inputs: InputDrift | None
+    tests: tuple[Judged, ...]
     alerts: tuple[str, ...]
     bucket: str
     inferences: int

@@ -26,7 +26,8 @@ class ThresholdChange(Record, frozen=True, kw_only=True):
 def apply_threshold(installation: Installation, version: ModelVersion, run: str) -> float:
     """Gives the stack the threshold that the setting asks for, and records the change; returns the stack's.
 
-    The setting is a number, or "recommended" for the version's own; without it the stack keeps what it has.
+    The setting is a number, or "recommended" or "every-class" for one of the version's own; without it the stack keeps
+    what it has.
     """
     logger = get_run_logger()
     wanted, reason = _wanted(version)
@@ -53,8 +54,12 @@ def _wanted(version: ModelVersion) -> tuple[float | None, str]:
     chosen = settings().threshold
     if chosen is None:
         return None, ""
-    if chosen != "recommended":
+    if not isinstance(chosen, str):
         return chosen, "SCONES_THRESHOLD"
-    if version.threshold is None:
-        return None, f"{version.name} recommends no threshold"
-    return version.threshold, f"recommended by {version.name}"
+    if chosen == "recommended":
+        value, of = version.threshold, ""
+    else:
+        value, of = version.threshold_every_class, " for every class"
+    if value is None:
+        return None, f"{version.name} recommends no threshold{of}"
+    return value, f"recommended{of} by {version.name}"

@@ -15,6 +15,8 @@ from tasks.capture import archive as capture_archive
 from tasks.capture import deduplication
 from tasks.capture.archive import MOST_PARTS, _folders
 from tasks.capture.decoding import MOST_BYTES, decode
+from tasks.capture.images import sample
+from tasks.capture.window import SMOKE
 from testing.captures import DAY, POISON, CaptureFolder, record, records
 
 
@@ -288,3 +290,24 @@ def test_a_poisoned_file_loses_nothing_and_doubles_nothing(
     captures.put("c.jsonl", records(20, 30))
     there = captures.read().records["inference_id"]
     assert sorted(there) == sorted(f"i{number}" for number in range(30))
+
+
+def test_a_sample_of_the_pictures_is_the_same_each_time_and_of_what_is_wanted(captures: CaptureFolder) -> None:
+    captures.put("a.jsonl", records(0, 30) + record("s", inference=f"{SMOKE}x") + b"\n" + record("n", inference=None))
+    captures.put("b.jsonl", records(20, 60))  # ten of them once more
+    captures.put("late.jsonl", record("late", inference="late", time="2026-11-23T00:00:00Z"))
+    place = [("v1", captures.archive)]
+    everything = sample(place, DAY, (), 1000)
+    assert len(everything) == 61 and len(set(everything)) == 61  # and the one without an id
+    assert sample(place, DAY, (), 1000) == everything
+    few = sample(place, DAY, (), 10)
+    assert len(few) == 10 and set(few) <= set(everything)
+    chosen = sample(place, DAY, ("i1", "i25", "nobody"), 1000)
+    assert len(chosen) == 2 and set(chosen) <= set(everything)
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_a_sample_of_the_pictures_leaves_out_what_is_none(captures: CaptureFolder, name: str) -> None:
+    captures.put("bad.jsonl", POISON[name](0, 8))
+    captures.put("good.jsonl", records(8, 10))
+    assert len(sample([("v1", captures.archive)], DAY, [f"i{number}" for number in range(10)], 100)) >= 9

@@ -3,18 +3,22 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, ks_2samp
+from scipy.stats import beta, binomtest, ks_2samp
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix
 
 from tasks.report.drift import FINE, LEAST, drift, histogram
 from tasks.report.metrics import (
+    accuracy_lower_bound,
     calibration_error,
-    calibration_error_by_chance,
+    calibration_errors_by_chance,
     confusion,
     coverage_curve,
     estimated_accuracy,
     figures,
+    holm,
+    labels_needed,
+    p_value,
     reliability,
     threshold_sweep,
     wilson_interval,
@@ -83,18 +87,41 @@ def test_a_calibrated_model_is_within_chance_about_as_often_as_it_says() -> None
     within = 0
     for seed in range(200):
         confidence, correct = sample(seed, 500)
-        error, by_chance = calibration_error(confidence, correct), calibration_error_by_chance(confidence, 0.9)
-        assert error is not None and by_chance is not None
-        within += error <= by_chance
+        error = calibration_error(confidence, correct)
+        assert error is not None
+        within += p_value(error, calibration_errors_by_chance(confidence)) > 0.1
     assert 0.82 < within / 200 < 0.97
 
 
 def test_an_overconfident_model_is_beyond_chance() -> None:
     confidence, correct = sample(1)
     higher = np.sqrt(confidence)
-    error, by_chance = calibration_error(higher, correct), calibration_error_by_chance(higher, 0.99)
-    assert error is not None and by_chance is not None
-    assert error > by_chance
+    error = calibration_error(higher, correct)
+    assert error is not None
+    assert p_value(error, calibration_errors_by_chance(higher)) < 0.01
+
+
+def test_holm_is_what_is_worked_out_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("errors", "n", "level"), [(0, 230, 0.9), (3, 500, 0.95), (0, 1, 0.9), (50, 50, 0.9), (700, 40_000, 0.99)]
+)
+def test_the_lower_bound_is_that_of_the_beta_distribution(errors: int, n: int, level: float) -> None:
+    expected = beta.ppf(1 - level, n - errors, errors + 1) if errors < n else 0
+    assert accuracy_lower_bound(errors, n, level) == pytest.approx(expected, abs=1e-9)
+
+
+def test_how_many_labels_show_a_target() -> None:
+    assert [labels_needed(errors, 0.99, 0.9) for errors in (0, 1, 2)] == [230, 388, 531]
+    for errors in (0, 1, 7):
+        enough = labels_needed(errors, 0.95, 0.8)
+        bounds = [accuracy_lower_bound(errors, n, 0.8) or 0 for n in (enough - 1, enough)]
+        assert bounds[0] < 0.95 <= bounds[1] + 1e-12
+    assert accuracy_lower_bound(0, 0, 0.9) is None
 
 
 def test_estimated_accuracy_holds_the_true_one() -> None:
@@ -106,7 +133,7 @@ def test_estimated_accuracy_holds_the_true_one() -> None:
 
 def test_nothing_has_no_figures() -> None:
     none = np.array([])
-    assert calibration_error(none, none) is None and calibration_error_by_chance(none) is None
+    assert calibration_error(none, none) is None and not len(calibration_errors_by_chance(none))
     assert estimated_accuracy(none) is None
     assert reliability(none, none).empty
     assert coverage_curve(none, none).empty
@@ -128,10 +155,11 @@ def test_chance_drifts_as_seldom_as_it_says_and_a_change_is_seen() -> None:
             histogram(sample(seed, 300)[0]), histogram(sample(seed + 1000, 200)[0]), level=0.95, resamples=400
         )
         assert found is not None
-        drifted += found.drifted
-    assert drifted / 200 < 0.15  # two tests at 5 % each
+        assert (found.psi_p <= 0.05) == (found.psi >= found.psi_by_chance)
+        drifted += min(found.psi_p, found.ks_p) <= 0.05
+    assert 0.02 < drifted / 200 < 0.15  # two tests at 5 % each
     found = drift(histogram(sample(1)[0]), histogram(sample(2)[0] ** 2))
-    assert found is not None and found.drifted
+    assert found is not None and max(found.psi_p, found.ks_p) < 0.001
 
 
 def test_few_confidences_say_nothing() -> None:
@@ -142,4 +170,4 @@ def test_confidences_that_are_all_alike_do_not_drift() -> None:
     found = drift(histogram(np.ones(100)), histogram(np.ones(50)))
     assert found is not None
     assert found.psi == pytest.approx(0, abs=0.05)
-    assert (found.ks, found.drifted) == (0.0, False)
+    assert (found.ks, found.ks_p) == (0.0, 1.0) and found.psi_p > 0.05

@@ -67,6 +67,13 @@ def test_charts_are_drawn_and_the_same_every_time(tmp_path: Path, n: int) -> Non
         assert one.stat().st_size > 5_000
 
 
+def test_without_labels_nothing_is_drawn_or_said_of_accuracy(tmp_path: Path) -> None:
+    frame = table(50)
+    frame["label"] = pd.Categorical([None] * 50, CLASSES)
+    drawn = draw_all(frame.assign(correct=False), CLASSES, CAPTION, tmp_path)
+    assert [path.stem for path in drawn] == ["confidence_scatter", "threshold_bar", "confidence_histogram"]
+
+
 def test_figures_count_the_threshold_as_accepted() -> None:
     frame = pd.DataFrame({"confidence": [0.93, 0.9299, 1.0], "correct": [True, True, False], "label": "bicycle"})
     found = figures(frame, 0.93)
