@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--lines", type=int, default=1_000_000, help="manifest lines without a model; 0 for none")
     parser.add_argument("--part", choices=["figures", "faults"], help="only a part")
     parser.add_argument("--seeds", type=int, default=20, help="runs under each fault (default: 20)")
-    parser.add_argument("--fault", help="only the fault of this name, with --part faults")
+    parser.add_argument("--fault", nargs="*", help="only the faults of these names, with --part faults")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)

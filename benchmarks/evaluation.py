@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8, help="pairs of flow and bare loop of 200 images (default: 8)")
     parser.add_argument("--waits", type=int, default=2, help="kills with nothing skipped, 3 minutes each (default: 2)")
     parser.add_argument("--part", choices=["figures", "faults"], help="only a part")
-    parser.add_argument("--fault", help="only the fault of this name, with --part faults")
+    parser.add_argument("--fault", nargs="*", help="only the faults of these names, with --part faults")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also if the shell had the first ignored
         signal.signal(number, interrupt)
@@ -247,7 +247,7 @@ def faults(lab: Any, names: list[str], arguments: argparse.Namespace) -> list[Fi
     chosen = {
         fault: arguments.waits if fault == WAITED else arguments.seeds
         for fault in names
-        if arguments.fault in (None, fault)
+        if not arguments.fault or fault in arguments.fault
     }
     for fault, seeds in chosen.items():
         nights = [lab.night(fault, seed) for seed in range(seeds)]
