@@ -16,7 +16,7 @@ from tasks.errors import SconesError
 from tasks.evaluation.results import Result
 
 # Parts that are read at once, and held in memory.
-PARTS = 128
+PARTS = 32
 TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;

@@ -178,7 +178,7 @@ class _Part:
         if self.whole and len(objects) == len(self.etags):
             return self._read(columns).cast(schema)
         of_object = self._read(("object",))["object"].cast(pa.string())
-        return self._read(columns).cast(schema).filter(pc.is_in(of_object, pa.array(sorted(objects))))
+        return self._read(columns).cast(schema).filter(pc.is_in(of_object, pa.array(sorted(objects), pa.string())))
 
     def _read(self, columns: tuple[str, ...]) -> pa.Table:
         # One thread and no reading ahead: as quick for a few columns, and in less memory.

@@ -1,6 +1,7 @@
 """What capture files hold, what of it is kept, and what a window gives."""
 
 import gzip
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -311,3 +312,16 @@ def test_a_sample_of_the_pictures_leaves_out_what_is_none(captures: CaptureFolde
     captures.put("bad.jsonl", POISON[name](0, 8))
     captures.put("good.jsonl", records(8, 10))
     assert len(sample([("v1", captures.archive)], DAY, [f"i{number}" for number in range(10)], 100)) >= 9
+
+
+def test_parts_that_others_cover_are_compacted_too(captures: CaptureFolder) -> None:
+    """Two reports at the same time each decode what is new, so that a part may have nothing of its own."""
+    for number in range(MOST_PARTS):
+        captures.put(f"{number}.jsonl", records(10 * number, 10 * number + 10))
+        captures.read()
+    first = min(captures.cache.rglob("*.parquet"))
+    folder = first.parent
+    shutil.copy(first, folder / "zzzz.parquet")
+    captures.put("last.jsonl", records(1000, 1005))
+    assert len(captures.read().records) == 10 * MOST_PARTS + 5
+    assert len(list(folder.glob("*.parquet"))) == 1
