@@ -30,6 +30,7 @@ from local_aws.config import ROOT, LocalConfig
 
 THREADS = 16  # 2 batches at a time with 8 threads each
 NIGHT = 200
+KILLED_IMAGES = 200
 ENSEMBLE = {"FOLDS": "5", "REPEATS": "2", "EPOCHS": "6"}
 # Reports do not wait for captures that a fault has lost.
 FAULTY = {"CAPTURE_MAX_SECONDS": "5"}
@@ -109,8 +110,22 @@ def _measure(config: LocalConfig, installed: Any, counts: list[int], lines: int)
         yield Figure(f"throughput over an execution for each, {images} images", against, "", "1", at_least=5)
         price = f"list price of 1,000,000 images without the endpoint, from {images}"
         yield Figure(price, _dollars(summary, images), "$", "1", at_most=2)
+    yield _done_again(config, installed)
     if lines:
         yield from _many_lines(config, installed, lines)
+
+
+def _done_again(config: LocalConfig, installed: Any) -> Figure:
+    """What is classified a second time after SIGKILL for the worker and the flow run at half of the images."""
+    from testing.faults.bulk_runs import BATCH, BulkLab
+
+    with BulkLab(config, installed) as lab:
+        before = lab.progress()
+        night = lab.night("worker killed in mid-run", 0, images=KILLED_IMAGES, at=KILLED_IMAGES // 2)
+        assert not night.verdict.violations, night.verdict.violations
+        again = lab.progress() - before - KILLED_IMAGES
+    name = f"batches done again after SIGKILL at half of {KILLED_IMAGES} images"
+    return Figure(name, again / BATCH, "", "1", at_most=2)
 
 
 def _many_lines(config: LocalConfig, installed: Any, lines: int) -> Iterator[Figure]:

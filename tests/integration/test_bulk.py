@@ -3,6 +3,8 @@
 import json
 import uuid
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +12,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Scheduled
 
+from local_aws.config import LocalConfig
 from settings import BULK_PREFIX, run_id
 from tasks.aws import storage
 from tasks.aws.clients import client
@@ -17,6 +20,9 @@ from tasks.evaluation import executions
 from tasks.evaluation.results import Result, results_of
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.run import Run, utc_now
+from testing.faults.bulk_runs import BulkLab
+from testing.faults.checker import Verdict, check_bulk
+from testing.faults.nights import Night
 from testing.flow_runs import ended, processes_of, started
 from testing.waiting import eventually
 from tests.integration.conftest import read_json, reports_folder
@@ -205,3 +211,49 @@ def test_a_bad_manifest_is_refused_before_anything_starts(
         source = manifest.Source.of(installed.bucket, None, key, "2026-11-22")
         run = Run("0123456789ab", "2026-11-22", BULK_PREFIX)
         manifest.write(installed.bucket, source, run, installed.classes, Path(folder) / "manifest.jsonl")
+
+
+@pytest.fixture(scope="module")
+def lab(stack: LocalConfig, installed: Any) -> Iterator[BulkLab]:
+    with BulkLab(stack, installed) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def twice(lab: BulkLab) -> Night:
+    """A run of which a batch ran a second time beside itself."""
+    return lab.night("batch twice at once", 1, images=16)
+
+
+@pytest.mark.parametrize("fault", ["part written, function fails", "worker killed in compaction"])
+def test_a_fault_loses_nothing_and_doubles_nothing(lab: BulkLab, fault: str) -> None:
+    night = lab.night(fault, 1, images=16)
+    assert night.verdict.violations == [] and night.made.total()
+    assert night.summary["planned"] == night.summary["submitted"] == 16
+
+
+def test_the_checker_finds_what_is_planted(lab: BulkLab, twice: Night) -> None:
+    assert twice.verdict.violations == []
+    world = lab.world(twice.summary["run"])
+    key = world.keys("parts/")[0]
+    content = lab.read(key)
+    rows = [json.loads(line) for line in content.splitlines()]
+
+    def verdict(*changed: dict[str, Any]) -> Verdict:
+        lab.write(key, b"".join(json.dumps(row).encode() + b"\n" for row in changed))
+        return check_bulk(world, set(), capture_seconds=0)
+
+    try:
+        assert "no part has it" in verdict(*rows[1:]).wrong[0]
+        assert "has 2 rows in parts" in verdict(*rows, rows[0]).duplicated[0]
+        assert verdict(*rows[1:], {**rows[0], "confidence": 0.123}).wrong
+        stray = {**rows[0], "inference_id": f"{rows[0]['inference_id'].removesuffix('-a1')}-a7"}
+        assert verdict(*rows, stray).lost
+        assert verdict(*rows).violations == []
+        assert check_bulk(replace(world, capture="data-capture/none/"), set(), capture_seconds=0).lost
+        planned = world.lines("manifest.jsonl")
+        assert check_bulk(world, {planned[0]["key"]}, capture_seconds=0).wrong
+        lab.write(f"{world.prefix}manifest.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in planned[1:]))
+        assert check_bulk(world, set(), capture_seconds=0).duplicated
+    finally:
+        lab.write(key, content)
