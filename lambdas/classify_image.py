@@ -78,7 +78,7 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
         if code == "ValidationError":
             raise EndpointNotFound(message) from error
-        if code in PASSING:
+        if code in PASSING or error.response["ResponseMetadata"].get("HTTPStatusCode", 0) >= 500:
             raise EndpointUnavailable(f"{code}: {message}") from error
         raise
     except (HTTPClientError, EndpointConnectionError, ConnectTimeoutError) as error:

@@ -108,6 +108,6 @@ def _typed(error: ClientError, bucket: str, key: str) -> Exception:
         return ImageChanged(f"{where} is not the object that was planned: its ETag is another one")
     if code in ("AccessDenied", "403"):
         return ImageAccessDenied(f"{where} may not be read: it lies outside the prefixes of the function's role")
-    if code in PASSING:
+    if code in PASSING or error.response["ResponseMetadata"].get("HTTPStatusCode", 0) >= 500:
         return StorageUnavailable(f"{where}: {code}")
     return error

@@ -19,6 +19,7 @@ from tasks.aws.clients import client
 from tasks.evaluation import executions
 from tasks.evaluation.results import Result, results_of
 from tasks.evaluation.summary import EvaluationSummary
+from tasks.report.subject import ReportError, read_evaluation
 from tasks.run import Run, utc_now
 from testing.faults.bulk_runs import BulkLab
 from testing.faults.checker import Verdict, check_bulk
@@ -107,7 +108,9 @@ def test_a_manifest_with_labels_and_bad_images(
     summary, results = finished(installed, run, "Passed", "Missed")
     balanced(installed, summary, results)
     assert summary.planned == len(images) + 4 and summary.bulk
-    assert summary.errors == {"ImageChanged": 1, "UnreadableImage": 1, "ImageTooLarge": 1, "ImageNotFound": 1}
+    causes = [(row.key, row.cause) for row in results if row.status == "failed"]
+    expected = {"ImageChanged": 1, "UnreadableImage": 1, "ImageTooLarge": 1, "ImageNotFound": 1}
+    assert summary.errors == expected, causes
     assert summary.retried == 4 and summary.failed == 4
     # The same model says of the same images what it said through an execution for each.
     nightly = {row["key"]: (row["predicted_class"], row["status"]) for row in evaluation[1]}
@@ -134,6 +137,11 @@ def test_a_prefix_without_labels(installed: Any, prefix: str) -> None:
     folder = reports_folder() / summary.date / summary.run
     report = eventually(lambda: (folder / "summary.json").exists() and read_json(folder / "summary.json"), 120)
     assert (report["captured"], report["labelled"], report["accuracy"]) == (60, 0, None)
+    assert report["inputs"]["n_current"] == 60 and "images" in {test["name"] for test in report["tests"]}
+    assert not (folder / "confusion.png").exists()
+    assert read_evaluation.fn(installed.bucket, None, summary.run).run == Run(summary.run, summary.date)
+    with pytest.raises(ReportError, match="there is no evaluation 'fedcba987654'"):
+        read_evaluation.fn(installed.bucket, None, "fedcba987654")
 
 
 def test_a_night_of_many_images_runs_in_batches_survives_a_kill_and_is_judged_once(

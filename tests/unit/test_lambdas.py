@@ -101,6 +101,35 @@ def test_a_service_that_is_out_of_reach_has_the_name_that_is_tried_again(
 
 
 @pytest.mark.parametrize(
+    ("name", "error"), [("serialize_image_data", "StorageUnavailable"), ("classify_image", "EndpointUnavailable")]
+)
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_services_own_failure_is_tried_again_whatever_its_code(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: str, status: int
+) -> None:
+    class Service(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.end_headers()
+
+        do_GET = do_POST  # noqa: N815 http.server's name
+
+        def log_message(self, *details: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for service in ("S3", "SAGEMAKER_RUNTIME"):
+            monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", f"http://127.0.0.1:{server.server_address[1]}")
+        monkeypatch.setenv("ENDPOINT_NAME", "endpoint")
+        module = load(name)
+        with pytest.raises(getattr(module, error)):
+            module.handler({**golden(name)["event"], "image_data": "aGVsbG8="}, None)
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
     ("status", "error"),
     [(503, "EndpointUnavailable"), (0, "EndpointUnavailable"), (500, "ModelError"), (400, "UnreadableImage")],
 )
