@@ -107,6 +107,14 @@ class Settings(BaseSettings):
     )
     cifar_md5: str = Field(default="eb9058c3a382ffc7106e4002c42a8d85", description="MD5 of that archive.")
     cache: Path = Field(default=ROOT / ".scones" / "cache", description="Folder for downloaded archives.")
+    image_size: int = Field(
+        default=32,
+        ge=16,
+        le=256,
+        multiple_of=8,
+        description="Width and height of the images that prepare-data uploads, drawn or resized, and of the network's "
+        "input; a multiple of 8. Larger images take longer, about as their number of pixels.",
+    )
     generated_per_class: int = Field(default=500, ge=10, description="Training images drawn for each class.")
     generated_test_per_class: int = Field(default=100, ge=1, description="Test images drawn for each class.")
 

@@ -18,9 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from calibration import calibrated_errors, expected_calibration_error
-from train import load
-
-IMAGE_SHAPE = (3, 32, 32)
+from train import image_shape, load
 
 
 class ModelFailed(Exception):
@@ -29,7 +27,7 @@ class ModelFailed(Exception):
 
 def main() -> None:
     options = _options()
-    pixels, labels, names = load(options.train, options.train_lst, IMAGE_SHAPE, options.num_classes)
+    pixels, labels, names = load(options.train, options.train_lst, options.image_shape, options.num_classes)
     images = pixels.numpy()
     comparison: dict[str, object] = {"schema_version": 1}
     answered: dict[str, np.ndarray | None] = {"challenger": None, "champion": None}
@@ -113,6 +111,7 @@ def _write(
 def _options() -> argparse.Namespace:
     environment = os.environ
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image_shape", type=image_shape, default="3,32,32", help="channels, height, width")
     parser.add_argument("--num_classes", type=int, required=True)
     parser.add_argument("--train", type=Path, default=environment.get("SM_CHANNEL_TRAIN"))
     parser.add_argument("--train_lst", type=Path, default=environment.get("SM_CHANNEL_TRAIN_LST"))

@@ -309,7 +309,7 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
                 mean.copy_(value)
 
 
-def _image_shape(text: str) -> tuple[int, int, int]:
+def image_shape(text: str) -> tuple[int, int, int]:
     shape = tuple(int(size) for size in text.split(","))
     if len(shape) != 3 or shape[0] != 3 or any(size < 8 or size % 8 for size in shape[1:]):
         raise argparse.ArgumentTypeError(f"{text!r} is not 3,height,width with multiples of 8")
@@ -319,7 +319,7 @@ def _image_shape(text: str) -> tuple[int, int, int]:
 def _options() -> argparse.Namespace:
     environment = os.environ
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--image_shape", type=_image_shape, default="3,32,32", help="channels, height, width")
+    parser.add_argument("--image_shape", type=image_shape, default="3,32,32", help="channels, height, width")
     parser.add_argument("--num_classes", type=int, required=True)
     parser.add_argument("--num_training_samples", type=int, required=True)
     parser.add_argument("--epochs", type=int, default=42)

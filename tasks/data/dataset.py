@@ -7,7 +7,7 @@ import re
 import tarfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from tasks.data.generated import draw
+from tasks.data.generated import SIZE, draw
 from tasks.errors import SconesError
 from tasks.run import Log
 
@@ -31,7 +31,7 @@ class DatasetError(SconesError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split: pixels (n, 32, 32, 3) uint8, labels (n,) indices into the classes, and file names."""
+    """Images of one split: pixels (n, height, width, 3) uint8, labels (n,) indices into the classes, and file names."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -53,13 +53,15 @@ class Dataset:
     given: str
 
 
-def generated(classes: Sequence[str], train_per_class: int, test_per_class: int) -> Dataset:
-    """Draws a data set. Raises DatasetError if a class can't be drawn."""
+def generated(classes: Sequence[str], train_per_class: int, test_per_class: int, size: int = SIZE) -> Dataset:
+    """Draws a data set of size x size pixels. Raises DatasetError if a class can't be drawn."""
 
     def split(first: int, per_class: int) -> Split:
         seeds = range(first, first + per_class)
         images = [
-            (draw(name, seed), label, f"{name}_{seed:05d}.png") for label, name in enumerate(classes) for seed in seeds
+            (draw(name, seed, size), label, f"{name}_{seed:05d}.png")
+            for label, name in enumerate(classes)
+            for seed in seeds
         ]
         pixels, labels, names = zip(*images, strict=True)
         return Split(np.stack(pixels), np.array(labels), names)
@@ -106,6 +108,18 @@ def from_archive(path: Path, classes: Sequence[str], official: bool = False, giv
             if (counts != OFFICIAL_PER_CLASS[name]).any():
                 raise DatasetError(f"{path}: expected {OFFICIAL_PER_CLASS[name]} {name} images a class, found {counts}")
     return dataset
+
+
+def resized(dataset: Dataset, size: int) -> Dataset:
+    """The data set with images of size x size pixels; as it is if they are so already."""
+
+    def resize(split: Split) -> Split:
+        pixels = [Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC) for image in split.pixels]
+        return replace(split, pixels=np.stack([np.asarray(image) for image in pixels]))
+
+    if dataset.train.pixels.shape[1:3] == (size, size):
+        return dataset
+    return replace(dataset, train=resize(dataset.train), test=resize(dataset.test))
 
 
 def check(dataset: Dataset) -> None:

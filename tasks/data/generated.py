@@ -11,14 +11,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 SIZE = 32
-SCALE = 4  # drawn larger, then reduced: thin lines stay thin
+# Drawn larger, then reduced: thin lines stay thin.
+SIDE = 128
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 
 
-def draw(label: str, seed: int) -> np.ndarray:
-    """One picture, (32, 32, 3) uint8, the same for the same label and seed. Raises ValueError for other labels."""
+def draw(label: str, seed: int, size: int = SIZE) -> np.ndarray:
+    """One picture, (size, size, 3) uint8, the same for the same label, seed and size.
+
+    Raises ValueError for other labels.
+    """
     rng = np.random.default_rng([seed, *label.encode()])
     canvas = Image.fromarray(_background(rng))
     pen = ImageDraw.Draw(canvas)
@@ -31,21 +35,21 @@ def draw(label: str, seed: int) -> np.ndarray:
         canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     background = tuple(int(value) for value in np.asarray(canvas).reshape(-1, 3).mean(axis=0))
     canvas = canvas.rotate(rng.uniform(-18, 18), Image.Resampling.BILINEAR, fillcolor=background)
-    small = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.6))).resize((SIZE, SIZE), Image.Resampling.BOX)
+    small = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 2.6))).resize((size, size), Image.Resampling.BOX)
     pixels = np.asarray(small, dtype=np.float32)
     pixels = (pixels - 128) * rng.uniform(0.5, 1.1) + 128 + rng.uniform(-25, 25)
     return (pixels + rng.normal(0, rng.uniform(2, 16), pixels.shape)).clip(0, 255).astype(np.uint8)
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    side = SIZE * SCALE
+    side = SIDE
     top, bottom = rng.integers(40, 256, 3), rng.integers(30, 256, 3)
     ramp = np.linspace(0, 1, side)[:, None, None]
     return np.broadcast_to(top * (1 - ramp) + bottom * ramp, (side, side, 3)).astype(np.uint8)
 
 
 def _clutter(pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
-    side = SIZE * SCALE
+    side = SIDE
     for _ in range(rng.integers(0, 5)):
         x, y = rng.uniform(0, side, 2)
         w, h = rng.uniform(6, 50, 2)
@@ -60,7 +64,7 @@ def _colour(rng: np.random.Generator, low: int = 0, high: int = 256) -> Colour:
 
 def _pose(rng: np.random.Generator) -> tuple[Point, Point, float]:
     """Hub of each wheel and the wheels' radius."""
-    side = SIZE * SCALE
+    side = SIDE
     base = rng.uniform(0.40, 0.58) * side
     x = (side - base) / 2 + rng.uniform(-0.10, 0.10) * side
     y = rng.uniform(0.56, 0.74) * side

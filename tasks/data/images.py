@@ -8,7 +8,7 @@ from prefect.logging import get_run_logger
 
 from settings import MANIFESTS_PREFIX, TEST_PREFIX, TRAIN_PREFIX, settings
 from tasks.aws import storage
-from tasks.data.dataset import Dataset, DatasetError, download, from_archive, generated, manifest, png
+from tasks.data.dataset import Dataset, DatasetError, download, from_archive, generated, manifest, png, resized
 from tasks.installation import DatasetNote
 from tasks.run import iso, utc_now
 
@@ -51,11 +51,14 @@ def _load(name: str, patience: float | None) -> Dataset:
     """patience: seconds after which a download is given up; None waits. Raises DatasetError."""
     chosen, logger = settings(), get_run_logger()
     if name == "generated":
-        return generated(chosen.classes, chosen.generated_per_class, chosen.generated_test_per_class)
+        counts = chosen.generated_per_class, chosen.generated_test_per_class
+        return generated(chosen.classes, *counts, chosen.image_size)
     if name == "cifar100":
         archive = download(chosen.cifar_url, chosen.cifar_md5, chosen.cache, logger.info, patience)
-        return from_archive(archive, chosen.classes, official=True, given=name)
-    return from_archive(Path(_named(name)), chosen.classes)
+        dataset = from_archive(archive, chosen.classes, official=True, given=name)
+    else:
+        dataset = from_archive(Path(_named(name)), chosen.classes)
+    return resized(dataset, chosen.image_size)
 
 
 def _named(dataset: str) -> str:

@@ -11,7 +11,7 @@ from prefect.logging import get_run_logger
 from settings import Settings, settings
 from tasks.installation import Installation
 from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
-from tasks.model.training import JobPlan, read_artifact, run_job, training_channels, upload_source
+from tasks.model.training import JobPlan, image_shape, read_artifact, run_job, training_channels, upload_source
 from tasks.run import Log
 
 METRICS = (
@@ -88,7 +88,7 @@ def judge(
     plan = JobPlan(
         program="evaluate.py",
         source_uri=upload_source(installation.bucket),
-        hyperparameters={"num_classes": str(len(installation.classes))},
+        hyperparameters={"num_classes": str(len(installation.classes)), "image_shape": image_shape()},
         channels=channels,
         metrics=METRICS,
     )

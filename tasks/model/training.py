@@ -130,7 +130,7 @@ def plan_training(installation: Installation, changed: dict[str, int | float] | 
     if not manifest:
         raise TrainingError("there is no training data", "run the prepare-data deployment first")
     hyperparameters = {
-        "image_shape": "3,32,32",
+        "image_shape": image_shape(),
         "num_classes": str(len(installation.classes)),
         "num_training_samples": str(len(manifest.splitlines())),
         "epochs": str(chosen.epochs),
@@ -156,6 +156,12 @@ def plan_training(installation: Installation, changed: dict[str, int | float] | 
 
     data_fingerprint = hashlib.sha256(manifest).hexdigest()
     return TrainingPlan(job, fingerprint(asked_for), fingerprint(hyperparameters), data_fingerprint)
+
+
+def image_shape() -> str:
+    """Of the training images: channels, height and width as the classifier's scripts take them."""
+    size = settings().image_size
+    return f"3,{size},{size}"
 
 
 def training_channels(bucket: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from local_aws.config import ROOT
 from tasks.data.dataset import generated, manifest, png
+from tasks.data.generated import draw
 
 CLASSES = ("bicycle", "motorcycle")
 
@@ -25,8 +26,9 @@ def run_training(
     samples: int = 24,
     damage: str | None = None,
     classes: tuple[str, ...] = CLASSES,
+    size: int = 32,
 ) -> subprocess.CompletedProcess[str]:
-    dataset = generated(classes, 12, 1)
+    dataset = generated(classes, 12, 1, size)
     for name in ("train", "train_lst", "model"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name, pixels in zip(dataset.train.names, dataset.train.pixels, strict=True):
@@ -223,6 +225,24 @@ def test_hyperparameters_that_do_not_fit_the_images_are_explained(
     done = run_training(tmp_path, *arguments)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def test_larger_images_are_trained_on_compared_and_served(tmp_path: Path) -> None:
+    done = run_training(tmp_path, "--image_shape", "3,64,64", "--epochs", "1", size=64)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "challenger").mkdir()
+    with tarfile.open(tmp_path / "challenger" / "model.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "model", arcname=".")
+    (tmp_path / "output").mkdir()
+    channels = {"train": "train", "train_lst": "train_lst", "challenger": "challenger", "model_dir": "output"}
+    command = [sys.executable, str(ROOT / "classifier" / "evaluate.py"), "--num_classes", "2"]
+    command += ["--image_shape", "3,64,64"]
+    for channel, folder in channels.items():
+        command += [f"--{channel}", str(tmp_path / folder)]
+    compared = subprocess.run(command, capture_output=True, text=True)
+    assert compared.returncode == 0 and "challenger_images=24" in compared.stdout, compared.stderr
+    for answer in ask(tmp_path / "model", [png(draw("bicycle", 1, size)) for size in (32, 64)]):
+        assert isinstance(answer, list) and len(answer) == 2 and sum(answer) == pytest.approx(1)
 
 
 def test_the_comparison_of_two_models_and_of_one_that_cannot_be_loaded(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.data.dataset import DatasetError, download, from_archive, generated, manifest, png
+from tasks.data.dataset import DatasetError, download, from_archive, generated, manifest, png, resized
 
 CLASSES = ("bicycle", "motorcycle")
 FINE = [b"apple", b"bicycle", b"motorcycle"]
@@ -181,3 +181,14 @@ def test_a_wrong_checksum_discards_the_download(tmp_path: Path, mirror: tuple[st
 def test_a_server_out_of_reach_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="SCONES_CIFAR_URL"):
         download("http://127.0.0.1:9/data.tar.gz", "0000", tmp_path, print, patience=2)
+
+
+def test_images_of_another_size_are_drawn_or_resized(tmp_path: Path) -> None:
+    large = generated(CLASSES, 3, 2, 64)
+    assert large.train.pixels.shape == (6, 64, 64, 3) and large.test.pixels.shape == (4, 64, 64, 3)
+    small = from_archive(archive(tmp_path / "a.tar.gz"), CLASSES)
+    assert resized(small, 32) is small
+    twice = resized(small, 64)
+    assert twice.train.pixels.shape == (3, 64, 64, 3) and twice.train.pixels.dtype == np.uint8
+    assert np.abs(twice.train.pixels.mean(axis=(1, 2)) - small.train.pixels.mean(axis=(1, 2))).max() < 3
+    assert (twice.train.names, twice.classes) == (small.train.names, small.classes)
