@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     threshold_method: Literal["monotone", "fixed-sequence"] = Field(
         default="monotone",
         description="How a threshold is shown to reach it: 'monotone' assumes that errors are no likelier at higher "
-        "confidence, 'fixed-sequence' does not and accepts less.",
+        "confidence, 'fixed-sequence' does not, accepts less, and recommends none for every class.",
     )
     training_instance_type: str = "ml.m5.xlarge"
     training_pytorch: str = Field(default="2.13", description="PyTorch version of AWS's training image.")

@@ -241,8 +241,11 @@ def faults(lab: Any, names: list[str], arguments: argparse.Namespace) -> list[Fi
     """Prints the table of faults, or the line of one, and returns its totals as figures."""
     from testing.faults.nights import WAITED
 
-    row = "{:<36} {:>5} {:>6} {:>11} {:>6} {:>16}"
-    print("\n" + row.format("fault", "runs", "lost", "duplicated", "wrong", "median recovery"), flush=True)
+    unknown = set(arguments.fault or ()) - set(names)
+    if unknown:
+        raise SystemExit(f"there is no fault {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    row = "{:<36} {:>5} {:>6} {:>6} {:>11} {:>6} {:>16}"
+    print("\n" + row.format("fault", "runs", "struck", "lost", "duplicated", "wrong", "median recovery"), flush=True)
     totals: Counter[str] = Counter()
     chosen = {
         fault: arguments.waits if fault == WAITED else arguments.seeds
@@ -257,7 +260,8 @@ def faults(lab: Any, names: list[str], arguments: argparse.Namespace) -> list[Fi
         totals.update(kinds)
         recovered = [night.verdict.recovery_seconds for night in nights if night.verdict.recovery_seconds is not None]
         median = f"{statistics.median(recovered):.1f} s (n = {len(recovered)})" if recovered else "-"
-        print(row.format(fault, len(nights), *kinds.values(), median), flush=True)
+        struck = sum(night.made.total() > 0 for night in nights)
+        print(row.format(fault, len(nights), struck, *kinds.values(), median), flush=True)
         for night in nights:
             for violation in night.verdict.violations:
                 print(f"  seed {night.seed}: {violation}", flush=True)

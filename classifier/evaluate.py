@@ -61,6 +61,9 @@ def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
                 archive.extractall(folder / "model", filter="data")
         except (OSError, tarfile.TarError, EOFError) as error:
             raise ModelFailed(f"its artifact can't be unpacked: {error}") from error
+        trained_on = _image_shape(folder / "model" / "model.json")
+        if trained_on != images.shape[1:]:
+            raise ModelFailed(f"it was trained on images of {trained_on}, and these are of {images.shape[1:]}")
         program = folder / "model" / "code" / "out_of_fold.py"
         if not program.exists():
             raise ModelFailed("its artifact has no code/out_of_fold.py")
@@ -76,6 +79,13 @@ def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
     if not np.isfinite(probabilities).all() or np.abs(probabilities.sum(axis=1) - 1).max() > 0.01:
         raise ModelFailed("its answers are not probabilities")
     return probabilities
+
+
+def _image_shape(file: Path) -> tuple[int, ...]:
+    try:
+        return tuple(json.loads(file.read_text())["image_shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFailed(f"its model.json can't be read: {error}") from error
 
 
 def figures(challenger: np.ndarray, champion: np.ndarray | None, labels: np.ndarray) -> dict[str, float]:

@@ -81,8 +81,8 @@ def thresholds_by_class(
 def for_every_class(confidence: np.ndarray, correct: np.ndarray, by_class: list[Threshold | None]) -> Threshold | None:
     """The one threshold at which what is accepted as each class is right at the target; None if a class has none.
 
-    It is the largest of `thresholds_by_class`: above its own threshold a class is no less accurate, if errors are no
-    likelier at higher confidence. lower_bound: the smallest of the classes'.
+    It is the largest of `thresholds_by_class` by the method monotone: above its own threshold a class is no less
+    accurate only if errors are no likelier at higher confidence. lower_bound: the smallest of the classes'.
     """
     found = [threshold for threshold in by_class if threshold is not None]
     if not found or len(found) < len(by_class):

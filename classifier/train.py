@@ -228,7 +228,9 @@ def evaluate(
     confidence, asked = after.max(axis=1), (options.threshold_target, options.threshold_level, options.threshold_method)
     threshold = thresholds.recommend_threshold(confidence, correct, *asked)
     by_class = thresholds.thresholds_by_class(confidence, correct, after.argmax(axis=1), after.shape[1], *asked)
-    every_class = thresholds.for_every_class(confidence, correct, by_class)
+    # Which takes that errors are no likelier at higher confidence.
+    monotone = options.threshold_method == "monotone"
+    every_class = thresholds.for_every_class(confidence, correct, by_class) if monotone else None
     return {
         "schema_version": 1,
         "images": len(labels),

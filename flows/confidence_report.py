@@ -44,7 +44,8 @@ def confidence_report(
     bucket, classes = installed.bucket, about.classes
     before = collect.collect(bucket, about.window.before(), classes) if about.is_window else None
     captured = collect.collect(bucket, about.window, classes, about.expected)
-    pictures = collect.pictures(bucket, about.window, about.expected, PICTURES)
+    # A window is about whatever the endpoint was asked.
+    pictures = collect.pictures(bucket, about.window, () if about.is_window else about.expected, PICTURES)
     summary = report.write(bucket, about, captured, before, pictures)
     announce(summary)
     page = settings().reports / summary.date / summary.run / "report.html"

@@ -33,7 +33,7 @@ class DatasetNote(Record, frozen=True, kw_only=True):
 
     given: what prepare-data was given: cifar100, generated, or the path of an archive. since: when the images became
     these, ISO 8601 in UTC. source: what the images are of, for people. train, test: numbers of images.
-    manifests_sha256: of both manifests, which tells one set of images from another.
+    manifests_sha256: of both manifests and of the images, which tells one set of images from another.
     """
 
     given: str | None = None

@@ -42,12 +42,12 @@ _decode = msgspec.json.Decoder(_Line).decode
 def sample(
     archives: Sequence[tuple[str, CaptureArchive]], window: Window, wanted: Sequence[str], most: int
 ) -> list[bytes]:
-    """Up to `most` pictures that the endpoint was sent, each inference once, the same ones each time.
+    """Up to `most` pictures that the endpoint was sent, each once however often it was sent, the same ones each time.
 
     wanted: inference ids that count; all but those of smoke tests if there are none. Lines that are no records, and
     records without a picture, are left out.
     """
-    chosen, seen, found = set(wanted), set[str](), list[tuple[str, bytes]]()
+    chosen, found = set(wanted), dict[bytes, bytes]()  # by the digest of the content
     for _, archive in archives:
         objects, reader = _objects(archive, window, wanted), archive.reader()
         for key in sorted(objects, key=_mixed)[:MOST_OBJECTS]:
@@ -57,12 +57,11 @@ def sample(
                 continue
             for line in content.splitlines():
                 picture = _picture(line, window, chosen)
-                if picture is not None and picture[0] not in seen:
-                    seen.add(picture[0])
-                    found.append(picture)
+                if picture is not None:
+                    found[hashlib.sha256(picture).digest()] = picture
             if len(found) >= 2 * most:
                 break
-    return [content for _, content in sorted(found, key=lambda each: _mixed(each[0]))[:most]]
+    return [found[digest] for digest in sorted(found)[:most]]
 
 
 def _objects(archive: CaptureArchive, window: Window, wanted: Sequence[str]) -> set[str]:
@@ -76,8 +75,8 @@ def _objects(archive: CaptureArchive, window: Window, wanted: Sequence[str]) -> 
     return found
 
 
-def _picture(line: bytes, window: Window, wanted: set[str]) -> tuple[str, bytes] | None:
-    """Inference id and content; None if it does not count."""
+def _picture(line: bytes, window: Window, wanted: set[str]) -> bytes | None:
+    """The picture of a record; None if it does not count."""
     try:
         record = _decode(line)
         sent, name = record.captureData.endpointInput, record.eventMetadata.inferenceId or ""
@@ -86,7 +85,7 @@ def _picture(line: bytes, window: Window, wanted: set[str]) -> tuple[str, bytes]
             return None
         if name not in wanted if wanted else name.startswith(SMOKE):
             return None
-        return name or hashlib.sha256(sent.data.encode()).hexdigest(), base64.b64decode(sent.data, validate=True)
+        return base64.b64decode(sent.data, validate=True)
     except (ValueError, TypeError, RecursionError, msgspec.MsgspecError):  # a time without a zone is a TypeError
         return None
 

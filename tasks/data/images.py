@@ -88,6 +88,8 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
         storage.put(bucket, f"{MANIFESTS_PREFIX}{prefix.rstrip('/')}.lst", text)
         storage.delete_others(bucket, prefix, images)
         digest.update(text)
+        for content in images.values():
+            digest.update(hashlib.sha256(content).digest())
     sha256 = digest.hexdigest()
     before = find_note(bucket)
     changed = before is None or before.manifests_sha256 != sha256

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from settings import MANIFESTS_PREFIX, TRAIN_PREFIX, settings
+from settings import TRAIN_PREFIX, settings
 from tasks.aws import storage
 from tasks.capture.window import Captured, Quarantined
 from tasks.evaluation.results import Result, read_summary, results_of, summary_keys
@@ -109,21 +109,23 @@ def analyse(
 
 
 def training_properties(bucket: str) -> np.ndarray:
-    """Properties (n, 5) of a sample of the training images, kept on this machine until these are others."""
-    manifest = storage.get(bucket, f"{MANIFESTS_PREFIX}train.lst") or b""
-    kept = settings().cache / "training-images" / f"{hashlib.sha256(manifest).hexdigest()[:32]}.npy"
+    """Properties (n, 5) of a sample of the training images, kept on this machine until one of these is another."""
+    etags = storage.list_etags(bucket, TRAIN_PREFIX)
+    chosen = sorted(etags, key=lambda key: hashlib.sha256(key.encode()).digest())[:TRAINING_IMAGES]
+    identity = "".join(f"{key} {etags[key]}\n" for key in chosen)
+    kept = settings().cache / "training-images" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     if kept.is_file():
         loaded: np.ndarray = np.load(kept, allow_pickle=False)
         return loaded
-    names = [line.split("\t")[-1] for line in manifest.decode().splitlines()]
-    chosen = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:TRAINING_IMAGES]
     with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
-        contents = list(threads.map(lambda name: storage.get(bucket, f"{TRAIN_PREFIX}{name}"), chosen))
-    found = properties(content for content in contents if content is not None)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    new = kept.with_suffix(f".{os.getpid()}.npy")
-    np.save(new, found)
-    new.replace(kept)
+        contents = list(threads.map(lambda key: storage.get(bucket, key), chosen))
+    there = [content for content in contents if content is not None]
+    found = properties(there)
+    if len(there) == len(chosen):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        new = kept.with_suffix(f".{os.getpid()}.npy")
+        np.save(new, found)
+        new.replace(kept)
     return found
 
 

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tasks.report.metrics import bin_of, p_value
+from tasks.report.metrics import bin_of, p_value, same_share_p
 
 # For KS, fine enough that binning does not matter; PSI is taken over ten equally full bins of the baseline.
 FINE = 1000
@@ -54,20 +54,22 @@ def histogram(confidence: np.ndarray) -> np.ndarray:
 
 
 def drift(
-    baseline: np.ndarray, current: np.ndarray, level: float = 0.99, seed: int = 0, resamples: int = 5000
+    baseline: np.ndarray, current: np.ndarray, level: float = 0.99, seed: int = 0, resamples: int = 3000
 ) -> Drift | None:
     """Compares two histograms; None if either has fewer than LEAST.
 
-    By chance: both samples are drawn anew from the pooled histogram, as many as there are, and compared likewise. The
-    edges of PSI's bins are those of the baseline and stay.
+    By chance: all observations are dealt anew into two samples of these sizes (a permutation test). The edges of PSI's
+    bins are those of both together and stay.
     """
     n, m = int(baseline.sum()), int(current.sum())
     if min(n, m) < LEAST:
         return None
-    edges = _edges(baseline)
-    pooled = (baseline + current) / (n + m)
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(n, pooled, resamples), generator.multinomial(m, pooled, resamples)
+    pooled = baseline + current
+    edges = _edges(pooled)
+    there = np.flatnonzero(pooled)
+    dealt = np.zeros((resamples, FINE), dtype=pooled.dtype)
+    dealt[:, there] = np.random.default_rng(seed).multivariate_hypergeometric(pooled[there], m, resamples)
+    drawn = pooled - dealt, dealt
     psi, psi_drawn = float(_psi(baseline[None], current[None], edges)[0]), _psi(*drawn, edges)
     ks, ks_drawn = float(_ks(baseline[None], current[None])[0]), _ks(*drawn)
     return Drift(
@@ -86,9 +88,9 @@ def drift(
 def coverage_change(
     baseline: np.ndarray, current: np.ndarray, threshold: float, level: float = 0.99
 ) -> CoverageChange | None:
-    """Compares the shares of two samples of confidences that reach the threshold, by the two-proportion z-test.
+    """Compares the shares of two samples of confidences that reach the threshold: p is that of Fisher's exact test.
 
-    None if either sample has fewer than LEAST. The share of both together gives the deviation.
+    None if either sample has fewer than LEAST. by_chance is that of the two-proportion z-test.
     """
     n, m = len(baseline), len(current)
     if min(n, m) < LEAST:
@@ -97,19 +99,17 @@ def coverage_change(
     together = (before + now) / (n + m)
     deviation = math.sqrt(together * (1 - together) * (1 / n + 1 / m))
     by_chance = NormalDist().inv_cdf((1 + level) / 2) * deviation
-    moved = abs(now / m - before / n)
-    p = 2 * (1 - NormalDist().cdf(moved / deviation)) if deviation else 1.0
-    return CoverageChange(before / n, now / m, by_chance, p, level)
+    return CoverageChange(before / n, now / m, by_chance, same_share_p(before, n, now, m), level)
 
 
 def _quantile(values: np.ndarray, level: float) -> float:
     return float(np.quantile(values, level))
 
 
-def _edges(baseline: np.ndarray) -> np.ndarray:
-    """First fine bins of at most COARSE groups with about as many of the baseline each."""
-    wanted = np.arange(1, COARSE) / COARSE * baseline.sum()
-    return np.unique(np.concatenate([[0], np.searchsorted(baseline.cumsum(), wanted) + 1]).clip(max=FINE - 1))
+def _edges(counts: np.ndarray) -> np.ndarray:
+    """First fine bins of at most COARSE groups with about as many each."""
+    wanted = np.arange(1, COARSE) / COARSE * counts.sum()
+    return np.unique(np.concatenate([[0], np.searchsorted(counts.cumsum(), wanted) + 1]).clip(max=FINE - 1))
 
 
 def _psi(baseline: np.ndarray, current: np.ndarray, edges: np.ndarray) -> np.ndarray:

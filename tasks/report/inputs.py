@@ -95,7 +95,7 @@ def _properties(content: bytes) -> tuple[float, ...] | None:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
-            rgb = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+            rgb = np.asarray(_rgb(image), dtype=np.float32) / 255
     except Exception:  # a damaged file can make a decoder raise nearly anything
         return None
     luma = rgb @ np.array(LUMA, dtype=np.float32)
@@ -108,6 +108,16 @@ def _properties(content: bytes) -> tuple[float, ...] | None:
         float((rgb.max(axis=2) - rgb.min(axis=2)).mean()),
         float(np.sqrt(luma.size)),
     )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """As the model is given it (classifier/serving.py): 16 bits scaled, transparent parts white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+    return image.convert("RGB")
 
 
 def _distances(is_current: np.ndarray, order: np.ndarray, last: np.ndarray) -> np.ndarray:

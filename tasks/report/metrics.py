@@ -159,24 +159,44 @@ def calibration_errors_by_chance(
 ) -> np.ndarray:
     """Calibration errors (resamples,) that a perfectly calibrated model shows at these confidences; none for n = 0.
 
-    By simulation: the number of right answers in a bin is drawn as a sum of its confidences' Bernoulli trials, which is
-    taken as normal with that mean and variance; so the time does not depend on n.
+    By simulation: the number of right answers in a bin is drawn as a binomial of its mean confidence, which varies a
+    little more than the sum of its confidences' Bernoulli trials; so the time does not depend on n.
     """
     if not len(confidence):
         return np.array([])
     index = bin_of(confidence, bins)
-    deviation = np.sqrt(np.bincount(index, weights=confidence * (1 - confidence), minlength=bins))
-    drawn: np.ndarray = np.random.default_rng(seed).normal(0, deviation, (resamples, bins))
-    errors: np.ndarray = np.abs(drawn).sum(axis=1) / len(confidence)
+    n = np.bincount(index, minlength=bins)
+    expected = np.bincount(index, weights=confidence, minlength=bins)
+    rate = np.clip(expected / np.maximum(n, 1), 0, 1)
+    right = np.random.default_rng(seed).binomial(n, rate, (resamples, bins))
+    errors: np.ndarray = np.abs(right - expected).sum(axis=1) / len(confidence)
     return errors
 
 
 def p_value(observed: float, by_chance: np.ndarray) -> float:
     """How likely chance is to show what was observed or more, by values (n,) that it showed.
 
-    (1 + those at least as large) / (1 + n), which is never 0 (Phipson and Smyth 2010).
+    (1 + those at least as large) / (1 + n), which is never 0 (Phipson and Smyth 2010). Equal values may differ in their
+    last bits if they were added up in another order.
     """
-    return float((1 + (by_chance >= observed).sum()) / (1 + len(by_chance)))
+    return float((1 + (by_chance >= observed * (1 - 1e-9)).sum()) / (1 + len(by_chance)))
+
+
+def same_share_p(first: int, n: int, second: int, m: int) -> float:
+    """Fisher's exact test, two-sided: how likely shares as far apart as first of n and second of m are if they are one.
+
+    The sum of the probabilities of all tables that are no likelier than this one.
+    """
+    together = first + second
+    low, high = max(0, together - m), min(n, together)
+    if low == high:
+        return 1.0
+    counts = np.arange(low, high)
+    steps = np.log((together - counts) / (counts + 1)) + np.log((n - counts) / (m - together + counts + 1))
+    logarithms = np.concatenate([[0.0], steps.cumsum()])
+    probability = np.exp(logarithms - logarithms.max())
+    likely = probability <= probability[first - low] * (1 + 1e-7)
+    return float(probability[likely].sum() / probability.sum())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

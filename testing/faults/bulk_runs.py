@@ -8,6 +8,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
@@ -115,7 +116,9 @@ class BulkLab(Lab):
             "Items": items[: plan["batch_size"]],
             "execution_arn": "arn:aws:states:us-east-1:000000000000:execution:again",
         }
-        self._direct["lambda"].invoke(FunctionName=self.function, Payload=json.dumps(event).encode())
+        answer = self._direct["lambda"].invoke(FunctionName=self.function, Payload=json.dumps(event).encode())
+        assert "FunctionError" not in answer, answer["Payload"].read()
+        self.states.decided["batch again"] += 1
 
     @property
     def function(self) -> str:
@@ -142,6 +145,7 @@ class BulkLab(Lab):
         """The function may run once at a time, within the block."""
         functions = self._direct["lambda"]
         functions.put_function_concurrency(FunctionName=self.function, ReservedConcurrentExecutions=1)
+        self.states.decided["limited"] += 1
         try:
             yield
         finally:
@@ -305,17 +309,17 @@ def batch_twice_at_once(lab: Lab, schedule: random.Random, images: int, course: 
     """The first batch runs a second time beside itself."""
     assert isinstance(lab, BulkLab)
     lab.plan(schedule, images)
-    threads: list[threading.Thread] = []
+    with ThreadPoolExecutor(1) as thread:
+        again: list[Future[None]] = []
 
-    def decide(call: Call) -> str | None:
-        if call.operation == "StartExecution" and not threads:
-            threads.append(threading.Thread(target=lambda: lab.invoke(lab.newest_world())))
-            threads[0].start()
-        return None
+        def decide(call: Call) -> str | None:
+            if call.operation == "StartExecution" and not again:
+                again.append(thread.submit(lambda: lab.invoke(lab.newest_world())))
+            return None
 
-    with lab.states.deciding(decide):
-        run = lab.evaluate()
-    threads[0].join(60)
+        with lab.states.deciding(decide):
+            run = lab.evaluate()
+        again[0].result(60)
     return run
 
 
@@ -328,7 +332,6 @@ def batch_twice_in_turn(lab: Lab, schedule: random.Random, images: int, course: 
         world = lab.newest_world()
         eventually(lambda: world.keys("parts/"), 30)
         lab.invoke(world)
-        lab.states.decided["again"] += 1
 
     with lab.after(BATCH + 1, again):
         return lab.evaluate()
@@ -413,6 +416,7 @@ def manifest_changed(lab: Lab, schedule: random.Random, images: int, course: Cou
     content = lab.read(key)
     lab.write(key, b"".join(content.splitlines(keepends=True)[:-1]))
     lab.write(lab._manifest, b'{"key": "incoming/another.png"}\n')
+    lab.s3.decided["changed"] += 2
     resume(lab, run)
     message = ended(run, *JUDGED, "Failed")
     if "is not the manifest that the run was planned with" not in message:
@@ -438,6 +442,7 @@ def manifest_malformed(lab: Lab, schedule: random.Random, images: int, course: C
     good, before = lab._manifest, lab.progress()
     lab._manifest = f"{lab._prefix}malformed.jsonl"
     lab.write(lab._manifest, b"\n".join([*lines[: course.at], broken, *lines[course.at :]]))
+    lab.s3.decided["malformed"] += 1
     refused = ""
     with suppress(GateMissed):
         try:
@@ -467,6 +472,7 @@ def objects_changed(lab: Lab, schedule: random.Random, images: int, course: Cour
             for key in chosen[3:]:
                 lab.delete(key)
             done.extend(chosen)
+            lab.s3.decided["changed"] += len(chosen)
         return None
 
     with lab.states.deciding(decide):

@@ -201,22 +201,30 @@ class Lab:
 
     @contextmanager
     def after(self, count: int, act: Callable[[], None]) -> Iterator[None]:
-        """Acts in a thread of its own once so many images were begun within the block."""
+        """Acts in a thread of its own once so many images were begun within the block; raises what that raised."""
         goal = self.progress() + count
+        raised: list[BaseException] = []
 
         def wait_and_act() -> None:
-            self.wait_for(goal)
-            act()
+            try:
+                self.wait_for(goal)
+                act()
+            except BaseException as error:
+                raised.append(error)
 
         thread = threading.Thread(target=wait_and_act, daemon=True)
         thread.start()
         yield
         thread.join(60)
+        assert not thread.is_alive()
+        if raised:
+            raise raised[0]
 
     def wait_for(self, goal: int) -> None:
         """Waits for so much progress in all."""
         deadline = time.monotonic() + 60
-        while self.progress() < goal and time.monotonic() < deadline:
+        while self.progress() < goal:
+            assert time.monotonic() < deadline, f"{self.progress()} of {goal} images were begun"
             time.sleep(0.01)
 
     def _keys(self, prefix: str) -> list[str]:

@@ -16,6 +16,8 @@ from local_aws.config import LocalConfig
 from settings import BULK_PREFIX, run_id
 from tasks.aws import storage
 from tasks.aws.clients import client
+from tasks.data.dataset import png
+from tasks.data.generated import draw
 from tasks.evaluation import executions
 from tasks.evaluation.results import Result, results_of
 from tasks.evaluation.summary import EvaluationSummary
@@ -46,11 +48,12 @@ def images(installed: Any) -> list[tuple[str, str, bytes]]:
 
 
 @pytest.fixture(scope="module")
-def prefix(installed: Any, images: list[tuple[str, str, bytes]]) -> str:
+def prefix(installed: Any) -> str:
     """A prefix with 60 unlabelled images."""
     name = f"incoming/{uuid.uuid4().hex[:8]}/"
-    contents = [content for _, _, content in images]
-    named = {f"{name}{number:03}.png": contents[number % len(contents)] for number in range(60)}
+    named = {
+        f"{name}{number:03}.png": png(draw(installed.classes[number % 2], 70_000 + number)) for number in range(60)
+    }
     storage.upload_changed(installed.bucket, name, named)
     return name
 

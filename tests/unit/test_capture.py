@@ -294,8 +294,9 @@ def test_a_poisoned_file_loses_nothing_and_doubles_nothing(
 
 
 def test_a_sample_of_the_pictures_is_the_same_each_time_and_of_what_is_wanted(captures: CaptureFolder) -> None:
-    captures.put("a.jsonl", records(0, 30) + record("s", inference=f"{SMOKE}x") + b"\n" + record("n", inference=None))
-    captures.put("b.jsonl", records(20, 60))  # ten of them once more
+    first = records(0, 30)
+    captures.put("a.jsonl", first + record("s", inference=f"{SMOKE}x") + b"\n" + record("n", inference=None))
+    captures.put("b.jsonl", b"".join(first.splitlines(keepends=True)[20:]) + records(30, 60))  # ten once more
     captures.put("late.jsonl", record("late", inference="late", time="2026-11-23T00:00:00Z"))
     place = [("v1", captures.archive)]
     everything = sample(place, DAY, (), 1000)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import beta, binomtest, ks_2samp
+from scipy.stats import beta, binomtest, fisher_exact, ks_2samp
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix
 
@@ -20,6 +20,7 @@ from tasks.report.metrics import (
     labels_needed,
     p_value,
     reliability,
+    same_share_p,
     threshold_sweep,
     wilson_interval,
 )
@@ -115,6 +116,27 @@ def test_the_lower_bound_is_that_of_the_beta_distribution(errors: int, n: int, l
     assert accuracy_lower_bound(errors, n, level) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("first", "n", "second", "m"),
+    [(0, 30, 0, 30), (1395, 1400, 196, 200), (3, 40, 30, 60), (50, 50, 0, 40), (5, 9, 7, 8)],
+)
+def test_the_comparison_of_shares_is_fishers(first: int, n: int, second: int, m: int) -> None:
+    expected = fisher_exact([[first, n - first], [second, m - second]]).pvalue
+    assert same_share_p(first, n, second, m) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_confident_calibrated_model_is_within_chance_too() -> None:
+    """Where few errors are expected, two of them are no rarity."""
+    confidence, generator = np.full(200, 0.999), np.random.default_rng(1)
+    drawn = calibration_errors_by_chance(confidence)
+    beyond = 0
+    for _ in range(2000):
+        error = calibration_error(confidence, generator.random(200) < confidence)
+        assert error is not None
+        beyond += p_value(error, drawn) <= 0.005
+    assert beyond / 2000 <= 0.006
+
+
 def test_how_many_labels_show_a_target() -> None:
     assert [labels_needed(errors, 0.99, 0.9) for errors in (0, 1, 2)] == [230, 388, 531]
     for errors in (0, 1, 7):
@@ -155,7 +177,6 @@ def test_chance_drifts_as_seldom_as_it_says_and_a_change_is_seen() -> None:
             histogram(sample(seed, 300)[0]), histogram(sample(seed + 1000, 200)[0]), level=0.95, resamples=400
         )
         assert found is not None
-        assert (found.psi_p <= 0.05) == (found.psi >= found.psi_by_chance)
         drifted += min(found.psi_p, found.ks_p) <= 0.05
     assert 0.02 < drifted / 200 < 0.15  # two tests at 5 % each
     found = drift(histogram(sample(1)[0]), histogram(sample(2)[0] ** 2))

@@ -48,6 +48,15 @@ def test_the_level_holds(
     assert violations(profile, n, target, method, runs) <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / runs)
 
 
+def test_a_fixed_sequence_holds_its_level_where_errors_are_likelier_at_higher_confidence() -> None:
+    """A little worse than the target to the end of the ranks, and much better just before it."""
+
+    def worse_at_the_top(n: int, _: np.random.Generator, rate: float) -> np.ndarray:
+        return np.where(np.arange(n) < n // 2, rate * 2.02, 0.0005)
+
+    assert violations(worse_at_the_top, 1000, 0.99, "fixed-sequence", 400) <= 0.1 + 3 * np.sqrt(0.1 * 0.9 / 400)
+
+
 def test_looking_at_every_rank_at_the_level_itself_would_not_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thresholds, "simultaneous_error", lambda n, target, level: 1 - level)
     assert violations(PROFILES["flat, a little under the target"], 1000, 0.99, "monotone", 400) > 0.18
