@@ -2,8 +2,9 @@
 
 Reads a million capture records from local files, beside the way that pandas alone offers; reads them again from what is
 kept; takes ten million rows through metrics and charts; reads small objects from the local S3, beside a sequential
-boto3 loop; and reads poisoned files. What is timed runs in a process of its own, so that neither pays for the other's
-imports or memory; seconds count from after the imports. Exits with 1 if a goal is missed.
+boto3 loop; reads poisoned files; and judges simulated nights in which nothing is wrong. What is timed runs in a process
+of its own, so that neither pays for the other's imports or memory; seconds count from after the imports. Exits with 1
+if a goal is missed.
 """
 
 import argparse
