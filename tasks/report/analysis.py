@@ -343,7 +343,7 @@ def _alerts_of_tests(
     changed: CoverageChange | None,
     inputs: InputDrift | None,
 ) -> Iterator[str]:
-    moved = {test.name: f"p = {test.adjusted_p:.2g} among {len(tests)} tests" for test in tests if test.alert}
+    moved = {test.name: f"adjusted p = {test.adjusted_p:.2g}" for test in tests if test.alert}
     if why := moved.get("calibration error"):
         yield f"The confidence is not calibrated: its error is {calibration.error:.3f} ({why})."
     if drifted is not None and (why := moved.get("PSI of confidence") or moved.get("KS of confidence")):

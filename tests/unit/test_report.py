@@ -20,6 +20,7 @@ from tasks.report.analysis import Analysis, changes_between, join, once_per_imag
 from tasks.report.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
 from tasks.report.drift import coverage_change, drift, histogram
 from tasks.report.history import History, Step
+from tasks.report.inputs import PROPERTIES, input_drift
 from tasks.report.metrics import figures, wilson_interval
 from tasks.report.page import ROWS, interesting, render, render_executions, render_index, rows_to_look_at
 from tasks.report.reconciliation import KINDS
@@ -193,6 +194,21 @@ def test_the_page_is_whole_and_needs_no_network(n: int) -> None:
     assert text == page(n)
 
 
+def test_the_page_says_what_labels_show_of_the_threshold_and_which_tests_were_made() -> None:
+    frame = table(200)
+    values = np.random.default_rng(1).normal(1, 0.1, (200, len(PROPERTIES)))
+    summary = summary_of(ABOUT, frame, inputs=input_drift(values, values * (0.5, 1, 1, 1, 1)))
+    text = render(summary, ABOUT, interesting(frame), {"chart": b"png"}, {}, [], ())
+    shown = summary.accepted_accuracy_shown
+    assert shown.errors and shown.missing_labels == shown.labels_needed - summary.accepted_labelled
+    assert f"takes {shown.labels_needed:,} labels with as many errors: {shown.missing_labels:,} are missing." in text
+    assert "<td>brightness</td>" in text and "<td>images</td>" in text and "<td>alert</td>" in text
+    frame["label"] = pd.Categorical([None] * 200, CLASSES)
+    unlabelled = summary_of(ABOUT, frame.assign(correct=False))
+    text = render(unlabelled, ABOUT, {}, {"chart": b"png"}, {}, [], ())
+    assert "shows nothing about the accuracy" in text and "Accepted accuracy" not in text
+
+
 def test_the_index_leads_to_every_report_and_to_nothing_else(tmp_path: Path) -> None:
     for date, run in (("2026-11-21", "aaa"), ("2026-11-22", "bbb")):
         about = replace(ABOUT, model_version=HOSTILE, run=Run(run, date))
@@ -248,6 +264,11 @@ def test_an_alert_needs_more_than_chance() -> None:
     assert "coverage has changed: 0.0% after 100.0%" in alerts(changed=coverage_change(high, low, 0.93))[0]
     assert alerts(changed=coverage_change(high, high, 0.93)) == ()
     assert coverage_change(high, few, 0.93) is None
+    generator = np.random.default_rng(1)
+    training, now = (generator.normal(1, 0.1, (n, len(PROPERTIES))) for n in (200, 100))
+    assert alerts(inputs=input_drift(training, now)) == ()
+    darker = input_drift(training, now * (0.5, 1, 1, 1, 1))
+    assert "do not look like the training images: brightness is 0.4" in alerts(inputs=darker)[0]
     missing = Captured(pd.DataFrame(columns=COLUMNS), ("x",), quarantined=(Quarantined("k", 1, "bad"),))
     assert [reason.rsplit(": ", 1)[1] for reason in alerts(captured=missing)] == ["1.", "1."]
     assert "without the model's answer: 2." in alerts(unmatched={"capture_without_output": 2})[0]
