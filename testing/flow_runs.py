@@ -8,9 +8,11 @@ from uuid import UUID
 
 import psutil
 from prefect.client.orchestration import get_client
+from prefect.states import Scheduled
 
 from local_aws import services
 from local_aws.config import LocalConfig
+from testing.waiting import eventually
 
 WAIT_SECONDS = 300
 
@@ -43,6 +45,15 @@ def ended(run: UUID, *states: str, after: str | None = None) -> str:
             assert not found.is_final() or found.is_crashed(), found
             assert time.monotonic() < deadline, found
             time.sleep(0.3)
+
+
+def retried(run: UUID, *states: str) -> str:
+    """Schedules a flow run again, as Retry in the UI does, and waits until it has run to one of these states."""
+    with get_client(sync_client=True) as prefect:
+        before = prefect.read_flow_run(run).run_count
+        prefect.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
+        eventually(lambda: prefect.read_flow_run(run).run_count > before, WAIT_SECONDS)
+    return ended(run, *states)
 
 
 def processes_of(run: UUID) -> list[psutil.Process]:

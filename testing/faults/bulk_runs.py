@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.states import Cancelling, Scheduled
+from prefect.states import Cancelling
 
 from flows.classify_images import classify_images
 from settings import run_id
@@ -34,7 +34,7 @@ from testing.faults.nights import (
     resume,
 )
 from testing.faults.proxy import Call
-from testing.flow_runs import ended, function_processes, ministack, started
+from testing.flow_runs import ended, function_processes, ministack, retried, started
 from testing.waiting import eventually
 
 BATCH = 4
@@ -381,8 +381,7 @@ def cancelled_and_resumed(lab: Lab, schedule: random.Random, images: int, course
         ended(run, "Cancelled", *JUDGED)
         lab.states.decided["cancelled"] += 1
         course.over = now()
-        prefect.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
-    ended(run, "Passed", "Missed", after="Running")
+    retried(run, "Passed", "Missed")
     return run_id(run)
 
 
@@ -425,9 +424,7 @@ def manifest_changed(lab: Lab, schedule: random.Random, images: int, course: Cou
         course.wrong.append("a run with a changed manifest was judged")
     lab.write(key, content)
     course.over = now()
-    with get_client(sync_client=True) as prefect:
-        prefect.set_flow_run_state(run, Scheduled(name="AwaitingRetry"), force=True)
-    ended(run, "Passed", "Missed", after="Running")
+    retried(run, "Passed", "Missed")
     return run_id(run)
 
 
