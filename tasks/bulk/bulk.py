@@ -42,7 +42,7 @@ from tasks.serving import endpoint as endpoints
 # Executions of a run. An image whose batch failed or was lost is tried again in each; one that failed itself, as often
 # as the setting says.
 MOST_ATTEMPTS = 9
-# Before what failed is tried again, times the attempt.
+# Before what failed is tried again, times the attempt; and for the batches of an execution that was stopped.
 PAUSE_SECONDS = 5.0
 PROGRESS_SECONDS = 3.0
 
@@ -154,6 +154,8 @@ class BulkRun:
             if known:
                 self._logger.info("execution %s was started before: re-attached", name)
             ended = run_map(name, self, attempt)
+            if ended.status in ("ABORTED", "LOST"):
+                time.sleep(PAUSE_SECONDS)  # functions go on although their execution does not, and write their parts
             before, rows = rows, self._ledger.refresh()
             if ended.folder is not None:
                 self._ledger.add_failures(ended.folder)

@@ -126,6 +126,15 @@ class BulkWorld(World):
             for key in self.keys("parts/")
         }
 
+    def written(self) -> dict[str, datetime]:
+        """When the part of each inference id was written last."""
+        found = {}
+        for key in self.keys("parts/"):
+            answer = self.s3.get_object(Bucket=self.bucket, Key=key)
+            for line in answer["Body"].read().splitlines():
+                found[json.loads(line)["inference_id"]] = answer["LastModified"]
+        return found
+
     def manifests(self) -> dict[int, tuple[datetime, list[dict[str, Any]]]]:
         """When the manifest of each attempt was written, and its lines."""
         found = {}
@@ -200,6 +209,7 @@ def check_bulk(
     _check_counts(verdict, results, summary)
     _check_statuses(verdict, results, bad, cancelled)
     _check_parts(verdict, results, parts, world.manifests())
+    _check_repetitions(verdict, results, world.written(), world.manifests())
     for attempt, runs in world.map_runs().items():
         planned = len(world.manifests()[attempt][1])
         for run in runs:
@@ -243,11 +253,19 @@ def _check_parts(
             verdict.wrong.append(f"{name} is {row['status']} and no part has it")
         if row["status"] == "failed" and name not in written and row["failed_state"] != "ClassifyBatch":
             verdict.wrong.append(f"{name} failed in {row['failed_state']} and no part has it")
+
+
+def _check_repetitions(
+    verdict: Verdict,
+    results: list[dict[str, Any]],
+    written: dict[str, datetime],
+    manifests: dict[int, tuple[datetime, list[dict[str, Any]]]],
+) -> None:
     for row in results:
         for earlier in row["previous_attempts"]:
-            begun, _ = manifests[row["attempt"]]
-            # A batch that was thought lost, or was stopped, may have come to its decision after the next was planned.
-            if earlier["status"] != "failed" and datetime.fromisoformat(earlier["stopped"]) < begun:
+            planned, _ = manifests[row["attempt"]]
+            # A batch that was thought lost, or was stopped, may have written its part after the next was planned.
+            if earlier["status"] != "failed" and written[earlier["inference_id"]] < planned:
                 verdict.duplicated.append(f"{row['key']} was tried again although it had a decision")
 
 
