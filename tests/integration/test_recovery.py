@@ -5,12 +5,21 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from deploy import bring_up
 from flows.recover_runs import _dead, recover_runs
 from local_aws.config import LocalConfig
+from testing.waiting import eventually
 
 
 def run_in(prefect: SyncPrefectClient, *states: State[Any]) -> UUID:
@@ -58,12 +67,24 @@ def test_make_up_has_a_run_looked_at_that_the_triggers_missed(stack: LocalConfig
     with get_client(sync_client=True) as prefect:
         taken = run_in(prefect, Pending(name="Submitting"))
         recovery = prefect.read_deployment_by_name("recover-runs/local").id
-        known = {run.id for run in prefect.read_flow_runs(limit=200)}
+        of_recovery = DeploymentFilter(id=DeploymentFilterId(any_=[recovery]))
+
+        def waiting_ones() -> list[FlowRun]:
+            """Those that start later; triggers start theirs at once."""
+            found = prefect.read_flow_runs(
+                deployment_filter=of_recovery, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=50
+            )
+            soon = datetime.now(UTC) + timedelta(seconds=30)
+            return [run for run in found if run.expected_start_time and run.expected_start_time > soon]
+
+        # Which runs are under way is what the two calls have to find alike; other tests' reports may still end.
+        types = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+        under_way = FlowRunFilter(state=FlowRunFilterState(type=types))
+        eventually(lambda: [run.id for run in prefect.read_flow_runs(flow_run_filter=under_way)] == [taken])
+        known = {run.id for run in waiting_ones()}
         bring_up(stack)
         bring_up(stack)
-        later = [
-            run for run in prefect.read_flow_runs(limit=200) if run.deployment_id == recovery and run.id not in known
-        ]
+        later = [run for run in waiting_ones() if run.id not in known]
         try:
             assert len(later) == 1
             start, now = later[0].expected_start_time, datetime.now(UTC)

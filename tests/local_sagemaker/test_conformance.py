@@ -15,7 +15,7 @@ def test_the_embedded_aws_answers_as_aws_does(server: Server, capsys: pytest.Cap
     differing = run(load(), client_of, variables, "embedded", None)
     output = capsys.readouterr().out
     assert differing == 0, output
-    assert "81 calls: 81 as expected" in output
+    assert "90 calls: 90 as expected" in output
     assert places.teardown(client_of, prefix, variables["region"], variables["account"]) == []
     sagemaker = client_of("sagemaker")
     assert [each for each in sagemaker.list_endpoints()["Endpoints"] if each["EndpointName"].startswith(prefix)] == []
