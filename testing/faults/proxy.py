@@ -14,6 +14,7 @@ from typing import Self
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 NOT_FORWARDED = {"expect", "transfer-encoding", "content-length", "connection", "keep-alive"}
 
@@ -109,8 +110,10 @@ class FaultProxy:
             return _broken(request)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in NOT_FORWARDED}
         try:
+            # As it was sent: another spelling of the same path has another signature.
+            url = URL(self._upstream + request.raw_path, encoded=True)
             async with self._session.request(
-                request.method, self._upstream + request.raw_path, headers=headers, data=body, allow_redirects=False
+                request.method, url, headers=headers, data=body, allow_redirects=False
             ) as answer:
                 content = await answer.read()
         except aiohttp.ClientError:
