@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tasks.data.dataset import DatasetError, download, from_archive, generated, manifest, png, resized
+from tasks.data.generated import FAR, NEAR, draw
 
 CLASSES = ("bicycle", "motorcycle")
 FINE = [b"apple", b"bicycle", b"motorcycle"]
@@ -108,6 +109,13 @@ def test_generated_images_are_the_same_every_time() -> None:
     assert (first.train.pixels == second.train.pixels).all()
     assert first.synthetic
     assert png(first.train.pixels[0]) == png(second.train.pixels[0])
+
+
+def test_other_things_are_drawn_too_and_each_differently() -> None:
+    assert len(NEAR) >= 3 and len(FAR) >= 6
+    drawn = {name: [draw(name, seed) for seed in range(3)] for name in {**NEAR, **FAR}}
+    assert len({image.tobytes() for images in drawn.values() for image in images}) == 3 * len(drawn)
+    assert all((draw(name, 0) == images[0]).all() for name, images in drawn.items())
 
 
 def test_a_class_that_cannot_be_drawn_is_refused() -> None:
