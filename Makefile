@@ -61,8 +61,8 @@ test-ray: setup $(RAY)/.installed ## run the test that serves a model with Ray S
 coverage: setup ## run every test and show the branch coverage of what ships
 	@$(BIN)/pytest -q -p no:randomly -n $(WORKERS) --cov --cov-report=term
 
-bench-model: setup ## measure the classifier: accuracy, calibration, time (about 35 minutes)
-	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)")
+bench-model: setup ## measure the classifier: accuracy, images of no class, time (about an hour)
+	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)") $(if $(OTHERS),--others "$(OTHERS)")
 
 bench-evaluation: setup ## measure the nightly evaluation, also under faults (about an hour)
 	@$(RUN) -m benchmarks.evaluation

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
 DEPLOYMENT = "pipeline/local"
-# Less than a training that is meant to be used: half a minute instead of two.
-QUICK = {"SCONES_FOLDS": ("folds", 4), "SCONES_REPEATS": ("repeats", 1)}
+# Less than a training that is meant to be used: under a minute instead of five.
+QUICK = {"SCONES_FOLDS": ("folds", 3), "SCONES_EPOCHS": ("epochs", 24)}
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 20
 QUIET_LOGGERS = ("sagemaker", "httpx", "botocore")
@@ -171,6 +171,7 @@ def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -
         "images planned": counts["planned"],
         "accepted": f"{counts['accepted']} (confidence >= {summary['threshold']:g})",
         "below threshold": counts["below_threshold"],
+        "of no class": counts["not_a_class"],
         "failed": counts["failed"],
         "accuracy": f"{accuracy} (95 % interval {low:.3f} to {high:.3f}, n = {summary['captured']})",
         "model version": summary["model_version"],

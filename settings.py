@@ -129,12 +129,24 @@ class Settings(BaseSettings):
     lambda_concurrency: int = Field(default=0, ge=0, description="Reserved concurrency of each function; 0 for none.")
 
     # Training
-    epochs: int = Field(default=42, ge=1)
+    classifier: Literal["single", "ensemble"] = Field(
+        default="single",
+        description="What serves: 'single' is one network fitted to all training images, 'ensemble' the mean of those "
+        "that are each fitted without a fold, which takes longer to answer.",
+    )
+    epochs: int = Field(default=84, ge=1)
     learning_rate: float = Field(default=0.004, gt=0)
     mini_batch_size: int = Field(default=64, ge=2)
     seed: int = Field(default=1, ge=0)
     folds: int = Field(default=5, ge=2, le=10, description="Parts of the training images that are left out in turn.")
-    repeats: int = Field(default=2, ge=1, le=10, description="How often the folds are dealt anew.")
+    repeats: int = Field(default=1, ge=1, le=10, description="How often the folds are dealt anew.")
+    outlier_share: float = Field(
+        default=0.03,
+        ge=0,
+        le=0.5,
+        description="Share of the confident training images that may be taken for pictures of no class, which sets the "
+        "limit of the outlier score; 0 for models without one.",
+    )
     threshold_target: float = Field(
         default=0.99, gt=0, lt=1, description="Accuracy of what is accepted at the threshold that a model recommends."
     )

@@ -62,7 +62,7 @@ def main() -> int:
         "charts": lambda: _charts(arguments.rows),
         "objects": lambda: _objects(arguments.objects),
         "poison": _poison,
-        "healthy": lambda: _healthy(arguments.nights),
+        "healthy": lambda: healthy(arguments.nights),
     }
     print(HEADING, flush=True)
     missed = False
@@ -214,7 +214,7 @@ def read_with_pandas(folder: Path) -> tuple[dict[str, int], float]:
         except ValueError:
             frame = pd.read_json(StringIO("".join(filter(_is_json, path.read_text().splitlines(True)))), lines=True)
         metadata = frame["eventMetadata"]
-        answers = frame["captureData"].map(lambda data: json.loads(data["endpointOutput"]["data"]))
+        answers = frame["captureData"].map(lambda data: json.loads(data["endpointOutput"]["data"])["probabilities"])
         pieces.append(
             pd.DataFrame(
                 {
@@ -397,7 +397,7 @@ def read_with_boto3(most: int | None = None) -> tuple[int, float]:
 # Nights in which nothing is wrong
 
 
-def _healthy(nights: int) -> Iterator[Figure]:
+def healthy(nights: int) -> Iterator[Figure]:
     """How often a report alerts of calibration, confidence or coverage although the model is calibrated and stays."""
     import numpy as np
 
@@ -416,6 +416,12 @@ def _healthy(nights: int) -> Iterator[Figure]:
             calibrated(now, generator.random(len(now)) < now),
             drift(histogram(before), histogram(now), ALERT_LEVEL, seed=night),
             coverage_change(before, now, 0.93, ALERT_LEVEL),
+            drift(
+                histogram(generator.beta(4, 8, len(before))),
+                histogram(generator.beta(4, 8, len(now))),
+                ALERT_LEVEL,
+                seed=night,
+            ),
             input_drift(
                 generator.normal(size=(500, len(PROPERTIES))),
                 generator.normal(size=(NIGHT_IMAGES, len(PROPERTIES))),

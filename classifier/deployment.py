@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent
 
 @serve.deployment
 class ImageClassifier:
-    """A replica with the model loaded. The body of a request is the picture; its answer a JSON list."""
+    """A replica with the model loaded. The body of a request is the picture; its answer JSON."""
 
     def __init__(self) -> None:
         # A replica is a process of its own, which gets this class by value and never imports this module.
@@ -31,7 +31,8 @@ class ImageClassifier:
             picture = serving.read_picture(await request.body())
         except serving.UnreadableImage as error:
             return Response(str(error), 400, media_type="text/plain")
-        return Response(serving.to_json(serving.classify(picture, self._model)), media_type="application/json")
+        answer = serving.to_json(serving.classify(picture, self._model), request.headers.get("accept"))
+        return Response(answer, media_type="application/json")
 
 
 app = ImageClassifier.bind()  # type: ignore[attr-defined]

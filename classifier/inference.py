@@ -5,14 +5,13 @@ sagemaker_inference is in AWS's inference images only, so nothing that runs in a
 
 from pathlib import Path
 
-from network import Ensemble
+from network import Model, Prediction
 from PIL import Image
 from sagemaker_inference.errors import BaseInferenceToolkitError
 from serving import UnreadableImage, classify, load, read_picture, to_json
-from torch import Tensor
 
 
-def model_fn(model_dir: str) -> Ensemble:
+def model_fn(model_dir: str) -> Model:
     return load(Path(model_dir))
 
 
@@ -24,9 +23,10 @@ def input_fn(body: bytes | bytearray, content_type: str) -> Image.Image:
         raise BaseInferenceToolkitError(400, str(error), "Bad Request") from error
 
 
-def predict_fn(picture: Image.Image, model: Ensemble) -> Tensor:
+def predict_fn(picture: Image.Image, model: Model) -> Prediction:
     return classify(picture, model)
 
 
-def output_fn(prediction: Tensor, accept: str) -> str:
-    return to_json(prediction)
+def output_fn(prediction: Prediction, accept: str) -> tuple[str, str]:
+    """The body and its content type: without parameters, so that data capture knows it for JSON."""
+    return to_json(prediction, accept), "application/json"

@@ -1,4 +1,4 @@
-"""A small convolutional network for 32x32 images, and the cross-fitted ensemble of it that is trained and served.
+"""A small convolutional network for 32x32 images, and the model that is trained and served: several of them.
 
 Saved as a plain state dict with its shape beside it (model.json).
 """
@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,32 +18,85 @@ CHANNELS = (32, 64, 128)
 # Of the training images of bicycles and motorcycles; any other images are near enough.
 MEAN = (0.531, 0.516, 0.491)
 STD = (0.260, 0.259, 0.269)
+# Images that are answered at once.
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class OutlierScale:
+    """What makes one score of a network's two signs that a picture is of no class.
+
+    The signs (see Answers) are standardized by their mean and deviation over training images, by networks that were not
+    fitted to them, and added. median: of the sum. limit: what counts as an outlier from there on.
+    """
+
+    logit_mean: float
+    logit_deviation: float
+    distance_mean: float
+    distance_deviation: float
+    median: float
+    limit: float
+
+    def score(self, logit: Tensor, distance: Tensor) -> Tensor:
+        """Scores (n,): 1 at the limit, 1/e for the median training image."""
+        excess = (self.standardized(logit, distance) - self.limit) / max(self.limit - self.median, 1e-6)
+        return excess.clamp(-50, 50).exp()
+
+    def standardized(self, logit: Tensor, distance: Tensor) -> Tensor:
+        """The sum (n,) of both signs in units of their deviations."""
+        return (logit - self.logit_mean) / max(self.logit_deviation, 1e-6) + (distance - self.distance_mean) / max(
+            self.distance_deviation, 1e-6
+        )
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a saved ensemble is made of. It has folds * repeats members.
+    """What a saved model is made of: folds * repeats members, and `final` if one network of all images serves.
 
     Each repeat deals the training images anew into folds, and each of its members was fitted without one fold.
+    outliers: None if the model does not tell which pictures are of no class.
     """
 
     num_classes: int
     folds: int
     repeats: int
+    final: bool
     image_shape: tuple[int, int, int] = (3, 32, 32)
     temperature: float = 1.0
+    outliers: OutlierScale | None = None
 
     def to_json(self) -> dict[str, object]:
-        return {"schema_version": 2, **asdict(self)}
+        return {"schema_version": 3, **asdict(self)}
 
     @classmethod
-    def from_json(cls, content: dict[str, object]) -> "Shape":
+    def from_json(cls, content: dict[str, Any]) -> "Shape":
         """Raises ValueError for another schema."""
         fields = dict(content)
-        if fields.pop("schema_version", None) != 2:
-            raise ValueError(f"model.json has schema_version {content.get('schema_version')!r}, this code reads 2")
-        fields["image_shape"] = tuple(fields["image_shape"])  # type: ignore[arg-type]
-        return cls(**fields)  # type: ignore[arg-type]
+        if fields.pop("schema_version", None) != 3:
+            raise ValueError(f"model.json has schema_version {content.get('schema_version')!r}, this code reads 3")
+        fields["image_shape"] = tuple(fields["image_shape"])
+        fields["outliers"] = OutlierScale(**fields["outliers"]) if fields["outliers"] else None
+        return cls(**fields)
+
+
+class Answers(NamedTuple):
+    """What a network says of n pictures, averaged over their views; not calibrated.
+
+    probabilities: (n, num_classes). outlier_logit (n,): of being like a training image that is turned by a quarter or a
+    half, which the network has seen as examples of what is of no class. outlier_distance (n,): 1 - cosine of its
+    features and the mean direction of the training images' features.
+    """
+
+    probabilities: Tensor
+    outlier_logit: Tensor
+    outlier_distance: Tensor
+
+
+class Prediction(NamedTuple):
+    """probabilities: (n, num_classes), calibrated. outlier_scores: (n,), over 1 for a picture of no class; or None."""
+
+    probabilities: Tensor
+    outlier_scores: Tensor | None
 
 
 class Residual(nn.Module):
@@ -63,6 +117,9 @@ class Residual(nn.Module):
 class Classifier(nn.Module):
     """Three convolutions that halve the image each, residual ones after the last two, and a linear layer.
 
+    It has an output for each class, and one more for pictures of none. direction: mean of the training images'
+    features, each of length 1.
+
     Pooling comes right after a convolution: what follows works on a quarter of the values.
     """
 
@@ -81,10 +138,13 @@ class Classifier(nn.Module):
             width = channels
         self.features = nn.Sequential(*layers)
         self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(width * (image_shape[1] // 8) * (image_shape[2] // 8), num_classes)
+        features = width * (image_shape[1] // 8) * (image_shape[2] // 8)
+        self.head = nn.Linear(features, num_classes + 1)
+        self.direction: Tensor
+        self.register_buffer("direction", torch.zeros(features))
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (n, channels, height, width) from `normalize`. Returns logits (n, num_classes)."""
+        """images: (n, channels, height, width) from `normalize`. Returns logits (n, num_classes + 1)."""
         logits: Tensor = self.head(self.dropout(self.features(images).flatten(1)))
         return logits
 
@@ -108,8 +168,11 @@ class Classifier(nn.Module):
         weight[: 2 * count] = torch.cat([filters, -filters])
 
 
-class Ensemble(nn.Module):
-    """The members of a cross-fit, which answer together with the mean of their probabilities, calibrated."""
+class Model(nn.Module):
+    """What a training job leaves: the members of a cross-fit, and the network that serves if there is one.
+
+    Without it all members serve, with the mean of their answers.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -117,32 +180,41 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(
             Classifier(shape.num_classes, shape.image_shape) for _ in range(shape.folds * shape.repeats)
         )
+        self.final = Classifier(shape.num_classes, shape.image_shape) if shape.final else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Probabilities (n, num_classes) of normalized images (n, channels, height, width)."""
-        return self._calibrated(torch.stack([probabilities(member, images) for member in self.members]).mean(0))
+    def forward(self, images: Tensor) -> Prediction:
+        """Answers normalized images (n, channels, height, width) as it serves."""
+        networks = [self.final] if self.final is not None else list(self.members)
+        every = [answers(network, images, shifted=self.shape.final) for network in networks]
+        return self.predict(Answers(*(torch.stack(parts).mean(0) for parts in zip(*every, strict=True))))
 
-    def out_of_fold(self, pixels: Tensor) -> Tensor:
-        """Probabilities (n, num_classes) of (n, channels, height, width) uint8, each image by the members whose
-        training left out its fold: none of them was fitted on it, whether or not it was among the training images.
+    def out_of_fold(self, pixels: Tensor) -> Answers:
+        """Answers (n, channels, height, width) uint8, each image by the members whose training left out its fold: none
+        of them was fitted on it, whether or not it was among the training images.
         """
-        answers = torch.zeros(len(pixels), self.shape.num_classes)
-        images = normalize(pixels)
+        n, images = len(pixels), normalize(pixels)
+        found = Answers(torch.zeros(n, self.shape.num_classes), torch.zeros(n), torch.zeros(n))
         for repeat in range(self.shape.repeats):
             assigned = assign_folds(pixels.numpy(), self.shape.folds, repeat)
             for fold in range(self.shape.folds):
-                rows = torch.from_numpy(np.flatnonzero(assigned == fold))
-                if len(rows):
-                    member = self.members[repeat * self.shape.folds + fold]
-                    answers[rows] += probabilities(member, images[rows]) / self.shape.repeats
-        return self._calibrated(answers)
+                member = self.members[repeat * self.shape.folds + fold]
+                rows_of_fold = torch.from_numpy(np.flatnonzero(assigned == fold))
+                for rows in rows_of_fold.split(BATCH):  # type: ignore[no-untyped-call]
+                    of_member = answers(member, images[rows], shifted=self.shape.final)
+                    for total, part in zip(found, of_member, strict=True):
+                        total[rows] += part / self.shape.repeats
+        return found
+
+    def predict(self, mean: Answers) -> Prediction:
+        """Calibrates probabilities, and makes one score of the signs that a picture is of no class."""
+        logarithms = mean.probabilities.clamp_min(1e-12).log() / self.shape.temperature
+        scale = self.shape.outliers
+        scores = None if scale is None else scale.score(mean.outlier_logit, mean.outlier_distance)
+        return Prediction(functional.softmax(logarithms, dim=1), scores)
 
     def prepare(self) -> None:
         """Makes inference fast: channels last takes two thirds of the time that PyTorch's own order does."""
         self.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _calibrated(self, mean: Tensor) -> Tensor:
-        return functional.softmax(mean.clamp_min(1e-12).log() / self.shape.temperature, dim=1)
 
 
 def assign_folds(pixels: np.ndarray, folds: int, repeat: int) -> np.ndarray:
@@ -159,18 +231,50 @@ def normalize(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def probabilities(member: nn.Module, images: Tensor) -> Tensor:
-    """Class probabilities (n, num_classes) of normalized images, averaged over each image and its mirror image."""
+def answers(network: nn.Module, images: Tensor, shifted: bool) -> Answers:
+    """What a Classifier says of normalized images, averaged over each image's views.
+
+    Views are the image and its mirror image, and with `shifted` both again, moved by a pixel to either side along the
+    diagonal. Nothing is learned from one image about another.
+    """
+    assert isinstance(network, Classifier)
     with torch.inference_mode():
-        pairs = torch.cat([images, images.flip(3)]).contiguous(memory_format=torch.channels_last)
-        both = functional.softmax(member(pairs), dim=1)
-        first, mirrored = both.chunk(2)
-        return (first + mirrored) / 2
+        found = _of_views(network, images, shifted)
+        logits = network.head(found)
+        probabilities, logit = functional.softmax(logits[..., :-1], dim=2).mean(0), logits[..., -1].mean(0)
+        return Answers(probabilities, logit, 1 - _directions(found) @ network.direction)
 
 
-def load_ensemble(folder: Path) -> Ensemble:
+def features(network: Classifier, images: Tensor, shifted: bool) -> Tensor:
+    """The features (n, features) of normalized images, averaged over each image's views, of length 1."""
+    with torch.inference_mode():
+        return _directions(_of_views(network, images, shifted))
+
+
+def _directions(of_views: Tensor) -> Tensor:
+    return functional.normalize(of_views.mean(0), dim=1)
+
+
+def _of_views(network: Classifier, images: Tensor, shifted: bool) -> Tensor:
+    """Features (views, n, features)."""
+    views = [images, images.flip(3)]
+    if shifted:
+        views += [_moved(view, pixels) for view in views for pixels in (1, -1)]
+    batch = torch.cat(views).contiguous(memory_format=torch.channels_last)
+    found: Tensor = network.features(batch).flatten(1).unflatten(0, (len(views), len(images)))
+    return found
+
+
+def _moved(images: Tensor, pixels: int) -> Tensor:
+    """Images moved down and to the right; what comes in at the edges is the image's mirror image."""
+    height, width = images.shape[2:]
+    padded = functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    return padded[:, :, 1 - pixels : 1 - pixels + height, 1 - pixels : 1 - pixels + width]
+
+
+def load_model(folder: Path) -> Model:
     """What train.py saved in a model folder, ready to answer."""
-    model = Ensemble(Shape.from_json(json.loads((folder / "model.json").read_text())))
+    model = Model(Shape.from_json(json.loads((folder / "model.json").read_text())))
     model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
     model.prepare()
     return model

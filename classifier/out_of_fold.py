@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from network import load_ensemble
+from network import load_model
 
 
 def main() -> None:
     model_dir, images, answers = sys.argv[1:]
-    np.save(answers, load_ensemble(Path(model_dir)).out_of_fold(torch.from_numpy(np.load(images))).numpy())
+    model = load_model(Path(model_dir))
+    np.save(answers, model.predict(model.out_of_fold(torch.from_numpy(np.load(images)))).probabilities.numpy())
 
 
 if __name__ == "__main__":

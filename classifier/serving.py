@@ -5,15 +5,16 @@ inference.py and deployment.py hand these functions to AWS's PyTorch and Ray Ser
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from network import Ensemble, load_ensemble, normalize
+from network import Model, Prediction, load_model, normalize
 from PIL import Image
-from torch import Tensor
 
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+VERBOSE = re.compile(r"application/json\s*;\s*verbose\s*=\s*\"?true\b", re.IGNORECASE)
 MAX_PIXELS = 25_000_000
 ORIENTATION = 0x0112
 # How to turn a picture upright, by its EXIF orientation.
@@ -35,9 +36,9 @@ class UnreadableImage(ValueError):
     """The bytes are no picture; the message says why. To be answered with status 400."""
 
 
-def load(folder: Path) -> Ensemble:
+def load(folder: Path) -> Model:
     """Loads what train.py saved, and asks it once: the first answer is slow."""
-    model = load_ensemble(folder)
+    model = load_model(folder)
     with torch.inference_mode():
         model(torch.zeros(1, *model.shape.image_shape))
     return model
@@ -64,18 +65,25 @@ def read_picture(body: bytes | bytearray) -> Image.Image:
         raise UnreadableImage(f"the image can't be decoded: {error}") from error
 
 
-def classify(picture: Image.Image, model: Ensemble) -> Tensor:
-    """Probabilities (1, num_classes) of a picture of any size."""
+def classify(picture: Image.Image, model: Model) -> Prediction:
+    """The model's answer (n = 1) about a picture of any size."""
     _, height, width = model.shape.image_shape
     pixels = np.array(picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2))
     with torch.inference_mode():
-        probabilities: Tensor = model(normalize(torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)))
-    return probabilities
+        prediction: Prediction = model(normalize(torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)))
+    return prediction
 
 
-def to_json(probabilities: Tensor) -> str:
-    """One probability per class as a JSON list, the shape of SageMaker's built-in image classification."""
-    return json.dumps(probabilities[0].tolist())
+def to_json(prediction: Prediction, accept: str | None) -> str:
+    """One probability per class as a JSON list, the shape of SageMaker's built-in image classification.
+
+    Accept: application/json; verbose=true, which SageMaker's built-in k-NN has too, gets an object with these
+    `probabilities` and the `outlier_score`, over 1 for a picture of no class; null of a model that tells none.
+    """
+    probabilities, scores = prediction.probabilities[0].tolist(), prediction.outlier_scores
+    if not VERBOSE.search(accept or ""):
+        return json.dumps(probabilities)
+    return json.dumps({"probabilities": probabilities, "outlier_score": None if scores is None else scores[0].item()})
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,21 +2,18 @@
 
 Channels: `train` holds the images, `train_lst` a manifest of index, label and file name separated by tabs.
 
-The model is a cross-fitted ensemble: the images are dealt into folds, each member is fitted without one fold, and what
-the members answer about the images they were not fitted on gives the temperature, the recommended threshold and the
-figures in metrics.json. Writes the state dict, its shape, the figures, these answers and the inference code to
-SM_MODEL_DIR.
+The images are dealt into folds and a network, a member, is fitted without each fold; what the members answer about the
+images they were not fitted on gives the temperature, the limit of outliers, the recommended threshold and the figures
+in metrics.json. One more network, of the same recipe and fitted to all images, serves; or all members do
+(--classifier). Writes the state dict, its shape, the figures, these answers and the inference code to SM_MODEL_DIR.
 """
 
 import argparse
-import copy
 import csv
 import json
-import math
 import multiprocessing
 import os
 import shutil
-import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,15 +23,22 @@ import calibration
 import numpy as np
 import thresholds
 import torch
-from network import Classifier, Ensemble, Shape, assign_folds, normalize
+from fitting import fit
+from network import Answers, Model, OutlierScale, Prediction, Shape, assign_folds
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-WEIGHT_DECAY = 0.05
-LABEL_SMOOTHING = 0.05
-AVERAGING = 0.99
-SHIFT = 3
-HYPERPARAMETERS = ("image_shape", "epochs", "learning_rate", "mini_batch_size", "seed", "folds", "repeats")
+HYPERPARAMETERS = (
+    "image_shape",
+    "epochs",
+    "learning_rate",
+    "mini_batch_size",
+    "seed",
+    "folds",
+    "repeats",
+    "classifier",
+    "outlier_share",
+)
 CODE = ("inference.py", "serving.py", "network.py", "out_of_fold.py", "requirements.txt")
 # Ray Serve looks for these at the root of the archive.
 RAY_SERVE = ("config.yaml", "deployment.py")
@@ -49,13 +53,14 @@ def main() -> None:
     if len(labels) != options.num_training_samples:
         raise ValueError(f"num_training_samples is {options.num_training_samples}, the manifest has {len(labels)}")
     model = cross_fit(pixels, labels, options)
-    raw = model.out_of_fold(pixels).numpy()
-    temperature = calibration.fit_temperature(raw, labels.numpy())
-    calibrated = calibration.scale(raw, temperature)
-    figures = evaluate(raw, calibrated, temperature, labels.numpy(), options)
-    model.shape = replace(model.shape, temperature=temperature)
+    raw = model.out_of_fold(pixels)
+    temperature = calibration.fit_temperature(raw.probabilities.numpy(), labels.numpy())
+    outliers = outlier_scale(raw, options.outlier_share) if options.outlier_share else None
+    model.shape = replace(model.shape, temperature=temperature, outliers=outliers)
+    predicted = model.predict(raw)
+    figures = evaluate(raw, predicted, temperature, labels.numpy(), options)
     save(model, figures, options.model_dir)
-    write_answers(options.model_dir / "out_of_fold.csv", names, labels.numpy(), raw, calibrated)
+    write_answers(options.model_dir / "out_of_fold.csv", names, labels.numpy(), raw, predicted)
     print_figures(figures)
 
 
@@ -87,123 +92,65 @@ def load(
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), names
 
 
-def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> Ensemble:
-    """An ensemble whose members are each trained without one fold, in a process and on a core of their own."""
-    ensemble = Ensemble(Shape(options.num_classes, options.folds, options.repeats, options.image_shape))
+def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> Model:
+    """A model whose networks are each trained in a process and on a core of their own."""
+    model = Model(Shape(options.num_classes, options.folds, options.repeats, options.final, options.image_shape))
     images = pixels.numpy()
     # numpy arrays: torch would share tensors through file descriptors, of which there may be too few.
     jobs: list[Future[Any]] = []
+    networks = ([model.final] if model.final is not None else []) + list(model.members)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__"])  # PyTorch is loaded once, not by every process
     with ProcessPoolExecutor(os.cpu_count() or 1, context) as pool:
+        if model.final is not None:  # which takes longest
+            jobs.append(pool.submit(_fit_network, images, labels.numpy(), options, len(networks), len(networks)))
         for repeat in range(options.repeats):
             assigned = assign_folds(images, options.folds, repeat)
             for fold in range(options.folds):
-                rows = assigned != fold
-                jobs.append(pool.submit(_fit_member, images[rows], labels.numpy()[rows], options, len(jobs) + 1))
-        for member, job in zip(ensemble.members, jobs, strict=True):
-            member.load_state_dict({name: torch.from_numpy(value) for name, value in job.result().items()})
-    return ensemble.eval()
+                rows, member = assigned != fold, repeat * options.folds + fold + 1
+                part = images[rows], labels.numpy()[rows]
+                jobs.append(pool.submit(_fit_network, *part, options, member, len(networks)))
+        for network, job in zip(networks, jobs, strict=True):
+            network.load_state_dict({name: torch.from_numpy(value) for name, value in job.result().items()})
+    return model.eval()
 
 
-def _fit_member(
-    pixels: np.ndarray, labels: np.ndarray, options: argparse.Namespace, member: int
+def _fit_network(
+    pixels: np.ndarray, labels: np.ndarray, options: argparse.Namespace, member: int, of: int
 ) -> dict[str, np.ndarray]:
     torch.manual_seed(options.seed * 1000 + member)
     torch.set_num_threads(1)
-    model = fit(torch.from_numpy(pixels), torch.from_numpy(labels), options, member)
-    return {name: np.array(value) for name, value in model.state_dict().items()}
+    network = fit(torch.from_numpy(pixels), torch.from_numpy(labels), options, f"{member}/{of}")
+    return {name: np.array(value) for name, value in network.state_dict().items()}
 
 
-def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: int) -> nn.Module:
-    """Trains one member on what it is given and returns the average of its weights over the last epochs."""
-    images = normalize(pixels)
-    model = Classifier(options.num_classes, options.image_shape)
-    model.whiten(images)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(model)
-    # Scales and offsets are not decayed: nothing is overfitted with so few of them.
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    others = [parameter for parameter in trained if parameter.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-        lr=options.learning_rate,
-        betas=(0.9, 0.99),
-    )
-    steps = math.ceil(len(labels) / options.mini_batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=options.learning_rate, total_steps=options.epochs * steps, pct_start=0.2
-    )
-    loss_function = nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
-    half_precision = multiplies_bfloat16()
-    step = 0
-    for epoch in range(1, options.epochs + 1):
-        started = time.monotonic()
-        model.train()
-        total_loss = correct = 0.0
-        for batch in torch.randperm(len(labels)).split(options.mini_batch_size):  # type: ignore[no-untyped-call]
-            if len(batch) < 2:  # batch normalization needs two
-                continue
-            varied = augment(images[batch])
-            with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
-                logits = model(varied)
-            loss = loss_function(logits.float(), labels[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            # Shorter memory at first, so that few epochs do not average over the untrained network.
-            _average(average, model, min(AVERAGING, step / (step + 10)))
-            total_loss += loss.item() * len(batch)
-            correct += (logits.argmax(1) == labels[batch]).sum().item()
-        print(
-            f"member={member}/{options.folds * options.repeats} epoch={epoch}/{options.epochs} "
-            f"train_loss={total_loss / len(labels):.4f} "
-            f"train_accuracy={correct / len(labels):.4f} seconds={time.monotonic() - started:.2f}\n",
-            end="",  # the line end in the same write: other members print too
-            flush=True,
-        )
-    return average.eval()
+def outlier_scale(raw: Answers, share: float) -> OutlierScale:
+    """What makes a score of the out-of-fold answers' signs, and the limit that `share` of confident images exceed.
 
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor does, which nearly halves the time; no if PyTorch is too old to tell."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def augment(images: Tensor) -> Tensor:
-    """Random mirror image, shift, saturation, contrast, brightness and cutout of normalized images (n, 3, h, w)."""
-    n, _, height, width = images.shape
-    # Whole pixels and nearest neighbours: 32x32 images have no detail to lose to interpolation.
-    shift = torch.randint(-SHIFT, SHIFT + 1, (n, 2)) * 2 / torch.tensor([width, height])
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
-    theta[:, 1, 1] = 1
-    theta[:, :, 2] = shift
-    grid = nn.functional.affine_grid(theta, [n, 3, height, width], align_corners=False)
-    images = nn.functional.grid_sample(images, grid, "nearest", "reflection", align_corners=False)
-    grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * torch.empty(n, 1, 1, 1).uniform_(0.7, 1.3)
-    images = images * torch.empty(n, 1, 1, 1).uniform_(0.8, 1.2) + torch.empty(n, 1, 1, 1).uniform_(-0.2, 0.2)
-    size = height // 4
-    # The hole may stick out of the image.
-    top, left = (torch.randint(-size // 2, side - size // 2, (n, 1, 1)) for side in (height, width))
-    rows, columns = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
-    hole = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
-    return images.masked_fill(hole.unsqueeze(1), 0).contiguous(memory_format=torch.channels_last)
+    Confident is the half of the images with the higher confidence: among the others, most of those over the limit would
+    be below the threshold anyway. No label is looked at, and no image but the training images.
+    """
+    logit, distance = raw.outlier_logit, raw.outlier_distance
+    moments = (float(value) for sign in (logit, distance) for value in (sign.mean(), sign.std()))
+    scale = OutlierScale(*moments, median=0.0, limit=1.0)  # type: ignore[misc]
+    excess = scale.standardized(logit, distance)
+    confidence = raw.probabilities.max(dim=1).values
+    confident = excess[confidence >= confidence.median()]
+    return replace(scale, median=float(excess.median()), limit=float(confident.quantile(1 - share)))
 
 
 def evaluate(
-    raw: np.ndarray, after: np.ndarray, temperature: float, labels: np.ndarray, options: argparse.Namespace
+    raw: Answers, predicted: Prediction, temperature: float, labels: np.ndarray, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """The content of metrics.json, from the out-of-fold probabilities before and after calibration.
+    """The content of metrics.json, from the out-of-fold answers before and after calibration.
 
     Each figure of calibration comes with a bootstrap interval and with what a perfectly calibrated model would show.
+    Thresholds are of the images that are no outliers, and their coverage is of all.
     """
+    before, after = raw.probabilities.numpy(), predicted.probabilities.numpy()
     correct = after.argmax(axis=1) == labels
+    scores = predicted.outlier_scores
+    kept = np.ones(len(labels), bool) if scores is None else scores.numpy() <= 1
 
     def calibrated(probabilities: np.ndarray) -> dict[str, Any]:
         confidence = probabilities.max(axis=1)
@@ -225,22 +172,31 @@ def evaluate(
             },
         }
 
-    confidence, asked = after.max(axis=1), (options.threshold_target, options.threshold_level, options.threshold_method)
-    threshold = thresholds.recommend_threshold(confidence, correct, *asked)
-    by_class = thresholds.thresholds_by_class(confidence, correct, after.argmax(axis=1), after.shape[1], *asked)
+    confidence, right, index = after.max(axis=1)[kept], correct[kept], after.argmax(axis=1)[kept]
+    asked = (options.threshold_target, options.threshold_level, options.threshold_method)
+    threshold = thresholds.recommend_threshold(confidence, right, *asked)
+    by_class = thresholds.thresholds_by_class(confidence, right, index, after.shape[1], *asked)
     # Which takes that errors are no likelier at higher confidence.
     monotone = options.threshold_method == "monotone"
-    every_class = thresholds.for_every_class(confidence, correct, by_class) if monotone else None
+    every_class = thresholds.for_every_class(confidence, right, by_class) if monotone else None
+
+    def of_all(found: thresholds.Threshold | None) -> dict[str, float] | None:
+        return None if found is None else asdict(replace(found, coverage=found.coverage * float(kept.mean())))
+
     return {
         "schema_version": 1,
         "images": len(labels),
         "accuracy": float(correct.mean()),
         "temperature": temperature,
-        "before_calibration": calibrated(raw),
+        "before_calibration": calibrated(before),
         "after_calibration": calibrated(after),
-        "recommended_threshold": None if threshold is None else asdict(threshold),
-        "recommended_threshold_every_class": None if every_class is None else asdict(every_class),
-        "recommended_thresholds_by_class": [None if each is None else asdict(each) for each in by_class],
+        "outlier_share": float(1 - kept.mean()),
+        "recommended_threshold": of_all(threshold),
+        "recommended_threshold_every_class": of_all(every_class),
+        "recommended_thresholds_by_class": [
+            None if each is None else asdict(each)
+            for each in by_class  # coverage: of those it predicts to be of it
+        ],
         "threshold_method": options.threshold_method,
         "threshold_target": options.threshold_target,
         "threshold_level": options.threshold_level,
@@ -258,6 +214,7 @@ def print_figures(figures: dict[str, Any]) -> None:
         "validation_brier_before": before["brier"],
         "validation_brier": after["brier"],
         "temperature": figures["temperature"],
+        "validation_outliers": figures["outlier_share"],
     }
     recommended = figures["recommended_threshold"]
     if recommended is None:
@@ -279,7 +236,7 @@ def print_figures(figures: dict[str, Any]) -> None:
         print(f"{name}={value:.6g}", flush=True)
 
 
-def save(model: Ensemble, figures: dict[str, Any], folder: Path) -> None:
+def save(model: Model, figures: dict[str, Any], folder: Path) -> None:
     """Writes the model, its figures, and what serves it in AWS's PyTorch and Ray Serve images."""
     torch.save(model.state_dict(), folder / "model.pt")
     (folder / "model.json").write_text(json.dumps(model.shape.to_json()))
@@ -291,24 +248,18 @@ def save(model: Ensemble, figures: dict[str, Any], folder: Path) -> None:
         shutil.copy(Path(__file__).with_name(name), folder / name)
 
 
-def write_answers(path: Path, names: list[str], labels: np.ndarray, raw: np.ndarray, calibrated: np.ndarray) -> None:
+def write_answers(path: Path, names: list[str], labels: np.ndarray, raw: Answers, predicted: Prediction) -> None:
     """A line per training image with what the members not fitted on it answered, before and after calibration."""
+    before, after = raw.probabilities.numpy(), predicted.probabilities.numpy()
+    scores = None if predicted.outlier_scores is None else predicted.outlier_scores.numpy()
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        classes = range(raw.shape[1])
-        rows.writerow(["image", "label", *(f"raw_{c}" for c in classes), *(f"calibrated_{c}" for c in classes)])
-        for name, label, before, after in zip(names, labels, raw, calibrated, strict=True):
-            rows.writerow([name, label, *(f"{value:.6g}" for value in (*before, *after))])
-
-
-def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Moves the average of the weights a step towards the model's; buffers are taken as they are."""
-    with torch.no_grad():
-        for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
-            else:
-                mean.copy_(value)
+        classes = range(before.shape[1])
+        probabilities = [f"{kind}_{number}" for kind in ("raw", "calibrated") for number in classes]
+        rows.writerow(["image", "label", *probabilities, "outlier_score"])
+        for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+            score = "" if scores is None else f"{scores[row]:.6g}"
+            rows.writerow([name, label, *(f"{value:.6g}" for value in (*before[row], *after[row])), score])
 
 
 def image_shape(text: str) -> tuple[int, int, int]:
@@ -324,12 +275,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--image_shape", type=image_shape, default="3,32,32", help="channels, height, width")
     parser.add_argument("--num_classes", type=int, required=True)
     parser.add_argument("--num_training_samples", type=int, required=True)
-    parser.add_argument("--epochs", type=int, default=42)
+    parser.add_argument("--epochs", type=int, default=84)
     parser.add_argument("--learning_rate", type=float, default=0.004)
     parser.add_argument("--mini_batch_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folds", type=int, default=5, help="parts that the images are dealt into")
-    parser.add_argument("--repeats", type=int, default=2, help="how often they are dealt anew")
+    parser.add_argument("--repeats", type=int, default=1, help="how often they are dealt anew")
+    parser.add_argument("--classifier", choices=("single", "ensemble"), default="single", help="what serves")
+    parser.add_argument(
+        "--outlier_share", type=float, default=0.03, help="confident images over the limit; 0: no score"
+    )
     parser.add_argument("--threshold_target", type=float, default=0.99, help="accuracy of what is accepted")
     parser.add_argument("--threshold_level", type=float, default=0.90, help="confidence of its lower bound")
     parser.add_argument("--threshold_method", choices=thresholds.METHODS, default="monotone", help="how it is shown")
@@ -340,6 +295,7 @@ def _options() -> argparse.Namespace:
     for name in ("train", "train_lst", "model_dir"):
         if getattr(options, name) is None:
             parser.error(f"--{name} is needed outside SageMaker")
+    options.final = options.classifier == "single"
     return options
 
 

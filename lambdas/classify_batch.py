@@ -104,6 +104,7 @@ class _Batch:
             "status": "failed",
             "predicted_class": None,
             "confidence": None,
+            "outlier_score": None,
             "threshold": self._batch["threshold"],
             "model_version": self._batch["model_version"],
             "error": None,
@@ -133,9 +134,10 @@ class _Batch:
                 }
         return {
             **row,
-            "status": "accepted" if event["meets_threshold"] else "below_threshold",
+            "status": _status(event),
             "predicted_class": event["predicted_class"],
             "confidence": event["confidence"],
+            "outlier_score": event["outlier_score"],
             "stopped": _now(),
         }
 
@@ -151,6 +153,13 @@ class _Batch:
                     raise
                 time.sleep(pause)
         raise AssertionError("the last try returns or raises")
+
+
+def _status(decision: dict[str, Any]) -> str:
+    """By the rules of the state machine's state Decide."""
+    if not decision["is_a_class"]:
+        return "not_a_class"
+    return "accepted" if decision["meets_threshold"] else "below_threshold"
 
 
 def _checked(event: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:

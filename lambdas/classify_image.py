@@ -1,6 +1,8 @@
 """Sends one image to the SageMaker endpoint and passes its inferences on, without the image.
 
-Event: {"bucket", "key", "image_data", "inference_id"}. Result: {"bucket", "key", "inference_id", "inferences"}.
+Event: {"bucket", "key", "image_data", "inference_id"}. Result: {"bucket", "key", "inference_id", "inferences",
+"outlier_score"}: how far the image is from the training images, over 1 for one of no class; null of a model that tells
+none.
 """
 
 import base64
@@ -15,6 +17,10 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
 
 MAX_INFERENCE_ID = 64
+# As SageMaker's own k-NN is asked for more than its label
+# (https://docs.aws.amazon.com/sagemaker/latest/dg/kNN-inference-formats.html); otherwise a model answers the list
+# alone.
+ACCEPT = "application/json; verbose=true"
 # What may be gone a few seconds later; the state machine tries again.
 PASSING = {
     "ServiceUnavailable",
@@ -62,7 +68,7 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         response = runtime.invoke_endpoint(
             EndpointName=os.environ["ENDPOINT_NAME"],
             ContentType="application/x-image",
-            Accept="application/json",
+            Accept=ACCEPT,
             InferenceId=inference_id,
             Body=image,
         )
@@ -83,9 +89,9 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         raise
     except (HTTPClientError, EndpointConnectionError, ConnectTimeoutError) as error:
         raise EndpointUnavailable(str(error)) from error
-    inferences = _inferences(response["Body"].read())
-    logger.info("classified %s as %s", inference_id, inferences)
-    return {"bucket": event["bucket"], "key": event["key"], "inference_id": inference_id, "inferences": inferences}
+    answer = _answer(response["Body"].read())
+    logger.info("classified %s as %s", inference_id, answer)
+    return {"bucket": event["bucket"], "key": event["key"], "inference_id": inference_id, **answer}
 
 
 def _request(event: Any) -> tuple[bytes, str]:
@@ -100,9 +106,15 @@ def _request(event: Any) -> tuple[bytes, str]:
         raise InvalidInput(f"image_data is not base64: {error}") from error
 
 
-def _inferences(body: bytes) -> list[float]:
+def _answer(body: bytes) -> dict[str, Any]:
+    """inferences and outlier_score of a verbose answer, or of a plain list of probabilities."""
     try:
-        inferences = json.loads(body)
-        return [float(probability) for probability in inferences]
-    except (ValueError, TypeError) as error:
+        answer = json.loads(body)
+        verbose = isinstance(answer, dict)
+        score = answer.get("outlier_score") if verbose else None
+        return {
+            "inferences": [float(probability) for probability in (answer["probabilities"] if verbose else answer)],
+            "outlier_score": None if score is None else float(score),
+        }
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"the model's answer is not a list of probabilities: {body[:200]!r}") from error

@@ -22,9 +22,10 @@ def flowchart(definition: dict[str, Any], visited: list[str] | None = None, titl
         if "Next" in state:
             edges.append(f"    {name} --> {state['Next']}")
         for choice in state.get("Choices", []):
-            edges.append(f"    {name} -- yes --> {choice['Next']}")
+            condition = choice["Condition"].removeprefix("{% $states.input.").removesuffix(" %}")
+            edges.append(f'    {name} -- "{condition}" --> {choice["Next"]}')
         if "Default" in state:
-            edges.append(f"    {name} -- no --> {state['Default']}")
+            edges.append(f"    {name} -- otherwise --> {state['Default']}")
         edges += [f"    {name} -.-> {catch['Next']}" for catch in state.get("Catch", [])]
     lines += edges
     if visited:

@@ -33,7 +33,7 @@ from tasks.evaluation.evaluation import newest_revision
 from tasks.evaluation.outcome import SHOWN, Tally, markdown
 from tasks.evaluation.progress import ProgressBar
 from tasks.evaluation.results import Result, inference_id, read_summary
-from tasks.evaluation.summary import EvaluationSummary
+from tasks.evaluation.summary import DECIDED, EvaluationSummary
 from tasks.installation import DatasetNote, Installation, ServingEndpoint
 from tasks.records import Record
 from tasks.run import Run, iso, utc_now
@@ -279,7 +279,7 @@ class BulkRun:
     def _balance(self, summary: EvaluationSummary, written: int) -> None:
         """Raises BulkError unless every planned image is in exactly one place."""
         with_row = self._ledger.images()
-        decided = summary.accepted + summary.below_threshold
+        decided = sum(getattr(summary, status) for status in DECIDED)
         wrong = [
             text
             for text, holds in (

@@ -39,7 +39,7 @@ GROUP_ROWS = 1 << 16
 MOST_PARTS = 8
 DAY_SECONDS = 86_400
 # Of what a file holds; another number makes everything be decoded again.
-VERSION = 2
+VERSION = 3
 
 
 # ETag and size in bytes by key.

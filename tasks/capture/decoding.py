@@ -21,7 +21,8 @@ pa.set_memory_pool(pa.system_memory_pool())
 
 # A row is a record (no reason), or a line that is none (a reason, no event_id). line: from 1, not counting blank ones
 # if all are records; 0 if the object as a whole can't be read. confidence and predicted (index of the class) are
-# null if no output was captured. outputs: how many probabilities the answer had.
+# null if no output was captured. outputs: how many probabilities the answer had. outlier_score: null if the answer
+# tells none.
 SCHEMA = pa.schema(
     [
         ("object", pa.dictionary(pa.int32(), pa.string())),
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         ("confidence", pa.float64()),
         ("predicted", pa.int16()),
         ("outputs", pa.int16()),
+        ("outlier_score", pa.float64()),
         ("reason", pa.string()),
     ]
 )
@@ -75,9 +77,17 @@ class _NoMetadata:
 
 _NO_METADATA = _NoMetadata()
 _LINE = msgspec.json.Decoder(Record)
-_PROBABILITIES = msgspec.json.Decoder(
-    Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=1, max_length=1000)]
-)
+_Probabilities = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=1, max_length=1000)]
+
+
+class Answer(Struct, gc=False):
+    """What a model said, in its verbose form."""
+
+    probabilities: _Probabilities
+    outlier_score: Annotated[float, Meta(ge=0)] | None = None
+
+
+_ANSWER = msgspec.json.Decoder(Answer | _Probabilities)
 # msgspec's errors and those of base64 and UTF-8 are ValueErrors but for the nesting of hostile JSON.
 _BAD = (ValueError, RecursionError, msgspec.MsgspecError)
 
@@ -90,7 +100,7 @@ class Columns:
         self._of_object: list[int] = []
         self._lines: list[int] = []
         self._records: list[Record | None] = []
-        self._answers: list[list[float] | None] = []
+        self._answers: list[Answer | None] = []
         self._reasons: list[str | None] = []
 
     def add(self, key: str, content: bytes) -> None:
@@ -116,10 +126,11 @@ class Columns:
     def table(self) -> pa.Table:
         """All of them, in the order in which they were added."""
         metadata = [record.eventMetadata if record else _NO_METADATA for record in self._records]
-        highest = [max(answer) if answer else None for answer in self._answers]
+        outputs = [answer.probabilities if answer else None for answer in self._answers]
+        highest = [max(output) if output else None for output in outputs]
         predicted = [
-            answer.index(top) if answer and top is not None else None
-            for answer, top in zip(self._answers, highest, strict=True)
+            output.index(top) if output and top is not None else None
+            for output, top in zip(outputs, highest, strict=True)
         ]
         columns = [
             pa.DictionaryArray.from_arrays(pa.array(self._of_object, pa.int32()), pa.array(self._objects, pa.string())),
@@ -129,7 +140,8 @@ class Columns:
             [each.inferenceTime for each in metadata],
             highest,
             predicted,
-            [answer and len(answer) for answer in self._answers],
+            [output and len(output) for output in outputs],
+            [answer.outlier_score if answer else None for answer in self._answers],
             self._reasons,
         ]
         arrays = [
@@ -155,7 +167,7 @@ class Columns:
         self,
         lines: Sequence[int],
         records: Sequence[Record | None],
-        answers: Sequence[list[float] | None],
+        answers: Sequence[Answer | None],
         reasons: Sequence[str | None],
     ) -> None:
         self._of_object += [len(self._objects) - 1] * len(lines)
@@ -172,12 +184,12 @@ def decode(key: str, content: bytes) -> pa.Table:
     return columns.table()
 
 
-def _answer(output: _Output | None) -> list[float] | None:
-    """Probabilities; None if no output was captured. Raises ValueError, or msgspec's, if it is something else."""
+def _answer(output: _Output | None) -> Answer | None:
+    """The answer; None if no output was captured. Raises ValueError, or msgspec's, if it is something else."""
     if output is None:
         return None
     if output.encoding == "JSON":
-        return _PROBABILITIES.decode(output.data)
+        return _decoded(output.data)
     text = output.data
     if output.encoding == "BASE64":
         text = base64.b64decode(text, validate=True).decode()
@@ -186,7 +198,12 @@ def _answer(output: _Output | None) -> list[float] | None:
     kind, _, _ = (output.observedContentType or "").partition(";")
     if output.encoding == "CSV" or kind.strip().lower() == "text/csv":
         text = f"[{text.strip()}]"
-    return _PROBABILITIES.decode(text)
+    return _decoded(text)
+
+
+def _decoded(text: str) -> Answer:
+    answer = _ANSWER.decode(text)
+    return answer if isinstance(answer, Answer) else Answer(answer)
 
 
 def unpacked(content: bytes) -> tuple[bytes, str | None]:

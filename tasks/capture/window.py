@@ -14,7 +14,7 @@ from tasks.capture.deduplication import first_of_each, rows_at
 
 # Inference ids of smoke tests, which never count, begin so.
 SMOKE = "smoke-"
-COLUMNS = ["inference_id", "time", "model_version", "confidence", "predicted_class"]
+COLUMNS = ["inference_id", "time", "model_version", "confidence", "outlier_score", "predicted_class"]
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,13 @@ def read(
 
 
 _TIME = pa.timestamp("us", tz="UTC")
-_NEEDED = ["inference_id", "time", "confidence", "predicted"]
+_NEEDED = ["inference_id", "time", "confidence", "outlier_score", "predicted"]
 _NONE = pa.table(
     {
         "inference_id": pa.array([], pa.string()),
         "time": pa.array([], _TIME),
         "confidence": pa.array([], pa.float64()),
+        "outlier_score": pa.array([], pa.float64()),
         "predicted": pa.array([], pa.int16()),
         "model_version": pa.DictionaryArray.from_arrays(pa.array([], pa.int8()), pa.array([], pa.string())),
     }

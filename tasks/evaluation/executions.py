@@ -28,8 +28,10 @@ BURST = 100
 SLACK = timedelta(minutes=5)
 # StopExecution answers before the execution is stopped.
 STOPPING_SECONDS = 3.0
-# The error of an execution whose inference is below the threshold: a decision, not a failure.
+# Errors of executions that ended in a decision, not in a failure: below the threshold, and of no class.
 LOW_CONFIDENCE = "LowConfidence"
+NOT_A_CLASS = "NotAClass"
+DECISIONS = {LOW_CONFIDENCE, NOT_A_CLASS}
 
 Progress = Callable[[int, int], None]
 
@@ -227,7 +229,7 @@ def describe(arn: str, once: bool = False) -> Execution | None:
         answer = retry_transient(doing, described)
     if answer is None:
         return None
-    failed = answer["status"] not in ("RUNNING", "SUCCEEDED") and answer.get("error") != LOW_CONFIDENCE
+    failed = answer["status"] not in ("RUNNING", "SUCCEEDED") and answer.get("error") not in DECISIONS
     return Execution(
         arn=arn,
         status=answer["status"],

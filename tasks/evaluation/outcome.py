@@ -156,6 +156,7 @@ class Tally:
             below_threshold=statuses["below_threshold"],
             failed=statuses["failed"],
             not_submitted=statuses["not_submitted"],
+            not_a_class=statuses["not_a_class"],
             failed_share=failed,
             coverage=coverage,
             accuracy=accuracy,
@@ -197,6 +198,8 @@ def heading(summary: EvaluationSummary) -> str:
 
 def _figures(summary: EvaluationSummary) -> str:
     figures = f"{summary.accepted} of {summary.planned} images accepted"
+    if summary.not_a_class:
+        figures += f", {summary.not_a_class} of no class"
     if summary.accuracy is not None:
         figures += f", accuracy {summary.accuracy:.3f}, coverage {summary.coverage:.3f}"
     errors = ", ".join(f"{count} {error}" for error, count in summary.errors.items())
@@ -231,8 +234,8 @@ def markdown(summary: EvaluationSummary, results: list[Result], bucket: str, pre
 def counts_table(counts: Counts) -> list[str]:
     """Lines of markdown with the number of planned images and of those with each status."""
     return [
-        "| planned | accepted | below threshold | failed | not submitted |",
-        "|---:|---:|---:|---:|---:|",
+        "| planned | " + " | ".join(status.replace("_", " ") for status in STATUSES) + " |",
+        "|---:" * (1 + len(STATUSES)) + "|",
         f"| {counts.planned} | " + " | ".join(str(getattr(counts, status)) for status in STATUSES) + " |",
         "",
     ]

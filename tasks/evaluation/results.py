@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from settings import EVALUATIONS_PREFIX
 from tasks.aws import storage
-from tasks.evaluation.executions import LOW_CONFIDENCE, Execution
+from tasks.evaluation.executions import DECISIONS, NOT_A_CLASS, Execution
 from tasks.evaluation.summary import EvaluationSummary, Status
 from tasks.records import Record
 from tasks.run import iso
@@ -53,8 +53,9 @@ class Planned(Record, frozen=True, kw_only=True):
 class Result(Record, frozen=True, kw_only=True):
     """A line of results.jsonl: what came of one planned image. Times are ISO 8601 in UTC.
 
-    label: None if nobody knows it, in a bulk run. error, cause, failed_state: of a failed one. previous_attempts:
-    results of earlier executions, which do not count.
+    label: None if nobody knows it, in a bulk run. outlier_score: over 1 of an image of no class; None if the model
+    tells none. error, cause, failed_state: of a failed one. previous_attempts: results of earlier executions, which do
+    not count.
     """
 
     inference_id: str
@@ -72,6 +73,7 @@ class Result(Record, frozen=True, kw_only=True):
     failed_state: str | None
     started: str | None
     stopped: str | None
+    outlier_score: float | None = None
     previous_attempts: tuple["Result", ...] = ()
 
 
@@ -81,15 +83,16 @@ def inference_id(run: str, key: str, attempt: int) -> str:
 
 
 def result(image: Planned, execution: Execution) -> Result:
-    """Gives an execution's end its name: accepted, below_threshold or failed."""
+    """Gives an execution's end its name: accepted, below_threshold, not_a_class or failed."""
     status: Status = "failed"
     decision: Decision | None = None
     error: str | None = execution.error or execution.status
     cause = execution.cause
-    if execution.status == "SUCCEEDED" or execution.error == LOW_CONFIDENCE:
+    if execution.status == "SUCCEEDED" or execution.error in DECISIONS:
         try:
             decision = _decision(execution)
-            status = "accepted" if execution.status == "SUCCEEDED" else "below_threshold"
+            rejected: Status = "not_a_class" if execution.error == NOT_A_CLASS else "below_threshold"
+            status = "accepted" if execution.status == "SUCCEEDED" else rejected
             error = cause = None
         except ValueError as problem:
             error, cause = "UnknownDecision", f"{problem!r} in {execution.output or execution.cause!r}"[:1000]
@@ -109,6 +112,7 @@ def result(image: Planned, execution: Execution) -> Result:
         failed_state=execution.failed_state,
         started=iso(execution.started) if execution.started else None,
         stopped=iso(execution.stopped) if execution.stopped else None,
+        outlier_score=decision.outlier_score if decision else None,
     )
 
 
@@ -134,11 +138,12 @@ def not_submitted(image: Planned) -> Result:
 
 
 class Decision(Struct, frozen=True):
-    """What the workflow decided: its output, or the cause of LowConfidence."""
+    """What the workflow decided: its output, or the cause of LowConfidence and NotAClass."""
 
     predicted_class: str
     confidence: float
     threshold: float
+    outlier_score: float | None = None
 
 
 def _decision(execution: Execution) -> Decision:

@@ -11,8 +11,10 @@ Outcome = Literal["passed", "missed", "incomplete"]
 PASSED: Outcome = "passed"
 MISSED: Outcome = "missed"
 INCOMPLETE: Outcome = "incomplete"
-Status = Literal["accepted", "below_threshold", "failed", "not_submitted"]
+Status = Literal["accepted", "below_threshold", "not_a_class", "failed", "not_submitted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+# Those of an image that the endpoint answered, so that it has a class, a confidence and a capture record.
+DECIDED: tuple[Status, ...] = ("accepted", "below_threshold", "not_a_class")
 # Counts by predicted class, by label.
 Confusion = dict[str, dict[str, int]]
 
@@ -60,6 +62,7 @@ class Counts(Part, frozen=True, kw_only=True):
     accepted: int
     below_threshold: int
     failed: int
+    not_a_class: int = 0
 
 
 class EvaluationSummary(Record, frozen=True, kw_only=True):
@@ -104,6 +107,7 @@ class EvaluationSummary(Record, frozen=True, kw_only=True):
     supersedes: str | None = None
     judged: str | None = None
     bulk: bool = False
+    not_a_class: int = 0
 
     @property
     def identity(self) -> Run:

@@ -40,6 +40,7 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 POLL_SECONDS = 2.0
 SOURCES = (
     "train.py",
+    "fitting.py",
     "evaluate.py",
     "out_of_fold.py",
     "calibration.py",
@@ -59,8 +60,11 @@ TUNABLE = {
     "seed",
     "folds",
     "repeats",
+    "classifier",
+    "outlier_share",
     "threshold_target",
     "threshold_level",
+    "threshold_method",
 }
 # validation: is of predictions by networks that were not fitted on the image. Scripts print a ":" as "_".
 METRICS = (
@@ -71,6 +75,7 @@ METRICS = (
     "validation:ece",
     "validation:brier_before",
     "validation:brier",
+    "validation:outliers",
     "temperature",
     "threshold",
     "threshold:coverage",
@@ -139,6 +144,8 @@ def plan_training(installation: Installation, changed: dict[str, int | float] | 
         "seed": str(chosen.seed),
         "folds": str(chosen.folds),
         "repeats": str(chosen.repeats),
+        "classifier": chosen.classifier,
+        "outlier_share": str(chosen.outlier_share),
         "threshold_target": str(chosen.threshold_target),
         "threshold_level": str(chosen.threshold_level),
         "threshold_method": chosen.threshold_method,

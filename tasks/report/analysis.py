@@ -27,6 +27,7 @@ from tasks.report.metrics import (
     figures,
     holm,
     labels_needed,
+    offered_confidence,
     p_value,
     wilson_interval,
 )
@@ -42,6 +43,8 @@ BASELINE_NIGHTS = 7
 INFERENCE_ID = r"[0-9a-f]{12}-[0-9a-f]{20}-a[0-9]+"
 # That the night's images are compared with.
 TRAINING_IMAGES = 500
+# What drift is judged by.
+JUDGED = ["confidence", "outlier_score"]
 # How sure a report's alerts are, all together, that none of them is chance.
 ALERT_LEVEL = 0.99
 
@@ -51,9 +54,9 @@ class Analysis:
     """All that charts, page and files of a report are made of.
 
     summary: the content of summary.json. inferences: a row per captured inference. table: those of them that count, a
-    row per image. nights: summaries of the last evaluations, the latest last. baseline: confidences (n,) that this
-    report's are compared with. unmatched: lines of the reconciliation. quarantined: lines of capture files that are no
-    records.
+    row per image. nights: summaries of the last evaluations, the latest last. baseline: columns confidence and
+    outlier_score of the images that this report's are compared with. unmatched: lines of the reconciliation.
+    quarantined: lines of capture files that are no records.
     """
 
     subject: Subject
@@ -61,7 +64,7 @@ class Analysis:
     inferences: pd.DataFrame
     table: pd.DataFrame
     nights: list[EvaluationSummary]
-    baseline: np.ndarray
+    baseline: pd.DataFrame
     unmatched: list[Unmatched]
     quarantined: tuple[Quarantined, ...]
 
@@ -86,12 +89,8 @@ def analyse(
     inferences = join(captured.records, subject.results, subject.classes, only_known=not subject.is_window)
     table = once_per_image(inferences)
     nights = last_nights(bucket, subject)
-    if before is None:
-        baseline = baseline_of(bucket, subject, nights)
-    else:
-        baseline = once_per_image(before.records)["confidence"].to_numpy()
+    baseline = baseline_of(bucket, subject, nights) if before is None else once_per_image(before.records)[JUDGED]
     unmatched = reconcile(subject.results, captured, subject.started, subject.stopped)
-    current = table["confidence"].to_numpy()
     summary = summarize(
         subject,
         captured,
@@ -100,12 +99,25 @@ def analyse(
         bucket=bucket,
         inferences=len(inferences),
         changes=changes_between(nights, threshold_changes(bucket)),
-        drifted=drift(histogram(baseline), histogram(current), ALERT_LEVEL),
-        changed=coverage_change(baseline, current, subject.threshold, ALERT_LEVEL),
+        drifted=drift(_confidences(baseline), _confidences(table), ALERT_LEVEL),
+        changed=coverage_change(
+            offered_confidence(baseline), offered_confidence(table), subject.threshold, ALERT_LEVEL
+        ),
+        features=drift(_outlier_scores(baseline), _outlier_scores(table), ALERT_LEVEL),
         inputs=input_drift(training_properties(bucket), properties(pictures)) if pictures else None,
         shown_at=(settings().threshold_target, settings().threshold_level),
     )
     return Analysis(subject, summary, inferences, table, nights, baseline, unmatched, captured.quarantined)
+
+
+def _confidences(table: pd.DataFrame) -> np.ndarray:
+    return histogram(table["confidence"].to_numpy(dtype=float))
+
+
+def _outlier_scores(table: pd.DataFrame) -> np.ndarray:
+    """A histogram over [0, 1] of scores from 0 to infinity, with the limit in the middle; empty if there are none."""
+    scores = table["outlier_score"].dropna().to_numpy(dtype=float)
+    return histogram(scores / (1 + scores))
 
 
 def training_properties(bucket: str) -> np.ndarray:
@@ -137,10 +149,11 @@ def last_nights(bucket: str, subject: Subject) -> list[EvaluationSummary]:
     return sorted(earlier, key=lambda each: str(each.stopped))[-NIGHTS:]
 
 
-def baseline_of(bucket: str, subject: Subject, nights: list[EvaluationSummary]) -> np.ndarray:
-    """Confidences of up to BASELINE_NIGHTS earlier evaluations of the same model and images; (n,), empty for none.
+def baseline_of(bucket: str, subject: Subject, nights: list[EvaluationSummary]) -> pd.DataFrame:
+    """Columns JUDGED of up to BASELINE_NIGHTS earlier evaluations of the same model and images; no row if there is
+    none.
 
-    Each image counts once, with its latest confidence: the same images night after night are not more images.
+    Each image counts once, with its latest answer: the same images night after night are not more images.
     """
     alike = [
         night
@@ -150,12 +163,12 @@ def baseline_of(bucket: str, subject: Subject, nights: list[EvaluationSummary]) 
         and _images(night.dataset) == _images(subject.dataset)
     ]
     latest = {
-        row.key: row.confidence
+        row.key: (row.confidence, row.outlier_score)
         for night in alike[-BASELINE_NIGHTS:]
         for row in results_of(bucket, night)
         if row.confidence is not None
     }
-    return np.array(list(latest.values()), dtype=float)
+    return pd.DataFrame(list(latest.values()), columns=JUDGED, dtype=float)
 
 
 def changes_between(nights: list[EvaluationSummary], thresholds: list[ThresholdChange]) -> tuple[Change, ...]:
@@ -234,6 +247,7 @@ def summarize(
     changes: tuple[Change, ...] = (),
     drifted: Drift | None = None,
     changed: CoverageChange | None = None,
+    features: Drift | None = None,
     inputs: InputDrift | None = None,
     shown_at: tuple[float, float] = (0.99, 0.90),
 ) -> ReportSummary:
@@ -247,9 +261,9 @@ def summarize(
     labelled = table[table["label"].notna()]
     confidence, correct = labelled["confidence"].to_numpy(), labelled["correct"].to_numpy()
     calibration = calibrated(confidence, correct)
-    tests = judge(calibration, drifted, changed, inputs)
+    tests = judge(calibration, drifted, changed, features, inputs)
     reasons = [
-        *_alerts_of_tests(tests, calibration, drifted, changed, inputs),
+        *_alerts_of_tests(tests, calibration, drifted, changed, features, inputs),
         *_alerts_of_captures(captured, unmatched),
     ]
     found = figures(table, subject.threshold)
@@ -278,6 +292,7 @@ def summarize(
         estimated_accuracy=estimated_accuracy(table["confidence"].to_numpy()),
         drift=drifted,
         coverage_change=changed,
+        feature_drift=features,
         inputs=inputs,
         tests=tests,
         alerts=tuple(reasons),
@@ -316,6 +331,7 @@ def judge(
     calibration: Calibration,
     drifted: Drift | None,
     changed: CoverageChange | None,
+    features: Drift | None = None,
     inputs: InputDrift | None = None,
 ) -> tuple[Judged, ...]:
     """Every test that could be made, all at one level: 1 - ALERT_LEVEL of reports with nothing wrong have an alert."""
@@ -324,6 +340,7 @@ def judge(
         "PSI of confidence": None if drifted is None else drifted.psi_p,
         "KS of confidence": None if drifted is None else drifted.ks_p,
         "coverage": None if changed is None else changed.p,
+        "KS of outlier scores": None if features is None else features.ks_p,
         "images": None if inputs is None else inputs.p,
     }
     made = {name: p for name, p in p_values.items() if p is not None}
@@ -341,6 +358,7 @@ def _alerts_of_tests(
     calibration: Calibration,
     drifted: Drift | None,
     changed: CoverageChange | None,
+    features: Drift | None,
     inputs: InputDrift | None,
 ) -> Iterator[str]:
     moved = {test.name: f"adjusted p = {test.adjusted_p:.2g}" for test in tests if test.alert}
@@ -353,6 +371,11 @@ def _alerts_of_tests(
         )
     if changed is not None and (why := moved.get("coverage")):
         yield f"The coverage has changed: {changed.current:.1%} after {changed.baseline:.1%} ({why})."
+    if features is not None and (why := moved.get("KS of outlier scores")):
+        yield (
+            f"The images' distance from the training images in the model's features has drifted: KS {features.ks:.3f}, "
+            f"n = {features.n_current} against {features.n_baseline} ({why})."
+        )
     if inputs is not None and (why := moved.get("images")):
         most = inputs.largest
         yield (

@@ -16,7 +16,14 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from tasks.report.drift import FINE, Drift
-from tasks.report.metrics import confusion, coverage_curve, reliability, threshold_sweep
+from tasks.report.metrics import (
+    confusion,
+    coverage_curve,
+    is_outlier,
+    offered_confidence,
+    reliability,
+    threshold_sweep,
+)
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -50,8 +57,9 @@ Chart = Callable[[pd.DataFrame, tuple[str, ...], Caption], Figure]
 def draw_all(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption, folder: Path) -> list[Path]:
     """Writes the charts of one evaluation as PNG files and returns their paths.
 
-    table: columns time (UTC), confidence in [0, 1], predicted_class, label (null if unknown) and correct (bool), one
-    row an inference. Charts of accuracy show the labelled ones, and there are none of them if no inference has a label.
+    table: columns time (UTC), confidence in [0, 1], outlier_score (null if the model tells none), predicted_class,
+    label (null if unknown) and correct (bool), one row an inference. Charts of accuracy show the labelled ones, and
+    there are none of them if no inference has a label.
     """
     labelled = _labelled(table)
     drawn = [name for name in CHARTS if name not in OF_LABELLED or len(labelled) or not len(table)]
@@ -74,6 +82,17 @@ def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: C
         _density(figure, axes, table)
     else:
         _points(axes, table, classes)
+    outliers = table[is_outlier(table)]
+    if len(outliers) and not many:
+        axes.scatter(
+            outliers["time"],
+            outliers["confidence"],
+            s=150,
+            facecolors="none",
+            edgecolors=LIMIT,
+            linewidths=1.2,
+            label=f"not a class (n = {len(outliers):,})",
+        )
     labelled = _labelled(table)
     if len(labelled):
         wrong = labelled[~labelled["correct"]]
@@ -100,16 +119,22 @@ def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: C
 
 
 def threshold_bar(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption) -> Figure:
-    """Inferences at or above the threshold and below it, stacked by predicted class."""
+    """Inferences at or above the threshold, below it and, if the model tells, of no class; by predicted class."""
     figure, axes = _figure("Inferences above and below the threshold", caption, len(table))
-    above = table["confidence"] >= caption.threshold
-    names = [f"at or above {caption.threshold:g}\n(accepted)", f"below {caption.threshold:g}\n(not accepted)"]
-    base = np.zeros(2)
+    outlier = is_outlier(table)
+    above = (table["confidence"] >= caption.threshold) & ~outlier
+    sides = {
+        f"at or above {caption.threshold:g}\n(accepted)": above,
+        f"below {caption.threshold:g}\n(not accepted)": ~above & ~outlier,
+    }
+    if table["outlier_score"].notna().any():
+        sides["not a class\n(not accepted)"] = outlier
+    base = np.zeros(len(sides))
     for label, colour, hatch in zip(classes, COLOURS, HATCHES, strict=False):
         rows = table["predicted_class"] == label
-        counts = np.array([(rows & above).sum(), (rows & ~above).sum()])
+        counts = np.array([(rows & side).sum() for side in sides.values()])
         axes.bar(
-            names,
+            list(sides),
             counts,
             bottom=base,
             width=0.55,
@@ -119,7 +144,7 @@ def threshold_bar(table: pd.DataFrame, classes: tuple[str, ...], caption: Captio
             label=f"predicted {label}",
         )
         base += counts
-    for position, side in enumerate((above, ~above)):
+    for position, side in enumerate(sides.values()):
         n, known = int(side.sum()), table["label"].notna()
         share = f" ({n / len(table):.0%})" if len(table) else ""
         wrong = f", {int((known & ~table['correct'] & side).sum()):,} wrong" if known.any() else ""
@@ -192,7 +217,8 @@ def reliability_diagram(table: pd.DataFrame, classes: tuple[str, ...], caption: 
 def accuracy_against_coverage(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption) -> Figure:
     """What a higher threshold buys: accuracy of what is accepted, over the share that is."""
     figure, axes = _figure("Accuracy against coverage", caption, len(table))
-    curve = coverage_curve(table["confidence"].to_numpy(), table["correct"].to_numpy())
+    curve = coverage_curve(offered_confidence(table), table["correct"].to_numpy())
+    curve = curve[curve["threshold"] > 0]  # what is of no class is not accepted at any
     # As many points as can be told apart; the first and the last are among them.
     shown = curve.iloc[np.unique(np.linspace(0, len(curve) - 1, STEPS).astype(int))] if len(curve) else curve
     axes.step(shown["coverage"], shown["accuracy"], where="post", color=COLOURS[0], label="accepted accuracy")
@@ -213,7 +239,7 @@ def threshold_choices(table: pd.DataFrame, classes: tuple[str, ...], caption: Ca
     """What each threshold would accept, and how many errors it would let through."""
     figure, axes = _figure("What other thresholds would do", caption, len(table))
     thresholds = np.linspace(1 / len(classes), 1, 201)
-    sweep = threshold_sweep(table["confidence"].to_numpy(), table["correct"].to_numpy(), thresholds)
+    sweep = threshold_sweep(offered_confidence(table), table["correct"].to_numpy(), thresholds)
     axes.plot(sweep["threshold"], sweep["coverage"], color=COLOURS[0], label="share accepted")
     axes.plot(sweep["threshold"], sweep["accuracy"], color=COLOURS[2], linestyle="-.", label="accuracy of these")
     _threshold_line(axes.axvline, caption)
@@ -237,8 +263,8 @@ def confusion_at_threshold(table: pd.DataFrame, classes: tuple[str, ...], captio
     axes.set_axis_off()
     if table.empty:
         return figure
-    above = table["confidence"] >= caption.threshold
-    for position, (side, title) in enumerate(((above, "accepted"), (~above, "below the threshold"))):
+    above = offered_confidence(table) >= caption.threshold
+    for position, (side, title) in enumerate(((above, "accepted"), (~above, "not accepted"))):
         counts = confusion(table.loc[side, "label"], table.loc[side, "predicted_class"], classes)
         box = axes.inset_axes((0.08 + 0.5 * position, 0.12, 0.4, 0.76))
         box.imshow(counts, cmap="Blues", vmin=0, vmax=max(int(counts.to_numpy().max()), 1) * 1.6, aspect="auto")
@@ -361,7 +387,7 @@ def _time_axis(axes: Axes, times: "pd.Series[pd.Timestamp]", beside: pd.Timedelt
         return
     if times.min() == times.max():
         axes.set_xlim(mdates.date2num(times.min() - beside), mdates.date2num(times.max() + beside))
-    locator = AutoDateLocator()
+    locator = AutoDateLocator(minticks=3, maxticks=6)  # more times of day than that run into each other
     axes.xaxis.set_major_locator(locator)
     # Seconds and minutes with the hour that they are of.
     formats = ["%Y", "%b", "%d", "%H:%M", "%H:%M", "%H:%M:%S"]

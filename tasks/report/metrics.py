@@ -1,7 +1,8 @@
 """Figures of an evaluation's table: pure functions of columns, no AWS and no Prefect.
 
 confidence is the probability of the predicted class, (n,) in [0, 1]; correct is (n,) bool; a threshold accepts
-confidence >= itself. Shares are None, and arrays empty, if there is nothing to divide by.
+confidence >= itself, unless the outlier score says that the image is of no class. Shares are None, and arrays empty, if
+there is nothing to divide by.
 """
 
 import math
@@ -16,19 +17,23 @@ from tasks.run import share
 BINS = 15
 # 97.5 % quantile of the normal distribution, for intervals of 95 %.
 Z = 1.959964
+# Models tell outlier scores in units of their own limit.
+OUTLIER_LIMIT = 1.0
 
 
 @dataclass(frozen=True)
 class Figures:
     """Counts and shares of captured images; accuracies of the labelled ones among them.
 
-    accepted_labelled: those at or above the threshold whose label is known, of which accepted_accuracy is.
+    above_threshold, below_threshold: of those that are of a class; not_a_class: the others. accepted_labelled: those
+    that are accepted and whose label is known, of which accepted_accuracy is.
     """
 
     captured: int
     labelled: int
     above_threshold: int
     below_threshold: int
+    not_a_class: int
     accepted_labelled: int
     coverage: float | None
     accuracy: float | None
@@ -45,26 +50,40 @@ class Estimate:
 
 
 def figures(table: pd.DataFrame, threshold: float) -> Figures:
-    """table: columns confidence in [0, 1], label (null if unknown) and correct (bool). threshold in [0, 1].
+    """table: columns confidence in [0, 1], outlier_score (null if the model tells none), label (null if unknown) and
+    correct (bool). threshold in [0, 1].
 
-    Confidence >= threshold is accepted. Raises ValueError for a confidence or threshold outside [0, 1].
+    Raises ValueError for a confidence or threshold outside [0, 1].
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold {threshold} is outside [0, 1]")
     if len(table) and not table["confidence"].between(0, 1).all():
         raise ValueError("a confidence is outside [0, 1]")
-    above, known, correct = table["confidence"] >= threshold, table["label"].notna(), table["correct"]
-    accepted = int(above.sum())
+    known, correct, outlier = table["label"].notna(), table["correct"], is_outlier(table)
+    above = (table["confidence"] >= threshold) & ~outlier
+    accepted, of_no_class = int(above.sum()), int(outlier.sum())
     return Figures(
         captured=len(table),
         labelled=int(known.sum()),
         above_threshold=accepted,
-        below_threshold=len(table) - accepted,
+        below_threshold=len(table) - accepted - of_no_class,
+        not_a_class=of_no_class,
         accepted_labelled=int((known & above).sum()),
         coverage=share(accepted, len(table)),
         accuracy=share(int((known & correct).sum()), int(known.sum())),
         accepted_accuracy=share(int((known & correct & above).sum()), int((known & above).sum())),
     )
+
+
+def is_outlier(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Mask of the images of no class; none of those of a model that tells no outlier score."""
+    return table["outlier_score"].astype(float).gt(OUTLIER_LIMIT)
+
+
+def offered_confidence(table: pd.DataFrame) -> np.ndarray:
+    """Confidences (n,) as a threshold sees them: 0 of what is of no class, which no threshold above 0 accepts."""
+    found: np.ndarray = table["confidence"].mask(is_outlier(table), 0.0).to_numpy(dtype=float)
+    return found
 
 
 def wilson_interval(successes: int, n: int, z: float = Z) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from tasks.evaluation.results import Result
 from tasks.evaluation.summary import PASSED
 from tasks.records import RecordError
 from tasks.report.history import History
+from tasks.report.metrics import is_outlier
 from tasks.report.reconciliation import KINDS
 from tasks.report.subject import Subject
 from tasks.report.summary import IndexedReport, ReportSummary, Unmatched
@@ -41,7 +42,7 @@ class Tile:
     """An image of a contact sheet."""
 
     key: str
-    label: str
+    label: str | None
     predicted_class: str
     confidence: float
     inference_id: str
@@ -112,21 +113,30 @@ def render_index(folder: Path, bucket: str) -> str:
 
 
 def interesting(table: pd.DataFrame) -> dict[str, list[Tile]]:
-    """The contact sheets by title: wrong images with the highest confidence, right ones with the lowest."""
+    """The contact sheets by title: wrong images with the highest confidence, right ones with the lowest, and those of
+    no class.
+    """
     known = table["label"].notna()
     wrong = table[known & ~table["correct"]].sort_values(["confidence", "key"], ascending=[False, True]).head(TILES)
     unsure = table[known & table["correct"]].sort_values(["confidence", "key"]).head(TILES)
-    return {"Wrong, and most confident": _tiles(wrong), "Right, and least confident": _tiles(unsure)}
+    strange = table[is_outlier(table) & table["key"].notna()]
+    strange = strange.sort_values(["outlier_score", "key"], ascending=[False, True])
+    sheets = {"Wrong, and most confident": _tiles(wrong), "Right, and least confident": _tiles(unsure)}
+    if len(strange):
+        sheets["Not a class, and farthest"] = _tiles(strange.head(TILES))
+    return sheets
 
 
 def _tiles(rows: pd.DataFrame) -> list[Tile]:
     columns = (rows[name].tolist() for name in ("key", "label", "predicted_class", "confidence", "inference_id"))
-    return [Tile(*values) for values in zip(*columns, strict=True)]
+    return [
+        Tile(key, label if isinstance(label, str) else None, *rest) for key, label, *rest in zip(*columns, strict=True)
+    ]
 
 
 def rows_to_look_at(results: list[Result], missing: set[str]) -> list[Result]:
     """Results that failed, are wrong, were not submitted or not captured; failed ones first."""
-    order = {"failed": 0, "not_submitted": 1, "accepted": 2, "below_threshold": 3}
+    order = {"failed": 0, "not_submitted": 1, "accepted": 2, "not_a_class": 3, "below_threshold": 4}
     chosen = [
         row
         for row in results
@@ -166,8 +176,9 @@ def _threshold_sentences(summary: ReportSummary) -> list[str]:
     else:
         second = f"That shows an accuracy of {target}."
     third = (
-        "The threshold that a model recommends is shown for its networks' answers to training images that each was not "
-        "fitted to, not for the mean of all of them, which serves; what is said here is of the model that served."
+        "The threshold that a model recommends is shown for networks that were each fitted without a part of the "
+        "training images, by what they answered about that part, not for what serves, which was fitted to all of them; "
+        "what is said here is of the model that served."
     )
     return [first, second, third]
 
@@ -196,6 +207,7 @@ def _numbers(summary: ReportSummary) -> list[tuple[str, str, str]]:
     return [
         *(of_labelled if summary.labelled or not summary.captured else [("Labels", "none", "so no accuracy is known")]),
         ("Coverage", share(summary.coverage), f"threshold {summary.threshold:g}"),
+        ("Not a class", f"{summary.not_a_class:,}", "of those captured: too far from the training images"),
         ("Expected accuracy", share(expected.value if expected else None), "from confidence alone, without labels"),
         ("Failed", f"{counts.failed:,}", f"of {counts.submitted:,} submitted, {counts.not_submitted:,} not"),
         (

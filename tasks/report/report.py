@@ -76,7 +76,7 @@ def _draw(analysis: Analysis, folder: Path) -> list[Path]:
     files = draw_all(analysis.table, subject.classes, caption, folder)
     files.append(save(trend(_trend_table(analysis.nights), caption), folder / "trend.png"))
     if summary.drift is not None:
-        histograms = histogram(analysis.baseline), histogram(analysis.confidence)
+        histograms = histogram(analysis.baseline["confidence"].to_numpy()), histogram(analysis.confidence)
         drawn = drift_of_confidence(*histograms, summary.drift, caption)
         files.append(save(drawn, folder / "drift.png"))
     return files
@@ -121,7 +121,7 @@ def markdown(analysis: Analysis, folder: Path) -> str:
         *(f"> {reason}\n" for reason in summary.alerts),
         f"Model {summary.model_version}: {accuracy} of {summary.labelled} labelled images; of "
         f"{summary.captured} captured, {summary.above_threshold} at or above the threshold "
-        f"{summary.threshold:g} and {summary.below_threshold} below it.",
+        f"{summary.threshold:g}, {summary.below_threshold} below it and {summary.not_a_class} of no class.",
         "",
         *counts_table(summary.evaluation),
         *_bars(analysis.confidence, summary.threshold),

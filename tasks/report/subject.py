@@ -15,7 +15,7 @@ from tasks.data.images import dataset_note
 from tasks.errors import SconesError
 from tasks.evaluation.outcome import verdict
 from tasks.evaluation.results import Result, newest_summaries, read_summary, results_of, summary_keys
-from tasks.evaluation.summary import MISSED, PASSED, Counts, EvaluationSummary, Outcome
+from tasks.evaluation.summary import DECIDED, MISSED, PASSED, Counts, EvaluationSummary, Outcome
 from tasks.installation import DatasetNote, Installation
 from tasks.run import Run, iso
 
@@ -55,7 +55,7 @@ class Subject:
     @property
     def expected(self) -> list[str]:
         """Inference ids that the endpoint answered, so that a capture record must exist."""
-        return [row.inference_id for row in self.results if row.status in ("accepted", "below_threshold")]
+        return [row.inference_id for row in self.results if row.status in DECIDED]
 
 
 @task(task_run_name="read the evaluation")

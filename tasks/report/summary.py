@@ -70,10 +70,11 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     """reports/DATE/RUN/summary.json.
 
     window: whether it is about a window of time, not one evaluation. evaluation: numbers of planned images. captured,
-    labelled, above_threshold, below_threshold, accepted_labelled: numbers of images; accuracies are of those of them
-    whose label is known. inferences: before each image counted once. reconciliation: lines by kind. provisional:
-    capture records are missing, and running the report again completes it. inputs: how far the images are from those of
-    the training. tests: of calibration and drift, judged together. alerts: why somebody should look at it.
+    labelled, above_threshold, below_threshold, not_a_class, accepted_labelled: numbers of images; accuracies are of
+    those of them whose label is known. inferences: before each image counted once. reconciliation: lines by kind.
+    provisional: capture records are missing, and running the report again completes it. feature_drift: of the outlier
+    scores. inputs: how far the images are from those of the training. tests: of calibration and drift, judged together.
+    alerts: why somebody should look at it.
     """
 
     run: str
@@ -97,6 +98,7 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     labelled: int
     above_threshold: int
     below_threshold: int
+    not_a_class: int
     accepted_labelled: int
     coverage: float | None
     accuracy: float | None
@@ -107,6 +109,7 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     estimated_accuracy: Estimate | None
     drift: Drift | None
     coverage_change: CoverageChange | None
+    feature_drift: Drift | None
     inputs: InputDrift | None
     tests: tuple[Judged, ...]
     alerts: tuple[str, ...]

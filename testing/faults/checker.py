@@ -16,7 +16,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-RESULT = {"accepted", "below_threshold", "failed"}
+# Statuses of a decision, by how the execution ends.
+DECISIONS = {
+    ("SUCCEEDED", None): "accepted",
+    ("FAILED", "LowConfidence"): "below_threshold",
+    ("FAILED", "NotAClass"): "not_a_class",
+}
+DECIDED = set(DECISIONS.values())
+RESULT = {*DECIDED, "failed"}
 
 
 @dataclass
@@ -249,7 +256,7 @@ def _check_parts(
         if row["inference_id"] not in planned:
             verdict.wrong.append(f"{row['inference_id']} was not planned")
     for name, row in told.items():
-        if row["status"] in ("accepted", "below_threshold") and name not in written:
+        if row["status"] in DECIDED and name not in written:
             verdict.wrong.append(f"{name} is {row['status']} and no part has it")
         if row["status"] == "failed" and name not in written and row["failed_state"] != "ClassifyBatch":
             verdict.wrong.append(f"{name} failed in {row['failed_state']} and no part has it")
@@ -272,19 +279,28 @@ def _check_repetitions(
 def _check_answers(verdict: Verdict, results: list[dict[str, Any]], captures: dict[str, list[dict[str, Any]]]) -> None:
     """The decision is what the endpoint answered, by its own record."""
     for row in results:
-        if row["status"] not in ("accepted", "below_threshold"):
+        if row["status"] not in DECIDED:
             continue
         for record in captures.get(row["inference_id"], []):
-            confidence = max(json.loads(record["captureData"]["endpointOutput"]["data"]))
-            if abs(confidence - row["confidence"]) > 1e-9:
-                verdict.wrong.append(f"{row['inference_id']} has {row['confidence']}, and {confidence} is captured")
-        if (row["confidence"] >= row["threshold"]) != (row["status"] == "accepted"):
-            verdict.wrong.append(f"{row['key']} is {row['status']} with {row['confidence']} at {row['threshold']}")
+            answer = json.loads(record["captureData"]["endpointOutput"]["data"])
+            told = max(answer["probabilities"]), answer["outlier_score"]
+            if told != (row["confidence"], row["outlier_score"]):
+                verdict.wrong.append(f"{row['inference_id']} is {row}, and {answer} is captured")
+        _check_limits(verdict, row)
+
+
+def _check_limits(verdict: Verdict, row: dict[str, Any]) -> None:
+    """The status follows from confidence, threshold and outlier score."""
+    expected = "accepted" if row["confidence"] >= row["threshold"] else "below_threshold"
+    if row["outlier_score"] is not None and row["outlier_score"] > 1:
+        expected = "not_a_class"
+    if row["status"] != expected:
+        verdict.wrong.append(f"{row['inference_id']} is {row['status']}, and should be {expected}: {row}")
 
 
 def _check_statuses(verdict: Verdict, results: list[dict[str, Any]], bad: set[str], cancelled: bool) -> None:
     for row in results:
-        good = row["status"] in ("accepted", "below_threshold")
+        good = row["status"] in DECIDED
         if row["key"] in bad and good:
             verdict.wrong.append(f"{row['key']} can't be classified, and is {row['status']}")
         if row["key"] not in bad and not good and not cancelled:
@@ -313,7 +329,7 @@ def _check_counts(verdict: Verdict, results: list[dict[str, Any]], summary: dict
     if summary["planned"] != len(results) or summary["planned"] != summary["submitted"] + summary["not_submitted"]:
         verdict.lost.append("planned is not submitted and not_submitted")
     if summary["submitted"] != sum(summary[status] for status in RESULT):
-        verdict.lost.append("submitted is not accepted, below_threshold and failed")
+        verdict.lost.append("submitted is not the sum of its statuses")
 
 
 def _check_executions(verdict: Verdict, results: list[dict[str, Any]], executions: dict[str, dict[str, Any]]) -> None:
@@ -346,12 +362,10 @@ def _check_end(verdict: Verdict, row: dict[str, Any], execution: dict[str, Any])
         verdict.wrong.append(f"execution {name} was given {execution['input']}, not {row['key']}")
     if row["execution_arn"] != execution["executionArn"]:
         verdict.wrong.append(f"{name} names the execution {row['execution_arn']}")
-    expected, decision = "failed", {}
-    if status == "SUCCEEDED":
-        expected, decision = "accepted", json.loads(execution["output"])
-    elif status == "FAILED" and execution.get("error") == "LowConfidence":
-        expected, decision = "below_threshold", json.loads(execution["cause"])
-    elif status == "RUNNING":
+    expected = DECISIONS.get((status, execution.get("error")), "failed")
+    told = execution["output"] if expected == "accepted" else execution.get("cause", "")
+    decision = {} if expected == "failed" else json.loads(told)
+    if status == "RUNNING":
         verdict.wrong.append(f"execution {name} still runs")
     if row["status"] != expected:
         verdict.wrong.append(f"{name} is {row['status']}, but its execution ended {status} {execution.get('error')}")
@@ -359,17 +373,16 @@ def _check_end(verdict: Verdict, row: dict[str, Any], execution: dict[str, Any])
         if row["error"] not in (execution.get("error"), status):
             verdict.wrong.append(f"{name} failed with {row['error']}, its execution with {execution.get('error')}")
     else:
-        for member in ("predicted_class", "confidence", "threshold"):
+        for member in ("predicted_class", "confidence", "threshold", "outlier_score"):
             if row[member] != decision[member]:
                 verdict.wrong.append(f"{name} has the {member} {row[member]}, its execution {decision[member]}")
-        if (row["confidence"] >= row["threshold"]) != (expected == "accepted"):
-            verdict.wrong.append(f"{name} is {expected} with {row['confidence']} at the threshold {row['threshold']}")
+        _check_limits(verdict, row)
 
 
 def _check_capture(
     verdict: Verdict, world: World, results: list[dict[str, Any]], begun: datetime, seconds: float
 ) -> None:
-    decided = {row["inference_id"] for row in results if row["status"] in ("accepted", "below_threshold")}
+    decided = {row["inference_id"] for row in results if row["status"] in DECIDED}
     deadline = time.monotonic() + seconds
     while missing := decided - world.captured(begun).keys():
         if time.monotonic() > deadline:
@@ -379,7 +392,7 @@ def _check_capture(
 
 
 def _decided(execution: dict[str, Any]) -> bool:
-    return execution["status"] == "SUCCEEDED" or execution.get("error") == "LowConfidence"
+    return (execution["status"], execution.get("error")) in DECISIONS
 
 
 def _moment(execution: dict[str, Any]) -> datetime:

@@ -17,10 +17,10 @@ from settings import BULK_PREFIX, run_id
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.data.dataset import png
-from tasks.data.generated import draw
+from tasks.data.generated import FAR, draw
 from tasks.evaluation import executions
 from tasks.evaluation.results import Result, results_of
-from tasks.evaluation.summary import EvaluationSummary
+from tasks.evaluation.summary import STATUSES, EvaluationSummary
 from tasks.report.subject import ReportError, read_evaluation
 from tasks.run import Run, utc_now
 from testing.faults.bulk_runs import BulkLab
@@ -81,9 +81,7 @@ def balanced(installed: Any, summary: EvaluationSummary, results: list[Result]) 
     assert [row.key for row in results] == [line["key"] for line in manifest]
     counts = Counter(row.status for row in results)
     assert sum(counts.values()) == summary.planned == len({line["inference_id"] for line in manifest})
-    assert {name: counts[name] for name in ("accepted", "below_threshold", "failed", "not_submitted")} == {
-        name: getattr(summary, name) for name in ("accepted", "below_threshold", "failed", "not_submitted")
-    }
+    assert {status: counts[status] for status in STATUSES} == {status: getattr(summary, status) for status in STATUSES}
     rows = [
         row["inference_id"]
         for key in storage.list_etags(installed.bucket, f"{prefix}parts/")
@@ -145,6 +143,21 @@ def test_a_prefix_without_labels(installed: Any, prefix: str) -> None:
     assert read_evaluation.fn(installed.bucket, None, summary.run).run == Run(summary.run, summary.date)
     with pytest.raises(ReportError, match="there is no evaluation 'fedcba987654'"):
         read_evaluation.fn(installed.bucket, None, "fedcba987654")
+
+
+def test_pictures_of_other_things_are_counted_as_no_class(installed: Any) -> None:
+    name = f"incoming/{uuid.uuid4().hex[:8]}/"
+    drawn = {f"{name}{thing}-{seed}.png": png(draw(thing, seed)) for thing in FAR for seed in range(3)}
+    storage.upload_changed(installed.bucket, name, drawn)
+    summary, results = finished(installed, begin({"prefix": name}), "Passed", "Missed")
+    balanced(installed, summary, results)
+    assert 0 < summary.not_a_class <= summary.planned == len(drawn)
+    for row in results:
+        assert row.outlier_score is not None and (row.status == "not_a_class") == (row.outlier_score > 1)
+    folder = reports_folder() / summary.date / summary.run
+    report = eventually(lambda: (folder / "summary.json").exists() and read_json(folder / "summary.json"), 120)
+    assert report["not_a_class"] == report["evaluation"]["not_a_class"] == summary.not_a_class
+    assert "Not a class, and farthest" in (folder / "report.html").read_text()
 
 
 def test_a_night_of_many_images_runs_in_batches_survives_a_kill_and_is_judged_once(

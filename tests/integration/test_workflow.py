@@ -15,7 +15,7 @@ from local_aws.config import ROOT
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.data.dataset import png
-from tasks.data.generated import draw
+from tasks.data.generated import FAR, draw
 from tasks.evaluation.executions import Execution, ExecutionConflict, describe, start
 
 PAYLOAD_LIMIT = 262_144
@@ -47,7 +47,7 @@ def decision(execution: Execution) -> dict[str, Any]:
     if execution.status == "SUCCEEDED":
         assert execution.output is not None
         return execution.output
-    assert execution.error == "LowConfidence", (execution.error, execution.cause)
+    assert execution.error in ("LowConfidence", "NotAClass"), (execution.error, execution.cause)
     loaded: dict[str, Any] = json.loads(execution.cause or "")
     return loaded
 
@@ -57,17 +57,36 @@ def test_an_image_ends_accepted_or_below_the_threshold(installed: Any) -> None:
     found = decision(execution)
     assert found["predicted_class"] in installed.classes
     assert found["threshold"] == installed.threshold == 0.93
-    assert (execution.status == "SUCCEEDED") == (found["confidence"] >= 0.93)
+    assert end(execution) == expected_end(found)
 
 
-def test_a_blend_of_both_classes_ends_in_low_confidence(installed: Any) -> None:
+def end(execution: Execution) -> str | None:
+    return None if execution.status == "SUCCEEDED" else execution.error
+
+
+def expected_end(found: dict[str, Any]) -> str | None:
+    if found["outlier_score"] > 1:
+        return "NotAClass"
+    return None if found["confidence"] >= found["threshold"] else "LowConfidence"
+
+
+def test_a_blend_of_both_classes_is_not_accepted(installed: Any) -> None:
     """Half a bicycle, half a motorcycle: the fixture that no confident answer is right for."""
     blend = (ROOT / "tests" / "fixtures" / "ambiguous.png").read_bytes()
     execution = classify(installed, blend)
-    assert (execution.status, execution.error) == ("FAILED", "LowConfidence")
-    found = json.loads(execution.cause or "")
-    assert set(found) == {"predicted_class", "confidence", "threshold"}
-    assert found["confidence"] < found["threshold"]
+    assert execution.status == "FAILED"
+    found = decision(execution)
+    assert set(found) == {"predicted_class", "confidence", "threshold", "outlier_score"}
+    assert execution.error == expected_end(found)
+
+
+def test_pictures_of_other_things_end_as_no_class_by_their_outlier_score(installed: Any) -> None:
+    ends = []
+    for name in FAR:
+        execution = classify(installed, png(draw(name, 1)))
+        ends.append(end(execution))
+        assert ends[-1] == expected_end(decision(execution))
+    assert "NotAClass" in ends
 
 
 def test_the_fixture_is_what_its_test_says() -> None:

@@ -42,6 +42,15 @@ def test_records_are_read_in_each_encoding(line: bytes) -> None:
     assert row["time"] == datetime(2026, 11, 22, 17, 25, 49, tzinfo=UTC)
 
 
+def test_a_verbose_answer_has_an_outlier_score() -> None:
+    (row,) = decode("key", record(data='{"probabilities": [0.1, 0.9], "outlier_score": 1.5}')).to_pylist()
+    assert (row["confidence"], row["predicted"], row["outputs"], row["outlier_score"]) == (0.9, 1, 2, 1.5)
+    (row,) = decode("key", record(data='{"probabilities": [0.1, 0.9], "outlier_score": null}')).to_pylist()
+    assert (row["confidence"], row["outlier_score"]) == (0.9, None)
+    (row,) = decode("key", record()).to_pylist()
+    assert row["outlier_score"] is None
+
+
 def test_times_of_every_zone_are_utc() -> None:
     (row,) = decode("key", record(time="2026-11-22T18:25:49.123456+01:00")).to_pylist()
     assert row["time"] == datetime(2026, 11, 22, 17, 25, 49, 123456, tzinfo=UTC)
@@ -59,6 +68,8 @@ BAD = {
     "an empty answer": record(data="[]"),
     "not a number": record(data="[NaN, 1]"),
     "outside 0 to 1": record(data="[2, -1]"),
+    "an object without probabilities": record(data='{"outlier_score": 1}'),
+    "a negative outlier score": record(data='{"probabilities": [0.1, 0.9], "outlier_score": -1}'),
     "no base64": record(encoding="BASE64"),
     "another encoding": record(encoding="XML"),
     "no event": record(event=""),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("member=")]
     epochs = sorted((line[0], line[1]) for line in lines)
-    assert epochs == [(f"member={m}/2", f"epoch={e}/2") for m in (1, 2) for e in (1, 2)]
+    assert epochs == [(f"member={m}/3", f"epoch={e}/2") for m in (1, 2, 3) for e in (1, 2)]
     return folder / "model"
 
 
@@ -89,7 +90,7 @@ def test_wrong_data_ends_training_with_what_is_wrong(tmp_path: Path) -> None:
     assert "train.lst, line 4" in done.stderr
 
 
-def ask(model: Path, images: list[bytes]) -> list[object]:
+def ask(model: Path, images: list[bytes], accept: str = "application/json") -> list[Any]:
     """Answers of inference.py, or the status and message with which it refuses."""
     code = """
 import json, sys, base64
@@ -99,7 +100,9 @@ model = inference.model_fn(sys.argv[1])
 for line in sys.stdin:
     try:
         data = inference.input_fn(base64.b64decode(line), "application/x-image")
-        print(inference.output_fn(inference.predict_fn(data, model), "application/json"))
+        body, content_type = inference.output_fn(inference.predict_fn(data, model), sys.argv[2])
+        assert content_type == "application/json"
+        print(body)
     except BaseInferenceToolkitError as error:
         print(json.dumps([error.status_code, error.message]))
 """
@@ -107,7 +110,7 @@ for line in sys.stdin:
 
     lines = "\n".join(base64.b64encode(image).decode() for image in images)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(model)],
+        [sys.executable, "-c", code, str(model), accept],
         input=lines + "\n",
         env={**os.environ, "PYTHONPATH": str(model / "code")},
         capture_output=True,
@@ -137,6 +140,17 @@ def test_inference_answers_one_probability_per_class(model: Path) -> None:
     for answer in ask(model, [encoded(image, kind) for image in sizes for kind in ("PNG", "JPEG")]):
         assert isinstance(answer, list) and len(answer) == 2
         assert sum(answer) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_verbose_answer_has_the_same_probabilities_and_an_outlier_score(model: Path) -> None:
+    images = [encoded(picture(), "PNG"), png(draw("bicycle", 1))]
+    plain = ask(model, images)
+    for accept in ("application/json; verbose=true", 'Application/JSON;Verbose="TRUE"'):
+        for answer, probabilities in zip(ask(model, images, accept), plain, strict=True):
+            assert answer["probabilities"] == probabilities
+            assert answer["outlier_score"] > 0
+    for accept in ("*/*", "application/json; verbose=false", "text/csv", "application/jsonlines; verbose=true"):
+        assert ask(model, images, accept) == plain
 
 
 def test_every_mode_of_an_image_is_answered_like_the_image_itself(model: Path) -> None:
@@ -210,6 +224,25 @@ def test_the_figures_of_a_job_are_those_of_its_artifact(model: Path) -> None:
     assert figures["images"] == 24
     assert figures["recommended_threshold"] is None  # 24 images prove nothing
     assert json.loads((model / "model.json").read_text())["temperature"] == figures["temperature"]
+
+
+def test_a_share_of_the_confident_images_is_over_the_limit(model: Path) -> None:
+    answers = np.loadtxt(model / "out_of_fold.csv", delimiter=",", skiprows=1, usecols=(2, 3, 6))
+    confidence, scores = answers[:, :2].max(axis=1), answers[:, 2]
+    confident = scores[confidence >= np.sort(confidence)[11]]
+    # 3 % of 12 or 13 images: the limit is between the two highest scores.
+    assert np.sort(confident)[-2] < 1 < confident.max()
+    assert json.loads((model / "metrics.json").read_text())["outlier_share"] == pytest.approx((scores > 1).mean())
+
+
+def test_an_ensemble_without_outlier_scores_is_trained_and_served(tmp_path: Path) -> None:
+    done = run_training(tmp_path, "--classifier", "ensemble", "--outlier_share", "0", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "member=2/2" in done.stdout and "member=3" not in done.stdout
+    (answer,) = ask(tmp_path / "model", [png(draw("bicycle", 1))], "application/json; verbose=true")
+    assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5) and answer["outlier_score"] is None
+    figures = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    assert figures["outlier_share"] == 0 and figures["hyperparameters"]["classifier"] == "ensemble"
 
 
 @pytest.mark.parametrize(

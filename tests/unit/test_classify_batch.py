@@ -65,6 +65,7 @@ class Functions:
         self.classified: list[str] = []
         self.errors: dict[str, list[Exception]] = {}
         self.inferences = [0.02, 0.98]
+        self.outlier_score: float | None = 0.5
         monkeypatch.setattr(self.module.serialize_image_data, "s3", self.storage)
         monkeypatch.setattr(self.module.serialize_image_data, "handler", lambda event, _: {**event, "image_data": "x"})
         monkeypatch.setattr(self.module.classify_image, "handler", self._classify)
@@ -75,7 +76,7 @@ class Functions:
         waiting = self.errors.get(event["key"])
         if waiting:
             raise waiting.pop(0) if len(waiting) > 1 else waiting[0]
-        return {**event, "inferences": self.inferences}
+        return {**event, "inferences": self.inferences, "outlier_score": self.outlier_score}
 
     def run(self, *keys: str, milliseconds: int = 300_000, **batch: Any) -> dict[str, int]:
         items = [{"inference_id": f"run-{key}-a1", "key": key, "etag": None, "label": "a"} for key in keys]
@@ -107,10 +108,14 @@ def test_every_image_gets_a_row_and_an_error_is_its_own(functions: Functions) ->
         "ClassifyImage",
     )
     good = rows["1"]
-    assert (good.status, good.predicted_class, good.confidence) == ("accepted", "b", 0.98)
+    assert (good.status, good.predicted_class, good.confidence, good.outlier_score) == ("accepted", "b", 0.98, 0.5)
     assert (good.label, good.model_version, good.threshold, good.execution_arn) == ("a", "v7", 0.93, "arn")
     functions.inferences = [0.3, 0.7]
     assert functions.run("other") == {"rows": 1, "below_threshold": 1}
+    functions.inferences, functions.outlier_score = [0.02, 0.98], 1.01
+    assert functions.run("strange") == {"rows": 1, "not_a_class": 1}
+    functions.outlier_score = None
+    assert functions.run("of a model that tells none") == {"rows": 1, "accepted": 1}
 
 
 def test_a_batch_that_is_run_again_classifies_only_what_it_lacks(functions: Functions) -> None:

@@ -191,7 +191,7 @@ def test_the_cost_counts_every_attempt_and_the_prices_fit_the_workflow() -> None
         million.state_transitions + million.functions + million.requests + 0.115, abs=1e-5
     )
     states = json.loads((ROOT / "statemachine" / "classify_image.asl.json").read_text())["States"]
-    way = ["SerializeImageData", "ClassifyImage", "FilterLowConfidence", "MeetsThreshold", "Accepted"]
+    way = ["SerializeImageData", "ClassifyImage", "FilterLowConfidence", "Decide", "Accepted"]
     assert set(way) <= set(states)
     assert len(way) + 2 == TRANSITIONS
 

@@ -63,6 +63,44 @@ def test_inferences_that_are_no_probabilities_are_refused(
         filter_low_confidence.handler({**golden("filter_low_confidence")["event"], "inferences": inferences}, None)
 
 
+@pytest.mark.parametrize(("score", "is_a_class"), [(None, True), (0, True), (1.0, True), (1.0001, False), (1e9, False)])
+def test_an_outlier_score_over_its_limit_is_no_class_however_confident(
+    filter_low_confidence: ModuleType, score: float | None, is_a_class: bool
+) -> None:
+    event = {**golden("filter_low_confidence")["event"], "inferences": [1.0, 0.0], "outlier_score": score}
+    result = filter_low_confidence.handler(event, None)
+    assert (result["is_a_class"], result["meets_threshold"]) == (is_a_class, True)
+    del event["outlier_score"]
+    assert filter_low_confidence.handler(event, None)["is_a_class"]
+
+
+@pytest.mark.parametrize("score", [-0.1, float("nan"), float("inf"), "1", True, [0.5]])
+def test_an_outlier_score_that_is_none_is_refused(filter_low_confidence: ModuleType, score: object) -> None:
+    with pytest.raises(filter_low_confidence.InvalidInferences, match="not an outlier score"):
+        filter_low_confidence.handler({**golden("filter_low_confidence")["event"], "outlier_score": score}, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        ("[0.2, 0.8]", {"inferences": [0.2, 0.8], "outlier_score": None}),
+        ('{"probabilities": [0.2, 0.8]}', {"inferences": [0.2, 0.8], "outlier_score": None}),
+        ('{"probabilities": [1, 0], "outlier_score": 2}', {"inferences": [1, 0], "outlier_score": 2}),
+    ],
+)
+def test_a_models_plain_answer_and_its_verbose_one_are_both_read(body: str, answer: dict[str, Any]) -> None:
+    assert load("classify_image")._answer(body.encode()) == answer
+
+
+@pytest.mark.parametrize(
+    "body", ["", "7", '"text"', "{}", '{"probabilities": 7}', '{"probabilities": [0], "outlier_score": []}']
+)
+def test_another_answer_is_the_models_error(body: str) -> None:
+    module = load("classify_image")
+    with pytest.raises(module.ModelError, match="not a list of probabilities"):
+        module._answer(body.encode())
+
+
 @pytest.mark.parametrize("name", HANDLERS)
 @pytest.mark.parametrize("event", [None, [], "text", {}, {"bucket": 1, "key": 2}, {"bucket": "", "key": ""}])
 def test_events_of_another_shape_are_invalid_input(monkeypatch: pytest.MonkeyPatch, name: str, event: object) -> None:

@@ -69,7 +69,7 @@ def test_a_class_that_nobody_saw_has_a_row_and_a_column() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_curve_and_sweep_are_the_figures_at_each_threshold(seed: int) -> None:
     confidence, correct = sample(seed, 400)
-    table = pd.DataFrame({"confidence": confidence, "correct": correct, "label": "bicycle"})
+    table = pd.DataFrame({"confidence": confidence, "outlier_score": None, "correct": correct, "label": "bicycle"})
     curve = coverage_curve(confidence, correct)
     assert curve["threshold"].is_monotonic_decreasing
     sweep = threshold_sweep(confidence, correct, curve["threshold"].to_numpy())

@@ -17,7 +17,7 @@ def result(name: str, status: Status = "accepted", **rest: Any) -> Result:
 
 
 def captured(*names: str | None, minute: int = 35, **rest: Any) -> Captured:
-    rows = [[name, pd.Timestamp(f"2026-11-22T03:{minute}Z"), "v1", 0.9, "bicycle"] for name in names]
+    rows = [[name, pd.Timestamp(f"2026-11-22T03:{minute}Z"), "v1", 0.9, 0.5, "bicycle"] for name in names]
     return Captured(pd.DataFrame(rows, columns=COLUMNS), **rest)
 
 

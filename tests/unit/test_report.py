@@ -41,6 +41,7 @@ def table(n: int) -> pd.DataFrame:
         {
             "time": start + pd.Timedelta(seconds=index),
             "confidence": 0.5 + (index * 37 % 50) / 100,
+            "outlier_score": 2.0 if index % 50 == 49 else 0.5,
             "predicted_class": CLASSES[index % 2],
             "label": CLASSES[(index + (index % 7 == 0)) % 2],
             "correct": index % 7 != 0,
@@ -49,9 +50,9 @@ def table(n: int) -> pd.DataFrame:
         }
         for index in range(n)
     ]
-    columns = ["time", "confidence", "predicted_class", "label", "correct", "key", "inference_id"]
+    columns = ["time", "confidence", "outlier_score", "predicted_class", "label", "correct", "key", "inference_id"]
     frame = pd.DataFrame(rows, columns=columns)
-    return frame.astype({"confidence": float, "correct": bool}).assign(
+    return frame.astype({"confidence": float, "outlier_score": float, "correct": bool}).assign(
         time=pd.to_datetime(frame["time"], utc=True),
         predicted_class=pd.Categorical(frame["predicted_class"], CLASSES),
         label=pd.Categorical(frame["label"], CLASSES),
@@ -76,14 +77,16 @@ def test_without_labels_nothing_is_drawn_or_said_of_accuracy(tmp_path: Path) -> 
 
 
 def test_figures_count_the_threshold_as_accepted() -> None:
-    frame = pd.DataFrame({"confidence": [0.93, 0.9299, 1.0], "correct": [True, True, False], "label": "bicycle"})
+    frame = pd.DataFrame(
+        {"confidence": [0.93, 0.9299, 1.0], "outlier_score": None, "correct": [True, True, False], "label": "bicycle"}
+    )
     found = figures(frame, 0.93)
     assert (found.above_threshold, found.below_threshold) == (2, 1)
     assert (found.coverage, found.accuracy, found.accepted_accuracy) == (2 / 3, 2 / 3, 0.5)
 
 
 def test_figures_refuse_what_is_no_probability() -> None:
-    frame = pd.DataFrame({"confidence": [1.2], "correct": [True], "label": "bicycle"})
+    frame = pd.DataFrame({"confidence": [1.2], "outlier_score": 0.5, "correct": [True], "label": "bicycle"})
     with pytest.raises(ValueError, match="confidence"):
         figures(frame, 0.5)
     with pytest.raises(ValueError, match="threshold"):
@@ -234,7 +237,8 @@ def test_nothing_of_a_record_reaches_the_page_unescaped() -> None:
 
 
 def test_the_contact_sheets_show_the_confidently_wrong_and_the_barely_right() -> None:
-    wrong, right = interesting(table(200)).values()
+    wrong, right, strange = interesting(table(200)).values()
+    assert [tile.key for tile in strange] == [f"test/{index}.png" for index in (149, 199, 49, 99)]
     assert len(wrong) == len(right) == 12
     assert [tile.confidence for tile in wrong] == sorted((tile.confidence for tile in wrong), reverse=True)
     assert [tile.confidence for tile in right] == sorted(tile.confidence for tile in right)
@@ -276,7 +280,7 @@ def test_an_alert_needs_more_than_chance() -> None:
 
 def records(*names: str | None) -> pd.DataFrame:
     frame = pd.DataFrame(
-        [[name, pd.Timestamp("2026-11-22T03:31Z"), "v1", 0.99, "bicycle"] for name in names], columns=COLUMNS
+        [[name, pd.Timestamp("2026-11-22T03:31Z"), "v1", 0.99, 0.5, "bicycle"] for name in names], columns=COLUMNS
     )
     return frame.astype({"predicted_class": pd.CategoricalDtype(list(CLASSES)), "inference_id": "str"})
 
@@ -310,7 +314,7 @@ def night(number: int, **changed: Any) -> EvaluationSummary:
 def test_the_artifact_draws_what_there_is(tmp_path: Path) -> None:
     def text(n: int, nights: int) -> str:
         summary, before = summary_of(ABOUT, table(n)), [night(1, accuracy=0.9, coverage=0.7)] * nights
-        return markdown(Analysis(ABOUT, summary, table(n), table(n), before, np.array([]), [], ()), tmp_path)
+        return markdown(Analysis(ABOUT, summary, table(n), table(n), before, table(0), [], ()), tmp_path)
 
     assert "█" not in text(0, 0) and "mermaid" not in text(0, 1)
     assert "| 0.50 to 0.55 | 1 | " + "█" * 24 + " |" in text(1, 1)

@@ -119,7 +119,7 @@ def test_a_file_that_is_none_is_refused(file: Path, monkeypatch: pytest.MonkeyPa
     assert "which is no file" in problems()[0]
     monkeypatch.delenv("SCONES_SETTINGS")
     monkeypatch.setattr("settings.ROOT", file.parent)
-    assert chosen().epochs == 42  # nobody has to have one
+    assert chosen().epochs == 84  # nobody has to have one
 
 
 def test_local_settings_are_refused_in_one_line_too(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

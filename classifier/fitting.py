@@ -1,0 +1,136 @@
+"""Fits one network: the recipe of its training, and how images are varied for it."""
+
+import argparse
+import copy
+import math
+import time
+from typing import Any
+
+import torch
+from network import BATCH, Classifier, features, normalize
+from torch import Tensor, nn
+
+WEIGHT_DECAY = 0.05
+LABEL_SMOOTHING = 0.05
+AVERAGING = 0.99
+SHIFT = 3
+# Turned images among those of a batch, as a share of the others, and the weight of telling them apart.
+TURNED_SHARE = 0.5
+TURNED_WEIGHT = 0.5
+
+
+def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: str) -> Classifier:
+    """Trains a network on what it is given and returns the average of its weights over the last epochs.
+
+    Besides the classes it learns to tell upright images from turned ones, as examples of what is of no class. member:
+    how its lines of progress begin.
+    """
+    images = normalize(pixels)
+    model = Classifier(options.num_classes, options.image_shape)
+    model.whiten(images)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(model)
+    # Scales and offsets are not decayed: nothing is overfitted with so few of them.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
+        lr=options.learning_rate,
+        betas=(0.9, 0.99),
+    )
+    steps = math.ceil(len(labels) / options.mini_batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=options.learning_rate, total_steps=options.epochs * steps, pct_start=0.2
+    )
+    loss_function = nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
+    half_precision = multiplies_bfloat16()
+    step = 0
+    for epoch in range(1, options.epochs + 1):
+        started = time.monotonic()
+        model.train()
+        total_loss = correct = 0.0
+        for batch in torch.randperm(len(labels)).split(options.mini_batch_size):  # type: ignore[no-untyped-call]
+            if len(batch) < 2:  # batch normalization needs two
+                continue
+            sample = torch.randperm(len(labels))[: max(round(len(batch) * TURNED_SHARE), 1)]
+            varied = torch.cat([augment(images[batch]), turned(augment(images[sample]))])
+            with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
+                outputs = model(varied.contiguous(memory_format=torch.channels_last)).float()
+            logits, is_turned = outputs[: len(batch), :-1], (torch.arange(len(varied)) >= len(batch)).float()
+            loss = loss_function(logits, labels[batch])
+            loss += TURNED_WEIGHT * nn.functional.binary_cross_entropy_with_logits(outputs[:, -1], is_turned)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            # Shorter memory at first, so that few epochs do not average over the untrained network.
+            _average(average, model, min(AVERAGING, step / (step + 10)))
+            total_loss += loss.item() * len(batch)
+            correct += (logits.argmax(1) == labels[batch]).sum().item()
+        print(
+            f"member={member} epoch={epoch}/{options.epochs} "
+            f"train_loss={total_loss / len(labels):.4f} "
+            f"train_accuracy={correct / len(labels):.4f} seconds={time.monotonic() - started:.2f}\n",
+            end="",  # the line end in the same write: other members print too
+            flush=True,
+        )
+    average.eval()
+    found = torch.cat([features(average, part, options.final) for part in images.split(BATCH)])  # type: ignore[no-untyped-call]
+    average.direction.copy_(found.mean(0))
+    return average
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor does, which nearly halves the time; no if PyTorch is too old to tell."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def augment(images: Tensor) -> Tensor:
+    """Random mirror image, shift, saturation, contrast, brightness and cutout of normalized images (n, 3, h, w)."""
+    n, _, height, width = images.shape
+    # Whole pixels and nearest neighbours: 32x32 images have no detail to lose to interpolation.
+    shift = torch.randint(-SHIFT, SHIFT + 1, (n, 2)) * 2 / torch.tensor([width, height])
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = torch.where(torch.rand(n) < 0.5, -1.0, 1.0)
+    theta[:, 1, 1] = 1
+    theta[:, :, 2] = shift
+    grid = nn.functional.affine_grid(theta, [n, 3, height, width], align_corners=False)
+    images = nn.functional.grid_sample(images, grid, "nearest", "reflection", align_corners=False)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * torch.empty(n, 1, 1, 1).uniform_(0.7, 1.3)
+    images = images * torch.empty(n, 1, 1, 1).uniform_(0.8, 1.2) + torch.empty(n, 1, 1, 1).uniform_(-0.2, 0.2)
+    size = height // 4
+    # The hole may stick out of the image.
+    top, left = (torch.randint(-size // 2, side - size // 2, (n, 1, 1)) for side in (height, width))
+    rows, columns = torch.arange(height).view(1, -1, 1), torch.arange(width).view(1, 1, -1)
+    hole = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
+    return images.masked_fill(hole.unsqueeze(1), 0)
+
+
+def turned(images: Tensor) -> Tensor:
+    """Images (n, channels, height, width) turned by a quarter, a half or three; by a half if they are not square.
+
+    Whoever tells them from upright ones learns what upright ones of the classes look like, and so notices other things
+    too (Hendrycks et al. 2019; Tack et al. 2020).
+    """
+    quarters = (
+        torch.randint(1, 4, (len(images),)) if images.shape[2] == images.shape[3] else torch.full((len(images),), 2)
+    )
+    result = torch.empty_like(images)
+    for count in (1, 2, 3):
+        rows = quarters == count
+        result[rows] = images[rows].rot90(count, (2, 3))
+    return result
+
+
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Moves the average of the weights a step towards the model's; buffers are taken as they are."""
+    with torch.no_grad():
+        for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
