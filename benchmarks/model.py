@@ -313,6 +313,12 @@ def by_cross_validation(folds: list[Fold], real: bool) -> list[Figure]:
     figures = [
         Figure("cross-validated accuracy (jobs on 4 of 5 folds)", statistics.mean(accuracies), "", runs),
         Figure(
+            "  standard deviation between repeats",
+            statistics.stdev(accuracies) if len(folds) > 1 else float("nan"),
+            "",
+            runs,
+        ),
+        Figure(
             "  more than the ensemble of each job's members",
             statistics.mean(accuracies) - statistics.mean(of_ensembles),
             "",
@@ -325,12 +331,6 @@ def by_cross_validation(folds: list[Fold], real: bool) -> list[Figure]:
             "",
             runs,
             at_most=0.03 if real else None,
-        ),
-        Figure(
-            "  standard deviation between repeats",
-            statistics.stdev(accuracies) if len(folds) > 1 else float("nan"),
-            "",
-            runs,
         ),
     ]
     first = folds[0]

@@ -234,8 +234,8 @@ def normalize(pixels: Tensor) -> Tensor:
 def answers(network: nn.Module, images: Tensor, shifted: bool) -> Answers:
     """What a Classifier says of normalized images, averaged over each image's views.
 
-    Views are the image and its mirror image, and with `shifted` both again, moved by a pixel to either side along the
-    diagonal. Nothing is learned from one image about another.
+    Views are the image and its mirror image; with `shifted` the mirror image is moved by a pixel along the diagonal,
+    and the image itself, moved the other way, is a third. Nothing is learned from one image about another.
     """
     assert isinstance(network, Classifier)
     with torch.inference_mode():
@@ -257,9 +257,8 @@ def _directions(of_views: Tensor) -> Tensor:
 
 def _of_views(network: Classifier, images: Tensor, shifted: bool) -> Tensor:
     """Features (views, n, features)."""
-    views = [images, images.flip(3)]
-    if shifted:
-        views += [_moved(view, pixels) for view in views for pixels in (1, -1)]
+    mirrored = images.flip(3)
+    views = [images, _moved(mirrored, 1), _moved(images, -1)] if shifted else [images, mirrored]
     batch = torch.cat(views).contiguous(memory_format=torch.channels_last)
     found: Tensor = network.features(batch).flatten(1).unflatten(0, (len(views), len(images)))
     return found
