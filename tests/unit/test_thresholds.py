@@ -1,5 +1,6 @@
 """The recommended threshold against values worked out by hand, and against simulated models whose errors are known."""
 
+import json
 import sys
 from collections.abc import Callable
 
@@ -101,6 +102,31 @@ def test_equal_confidences_are_accepted_together(method: str) -> None:
     correct = np.array([True] * 500 + [True] * 50 + [False] * 50)
     found = thresholds.recommend_threshold(confidence, correct, method=method)
     assert found is not None and found.value == 0.9 and found.coverage == pytest.approx(5 / 6)
+
+
+def test_an_independent_implementation_of_learn_then_test_agrees() -> None:
+    """MAPIE's risk control of the same answers: its p-values are the exact ones, or larger where it rounds counts up."""
+    cases = json.loads((ROOT / "tests" / "fixtures" / "mapie_risk_control.json").read_text())["cases"]
+    equal = 0
+    for case in cases:
+        n, target = case["n"], case["target"]
+        confidence, correct = 1 - np.arange(n) / (2 * n), np.ones(n, bool)
+        correct[case["errors"]] = False
+        ranks = np.array(case["ranks"])
+        assert (thresholds._sequence(n, target, 0.9) + 1 == ranks).all()
+        errors = (~correct).cumsum()[ranks - 1]
+        exact, theirs = binom.cdf(errors, ranks, 1 - target), np.array(case["p_values"])
+        assert (theirs >= exact * (1 - 1e-5)).all()
+        same = np.isclose(theirs, exact, rtol=1e-5)
+        equal += same.sum()
+        # What they find valid there, our table of allowed errors allows, and nothing else.
+        allowed = errors <= thresholds.allowed_errors(n, target, 1 - 0.9)[ranks - 1]
+        assert (allowed == (theirs <= 1 - 0.9))[same].all()
+        found = thresholds.recommend_threshold(confidence, correct, target, 0.9, "fixed-sequence")
+        accepted = 0 if found is None else round(found.coverage * n)
+        assert accepted >= (ranks[case["valid"] - 1] if case["valid"] else 0)
+    assert equal > 0.5 * sum(len(case["ranks"]) for case in cases)
+    assert sum(case["valid"] > 0 for case in cases) >= 2
 
 
 def test_a_fixed_sequence_stops_where_it_fails_and_does_not_go_on() -> None:
