@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-sagemaker conformance up down status logs lint format check schemas lock clean
+.PHONY: help setup demo test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-sagemaker bench-serving conformance up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -63,6 +63,9 @@ coverage: setup ## run every test and show the branch coverage of what ships
 
 bench-model: setup ## measure the classifier: accuracy, images of no class, time (about an hour)
 	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)") $(if $(OTHERS),--others "$(OTHERS)")
+
+bench-serving: setup ## measure what one network serves faster than ten (about four minutes)
+	@$(RUN) -m benchmarks.serving
 
 bench-evaluation: setup ## measure the nightly evaluation, also under faults (about an hour)
 	@$(RUN) -m benchmarks.evaluation

@@ -22,7 +22,7 @@ def pipeline(
     dataset: str | None = None,
     fall_back_to_generated: bool = False,
     retrain: bool = False,
-    hyperparameters: dict[str, int | float] | None = None,
+    hyperparameters: dict[str, int | float | str] | None = None,
 ) -> EvaluationSummary:
     """retrain: train even if a model of the same data, code and hyperparameters is registered.
 

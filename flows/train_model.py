@@ -12,7 +12,7 @@ from tasks.serving import endpoint
 
 
 @flow(name="train-model", flow_run_name=run_name, log_prints=True, **endings())
-def train_model(reuse: bool = False, hyperparameters: dict[str, int | float] | None = None) -> ModelVersion:
+def train_model(reuse: bool = False, hyperparameters: dict[str, int | float | str] | None = None) -> ModelVersion:
     """reuse: take the newest model of the same data, code and hyperparameters, if there is one.
 
     hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.

@@ -125,7 +125,7 @@ class CompletedJob:
 
 
 @task(task_run_name="plan training")
-def plan_training(installation: Installation, changed: dict[str, int | float] | None = None) -> TrainingPlan:
+def plan_training(installation: Installation, changed: dict[str, int | float | str] | None = None) -> TrainingPlan:
     """Uploads the training code and derives the hyperparameters from data and settings.
 
     changed: hyperparameters that are to differ from the settings'. Raises TrainingError for an unknown one.

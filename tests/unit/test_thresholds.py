@@ -105,7 +105,7 @@ def test_equal_confidences_are_accepted_together(method: str) -> None:
 
 
 def test_an_independent_implementation_of_learn_then_test_agrees() -> None:
-    """MAPIE's risk control of the same answers: its p-values are the exact ones, or larger where it rounds counts up."""
+    """MAPIE's risk control of the same answers: its p-values are exact, or larger where it rounds counts up."""
     cases = json.loads((ROOT / "tests" / "fixtures" / "mapie_risk_control.json").read_text())["cases"]
     equal = 0
     for case in cases:
