@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="trainings on all training images (default: 5)")
     parser.add_argument("--repeats", type=int, default=2, help="repeats of the cross-validation (default: 2)")
     parser.add_argument(
-        "--others", type=Path, help="folder with pictures of no class in near/ and far/ (default: drawn ones)"
+        "--others", type=Path, help="folder with pictures of no class in near/ and far/ (see other_images.py)"
     )
     parser.add_argument("--nights", type=int, default=NIGHTS, help=f"healthy nights (default: {NIGHTS})")
     parser.add_argument("--calls", type=int, default=300, help="inferences that are timed (default: 300)")
@@ -123,7 +123,7 @@ def measure(dataset: Dataset, arguments: argparse.Namespace) -> list[Figure]:
         threshold = recommend_threshold(first.answers.max(axis=1), first.answers.argmax(axis=1) == first.labels)
         model_charts.coverage(first.answers, first.labels, threshold, arguments.charts / "coverage.png", dataset.source)
     recommended = [seed.threshold for seed in seeds]
-    others, source = load_others(arguments.others, dataset), str(arguments.others or "drawn")
+    others, source = load_others(arguments.others, dataset)
     figures += of_no_class([seed.model for seed in seeds], recommended, others, dataset, source)
     figures += changed_images(seeds[0].model, dataset, recommended[0])
     figures += timings(seeds[0].model, dataset.test, arguments.calls)

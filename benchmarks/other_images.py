@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from benchmarks.figure import Figure
-from tasks.data.dataset import Dataset, png
+from tasks.data.dataset import Dataset, DatasetError, official_test_images, png
 from tasks.data.generated import FAR, NEAR, draw
 from tasks.report.drift import drift, histogram
 from tasks.report.inputs import input_drift, properties
@@ -21,26 +21,32 @@ DRAWN = 100
 DEFAULT_THRESHOLD = 0.93
 
 
-def load_others(folder: Path | None, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Images (n, height, width, 3) uint8 of no class, `near` to the classes and `far` from them.
+def load_others(folder: Path | None, dataset: Dataset) -> tuple[dict[str, np.ndarray], str]:
+    """Images (n, height, width, 3) uint8 of no class, `near` to the classes and `far` from them; and where from.
 
-    folder: has subfolders near and far with pictures; without it they are drawn, which says little of a model that was
-    trained on photographs. Raises ValueError if there are no pictures.
+    folder: has subfolders near and far with pictures. Without it they are the other classes of the data set's archive,
+    if that is CIFAR-100's own, and else drawn, which says little of a model that was trained on photographs. Raises
+    ValueError if there are no pictures.
     """
     size = dataset.train.pixels.shape[1]
     if folder is None:
-        things = {"near": [name for name in NEAR if name not in dataset.classes], "far": list(FAR)}
+        try:
+            by_class, source = official_test_images(Path(dataset.given)), "CIFAR-100"
+        except DatasetError:
+            by_class = {name: np.stack([draw(name, seed, size) for seed in range(DRAWN)]) for name in {**NEAR, **FAR}}
+            source = "drawn"
+        others = {name: images for name, images in by_class.items() if name not in dataset.classes}
         return {
-            kind: np.stack([draw(name, seed, size) for name in names for seed in range(DRAWN)])
-            for kind, names in things.items()
-        }
+            "near": np.concatenate([images for name, images in others.items() if name in NEAR]),
+            "far": np.concatenate([images for name, images in others.items() if name not in NEAR]),
+        }, source
     found = {}
     for kind in ("near", "far"):
         paths = sorted(path for path in (folder / kind).rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
         if not paths:
             raise ValueError(f"{folder / kind} has no pictures")
         found[kind] = np.stack([np.array(Image.open(path).convert("RGB").resize((size, size))) for path in paths])
-    return found
+    return found, folder.name
 
 
 def of_no_class(

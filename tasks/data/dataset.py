@@ -110,6 +110,19 @@ def from_archive(path: Path, classes: Sequence[str], official: bool = False, giv
     return dataset
 
 
+def official_test_images(path: Path) -> dict[str, np.ndarray]:
+    """Test images (100, 32, 32, 3) uint8 of all of CIFAR-100's classes, by class; DatasetError for another archive."""
+    try:
+        with tarfile.open(path) as archive:
+            names = [name.decode() for name in _member(archive, "meta")[b"fine_label_names"]]
+            split = _split(_member(archive, "test"), list(range(len(names))), "test")
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DatasetError(f"{path} is not a readable archive in CIFAR-100's layout (truncated?): {error}") from error
+    if (np.bincount(split.labels, minlength=len(names)) != OFFICIAL_PER_CLASS["test"]).any():
+        raise DatasetError(f"{path}: not every class has {OFFICIAL_PER_CLASS['test']} test images")
+    return {name: split.pixels[split.labels == label] for label, name in enumerate(names)}
+
+
 def resized(dataset: Dataset, size: int) -> Dataset:
     """The data set with images of size x size pixels; as it is if they are so already."""
 

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.data.dataset import DatasetError, download, from_archive, generated, manifest, png, resized
+from tasks.data.dataset import (
+    DatasetError,
+    download,
+    from_archive,
+    generated,
+    manifest,
+    official_test_images,
+    png,
+    resized,
+)
 from tasks.data.generated import FAR, NEAR, draw
 
 CLASSES = ("bicycle", "motorcycle")
@@ -102,6 +111,17 @@ def test_an_unknown_class_is_answered_with_those_that_exist(tmp_path: Path) -> N
 def test_the_official_archive_must_have_the_published_counts(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="expected 500"):
         from_archive(archive(tmp_path / "a.tar.gz"), CLASSES, official=True)
+
+
+def test_the_test_images_of_every_class_are_those_of_the_official_archive_alone(tmp_path: Path) -> None:
+    test = batch([index % 3 for index in range(300)], 3)
+    found = official_test_images(archive(tmp_path / "a.tar.gz", test=test))
+    assert {name: images.shape for name, images in found.items()} == {name.decode(): (100, 32, 32, 3) for name in FINE}
+    assert (found["bicycle"][0] == test[b"data"][1].reshape(3, 32, 32).transpose(1, 2, 0)).all()
+    with pytest.raises(DatasetError, match="not every class has 100"):
+        official_test_images(archive(tmp_path / "b.tar.gz"))
+    with pytest.raises(DatasetError, match="not a readable archive"):
+        official_test_images(tmp_path / "none.tar.gz")
 
 
 def test_generated_images_are_the_same_every_time() -> None:
