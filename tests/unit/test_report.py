@@ -16,12 +16,19 @@ from tasks.evaluation.outcome import summarize as judge
 from tasks.evaluation.results import Result, inference_id
 from tasks.evaluation.summary import Counts, EvaluationSummary, Outcome
 from tasks.installation import DatasetNote, ServingEndpoint
-from tasks.report.analysis import Analysis, changes_between, join, once_per_image, summarize
+from tasks.report.analysis import (
+    Analysis,
+    _outlier_scores,
+    changes_between,
+    join,
+    once_per_image,
+    summarize,
+)
 from tasks.report.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
 from tasks.report.drift import coverage_change, drift, histogram
 from tasks.report.history import History, Step
 from tasks.report.inputs import PROPERTIES, input_drift
-from tasks.report.metrics import figures, wilson_interval
+from tasks.report.metrics import figures, offered_confidence, wilson_interval
 from tasks.report.page import ROWS, interesting, render, render_executions, render_index, rows_to_look_at
 from tasks.report.reconciliation import KINDS
 from tasks.report.report import markdown
@@ -273,9 +280,24 @@ def test_an_alert_needs_more_than_chance() -> None:
     assert alerts(inputs=input_drift(training, now)) == ()
     darker = input_drift(training, now * (0.5, 1, 1, 1, 1))
     assert "do not look like the training images: brightness is 0.4" in alerts(inputs=darker)[0]
+    near, farther = (_outlier_scores(pd.DataFrame({"outlier_score": scores})) for scores in ([0.3] * 100, [0.9] * 100))
+    assert alerts(features=drift(near, near)) == ()
+    assert "in the model's features has drifted: KS 1.000" in alerts(features=drift(near, farther))[0]
+    untold = _outlier_scores(pd.DataFrame({"outlier_score": [None] * 100}))
+    assert drift(near, untold) is None and drift(untold, untold) is None
     missing = Captured(pd.DataFrame(columns=COLUMNS), ("x",), quarantined=(Quarantined("k", 1, "bad"),))
     assert [reason.rsplit(": ", 1)[1] for reason in alerts(captured=missing)] == ["1.", "1."]
     assert "without the model's answer: 2." in alerts(unmatched={"capture_without_output": 2})[0]
+
+
+def test_what_is_of_no_class_is_never_accepted_and_counted_by_itself() -> None:
+    frame = table(200).assign(confidence=0.99)
+    found = figures(frame, 0.93)
+    assert (found.above_threshold, found.below_threshold, found.not_a_class) == (196, 0, 4)
+    assert (found.coverage, found.accepted_labelled, found.captured) == (0.98, 196, 200)
+    untold = figures(frame.assign(outlier_score=None), 0.93)
+    assert (untold.above_threshold, untold.not_a_class) == (200, 0)
+    assert (offered_confidence(frame) == 0).sum() == 4
 
 
 def records(*names: str | None) -> pd.DataFrame:
