@@ -143,7 +143,7 @@ class Settings(BaseSettings):
     outlier_share: float = Field(
         default=0.03,
         ge=0,
-        le=0.5,
+        lt=0.5,
         description="Share of the confident training images that may be taken for pictures of no class, which sets the "
         "limit of the outlier score; 0 for models without one.",
     )
@@ -295,6 +295,14 @@ class Settings(BaseSettings):
     def _whole_vpc(self) -> Self:
         if bool(self.vpc_subnets) != bool(self.vpc_security_groups):
             raise ValueError("SCONES_VPC_SUBNETS and SCONES_VPC_SECURITY_GROUPS are set together, or not at all")
+        return self
+
+    @model_validator(mode="after")
+    def _one_network_judged(self) -> Self:
+        if self.classifier == "single" and self.repeats != 1:
+            raise ValueError(
+                "SCONES_REPEATS is 1 with SCONES_CLASSIFIER=single: the mean of several networks tells nothing about one"
+            )
         return self
 
     @property

@@ -1,6 +1,6 @@
 """The figures of bulk runs: python -m benchmarks.bulk.
 
-Starts a local stack of its own with Prefect and an ensemble of ten networks, as large as the default one. Compares
+Starts a local stack of its own with Prefect and an ensemble of ten networks. Compares
 classify-images with a bare client that sends images from memory to the same endpoint from as many threads, and with the
 nightly evaluation's execution for each image. Then runs as many manifest lines as it is told through a function that
 asks no endpoint. With --part faults it runs under each fault with as many seeds as it is told instead. Exits with 1 if
@@ -31,7 +31,7 @@ from local_aws.config import ROOT, LocalConfig
 THREADS = 16  # 2 batches at a time with 8 threads each
 NIGHT = 200
 KILLED_IMAGES = 200
-ENSEMBLE = {"FOLDS": "5", "REPEATS": "2", "EPOCHS": "6"}
+ENSEMBLE = {"CLASSIFIER": "ensemble", "FOLDS": "5", "REPEATS": "2", "EPOCHS": "6"}
 # Reports do not wait for captures that a fault has lost.
 FAULTY = {"CAPTURE_MAX_SECONDS": "5"}
 # In the place of the functions that read and classify.

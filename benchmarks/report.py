@@ -34,6 +34,7 @@ CLASSES = ("bicycle", "motorcycle")
 START = datetime(2026, 11, 22, tzinfo=UTC)
 # Of a 32x32 photo as PNG.
 IMAGE_BYTES = 2500
+ANSWER = '{{"probabilities": [{!r}, {!r}], "outlier_score": {!r}}}'
 OBJECTS = 20_000
 # As far as a region of AWS, and as many as a sequential loop gets in half a minute.
 DISTANCE_SECONDS = 0.03
@@ -174,7 +175,7 @@ def _write_captures(folder: Path, files: int, per_file: int = 500) -> int:
                     "EVENT": f"{chance.getrandbits(128):032x}"[:8]
                     + f"-0000-4000-8000-{number * per_file + index:012x}",
                     "INFERENCE": f"5b52074c57ed-{number * per_file + index:020x}-a1",
-                    "ANSWER": f"[{first!r}, {1 - first!r}]",
+                    "ANSWER": ANSWER.format(first, 1 - first, 1 / (0.5 + chance.random())).replace('"', '\\"'),
                     "TIME": moment.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 }
                 line = template
@@ -273,6 +274,7 @@ def draw(rows: int, folder: Path) -> tuple[int, float]:
         {
             "time": pd.Timestamp(START) + pd.to_timedelta(np.arange(rows) * (86_400_000_000 // rows), unit="us"),
             "confidence": confidence,
+            "outlier_score": 1 / generator.beta(8, 4, rows) - 1,
             "predicted_class": pd.Categorical.from_codes(codes, list(CLASSES)),  # type: ignore[call-overload]
             "label": pd.Categorical.from_codes(labels, list(CLASSES)),  # type: ignore[call-overload]
             "correct": correct,
@@ -398,7 +400,7 @@ def read_with_boto3(most: int | None = None) -> tuple[int, float]:
 
 
 def healthy(nights: int) -> Iterator[Figure]:
-    """How often a report alerts of calibration, confidence or coverage although the model is calibrated and stays."""
+    """How often a report alerts although the model is calibrated and stays, and the images are as they were."""
     import numpy as np
 
     from tasks.report.analysis import ALERT_LEVEL, calibrated, judge

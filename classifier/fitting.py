@@ -122,7 +122,8 @@ def turned(images: Tensor) -> Tensor:
     result = torch.empty_like(images)
     for count in (1, 2, 3):
         rows = quarters == count
-        result[rows] = images[rows].rot90(count, (2, 3))
+        if rows.any():
+            result[rows] = images[rows].rot90(count, (2, 3))
     return result
 
 

@@ -27,7 +27,7 @@ class OutlierScale:
     """What makes one score of a network's two signs that a picture is of no class.
 
     The signs (see Answers) are standardized by their mean and deviation over training images, by networks that were not
-    fitted to them, and added. median: of the sum. limit: what counts as an outlier from there on.
+    fitted to them, and added. median: of the sum over confident ones. limit: what counts as an outlier from there on.
     """
 
     logit_mean: float
@@ -38,7 +38,7 @@ class OutlierScale:
     limit: float
 
     def score(self, logit: Tensor, distance: Tensor) -> Tensor:
-        """Scores (n,): 1 at the limit, 1/e for the median training image."""
+        """Scores (n,): 1 at the limit, 1/e for the median of confident training images."""
         excess = (self.standardized(logit, distance) - self.limit) / max(self.limit - self.median, 1e-6)
         return excess.clamp(-50, 50).exp()
 
@@ -83,8 +83,8 @@ class Answers(NamedTuple):
     """What a network says of n pictures, averaged over their views; not calibrated.
 
     probabilities: (n, num_classes). outlier_logit (n,): of being like a training image that is turned by a quarter or a
-    half, which the network has seen as examples of what is of no class. outlier_distance (n,): 1 - cosine of its
-    features and the mean direction of the training images' features.
+    half, which the network has seen as examples of what is of no class. outlier_distance (n,): 1 - the mean cosine of
+    its features and the training images' features.
     """
 
     probabilities: Tensor

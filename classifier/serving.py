@@ -14,7 +14,7 @@ from network import Model, Prediction, load_model, normalize
 from PIL import Image
 
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-VERBOSE = re.compile(r"application/json\s*;\s*verbose\s*=\s*\"?true\b", re.IGNORECASE)
+VERBOSE = re.compile(r"application/json\s*(;[^,;]*)*;\s*verbose\s*=\s*\"?true\b", re.IGNORECASE)
 MAX_PIXELS = 25_000_000
 ORIENTATION = 0x0112
 # How to turn a picture upright, by its EXIF orientation.

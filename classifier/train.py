@@ -136,7 +136,7 @@ def outlier_scale(raw: Answers, share: float) -> OutlierScale:
     excess = scale.standardized(logit, distance)
     confidence = raw.probabilities.max(dim=1).values
     confident = excess[confidence >= confidence.median()]
-    return replace(scale, median=float(excess.median()), limit=float(confident.quantile(1 - share)))
+    return replace(scale, median=float(confident.median()), limit=float(confident.quantile(1 - share)))
 
 
 def evaluate(
@@ -296,6 +296,8 @@ def _options() -> argparse.Namespace:
         if getattr(options, name) is None:
             parser.error(f"--{name} is needed outside SageMaker")
     options.final = options.classifier == "single"
+    if options.final and options.repeats != 1:
+        parser.error("--repeats is 1 where a single network serves: the mean of several tells nothing about one")
     return options
 
 

@@ -44,7 +44,7 @@ INFERENCE_ID = r"[0-9a-f]{12}-[0-9a-f]{20}-a[0-9]+"
 # That the night's images are compared with.
 TRAINING_IMAGES = 500
 # What drift is judged by.
-JUDGED = ["confidence", "outlier_score"]
+JUDGED = ["confidence", "outlier_score", "model_version"]
 # How sure a report's alerts are, all together, that none of them is chance.
 ALERT_LEVEL = 0.99
 
@@ -103,7 +103,7 @@ def analyse(
         changed=coverage_change(
             offered_confidence(baseline), offered_confidence(table), subject.threshold, ALERT_LEVEL
         ),
-        features=drift(_outlier_scores(baseline), _outlier_scores(table), ALERT_LEVEL),
+        features=drift(_outlier_scores(baseline, table), _outlier_scores(table, baseline), ALERT_LEVEL),
         inputs=input_drift(training_properties(bucket), properties(pictures)) if pictures else None,
         shown_at=(settings().threshold_target, settings().threshold_level),
     )
@@ -114,9 +114,13 @@ def _confidences(table: pd.DataFrame) -> np.ndarray:
     return histogram(table["confidence"].to_numpy(dtype=float))
 
 
-def _outlier_scores(table: pd.DataFrame) -> np.ndarray:
-    """A histogram over [0, 1] of scores from 0 to infinity, with the limit in the middle; empty if there are none."""
-    scores = table["outlier_score"].dropna().to_numpy(dtype=float)
+def _outlier_scores(table: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
+    """A histogram over [0, 1] of scores from 0 to infinity, with the limit in the middle; empty if there are none.
+
+    Of the model versions that both tables have scores of: each tells them in units of its own limit.
+    """
+    told, of_other = (each[each["outlier_score"].notna()] for each in (table, other))
+    scores = told["outlier_score"][told["model_version"].isin(of_other["model_version"].unique())].to_numpy(dtype=float)
     return histogram(scores / (1 + scores))
 
 
@@ -163,12 +167,13 @@ def baseline_of(bucket: str, subject: Subject, nights: list[EvaluationSummary]) 
         and _images(night.dataset) == _images(subject.dataset)
     ]
     latest = {
-        row.key: (row.confidence, row.outlier_score)
+        row.key: (row.confidence, row.outlier_score, row.model_version)
         for night in alike[-BASELINE_NIGHTS:]
         for row in results_of(bucket, night)
         if row.confidence is not None
     }
-    return pd.DataFrame(list(latest.values()), columns=JUDGED, dtype=float)
+    table = pd.DataFrame(list(latest.values()), columns=JUDGED)
+    return table.astype({"confidence": float, "outlier_score": float})
 
 
 def changes_between(nights: list[EvaluationSummary], thresholds: list[ThresholdChange]) -> tuple[Change, ...]:

@@ -218,7 +218,7 @@ def accuracy_against_coverage(table: pd.DataFrame, classes: tuple[str, ...], cap
     """What a higher threshold buys: accuracy of what is accepted, over the share that is."""
     figure, axes = _figure("Accuracy against coverage", caption, len(table))
     curve = coverage_curve(offered_confidence(table), table["correct"].to_numpy())
-    curve = curve[curve["threshold"] > 0]  # what is of no class is not accepted at any
+    curve = curve[curve["threshold"] >= 0]  # what is of no class is not accepted at any
     # As many points as can be told apart; the first and the last are among them.
     shown = curve.iloc[np.unique(np.linspace(0, len(curve) - 1, STEPS).astype(int))] if len(curve) else curve
     axes.step(shown["coverage"], shown["accuracy"], where="post", color=COLOURS[0], label="accepted accuracy")

@@ -81,8 +81,8 @@ def is_outlier(table: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def offered_confidence(table: pd.DataFrame) -> np.ndarray:
-    """Confidences (n,) as a threshold sees them: 0 of what is of no class, which no threshold above 0 accepts."""
-    found: np.ndarray = table["confidence"].mask(is_outlier(table), 0.0).to_numpy(dtype=float)
+    """Confidences (n,) as a threshold sees them: -1 of what is of no class, which none accepts."""
+    found: np.ndarray = table["confidence"].mask(is_outlier(table), -1.0).to_numpy(dtype=float)
     return found
 
 

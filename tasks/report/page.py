@@ -177,8 +177,8 @@ def _threshold_sentences(summary: ReportSummary) -> list[str]:
         second = f"That shows an accuracy of {target}."
     third = (
         "The threshold that a model recommends is shown for networks that were each fitted without a part of the "
-        "training images, by what they answered about that part, not for what serves, which was fitted to all of them; "
-        "what is said here is of the model that served."
+        "training images, by what they answered about that part, not for what serves; what is said here is of the "
+        "model that served."
     )
     return [first, second, third]
 
@@ -208,7 +208,11 @@ def _numbers(summary: ReportSummary) -> list[tuple[str, str, str]]:
         *(of_labelled if summary.labelled or not summary.captured else [("Labels", "none", "so no accuracy is known")]),
         ("Coverage", share(summary.coverage), f"threshold {summary.threshold:g}"),
         ("Not a class", f"{summary.not_a_class:,}", "of those captured: too far from the training images"),
-        ("Expected accuracy", share(expected.value if expected else None), "from confidence alone, without labels"),
+        (
+            "Expected accuracy",
+            share(expected.value if expected else None),
+            "from confidence alone, if all were of a class",
+        ),
         ("Failed", f"{counts.failed:,}", f"of {counts.submitted:,} submitted, {counts.not_submitted:,} not"),
         (
             "Images captured",

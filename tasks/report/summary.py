@@ -98,7 +98,6 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     labelled: int
     above_threshold: int
     below_threshold: int
-    not_a_class: int
     accepted_labelled: int
     coverage: float | None
     accuracy: float | None
@@ -109,13 +108,14 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     estimated_accuracy: Estimate | None
     drift: Drift | None
     coverage_change: CoverageChange | None
-    feature_drift: Drift | None
     inputs: InputDrift | None
     tests: tuple[Judged, ...]
     alerts: tuple[str, ...]
     bucket: str
     inferences: int
     changes: tuple[Change, ...]
+    not_a_class: int = 0
+    feature_drift: Drift | None = None
 
 
 class Alert(Record, frozen=True, kw_only=True):

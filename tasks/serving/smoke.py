@@ -5,7 +5,10 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta, Struct
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from settings import MANIFESTS_PREFIX, TRAIN_PREFIX, settings
@@ -23,6 +26,9 @@ CAPTURE_POLL_SECONDS = 1.0
 NO_WORKER = {0, 503}
 START_SECONDS = 120
 START_POLL_SECONDS = 2
+# As the workflow's functions ask, so that what they get is tried too.
+ACCEPT = "application/json; verbose=true"
+OUTLIER_LIMIT = 1.0
 
 
 class SmokeTestFailed(EndpointError):
@@ -64,14 +70,15 @@ def known_images(installation: Installation) -> list[KnownImage]:
 def smoke_test(name: str, images: list[KnownImage], classes: tuple[str, ...], run: str) -> list[str]:
     """Asks an endpoint about known images and returns the inference ids.
 
-    Raises SmokeTestFailed unless every answer is one probability per class, every class is
-    recognized at least once, and the share of right answers reaches the setting.
+    Raises SmokeTestFailed unless every answer is one probability per class, every class is recognized at least once,
+    and the share of right answers reaches the setting. An image that is taken for one of no class is not right.
     """
     right: Counter[str] = Counter()
     ids = [f"smoke-{run}-{number}" for number in range(len(images))]
     for image, inference_id in zip(images, ids, strict=True):
-        probabilities = _ask(name, image, len(classes), inference_id)
-        right[image.label] += classes[probabilities.index(max(probabilities))] == image.label
+        answer = _ask(name, image, len(classes), inference_id)
+        predicted = classes[answer.probabilities.index(max(answer.probabilities))]
+        right[image.label] += predicted == image.label and (answer.outlier_score or 0) <= OUTLIER_LIMIT
     accuracy = right.total() / len(images)
     unseen = [label for label in classes if not right[label]]
     if unseen or accuracy < settings().smoke_min_accuracy:
@@ -82,12 +89,22 @@ def smoke_test(name: str, images: list[KnownImage], classes: tuple[str, ...], ru
     return ids
 
 
+class Answer(Struct, frozen=True):
+    """What a model says of an image; outlier_score is None of one that tells none."""
+
+    probabilities: list[float]
+    outlier_score: Annotated[float, Meta(ge=0)] | None = None
+
+
+_ANSWER = msgspec.json.Decoder(Answer | list[float])
+
+
 class _NotUpYet(EndpointError):
     """The container had no worker for the request. An endpoint can be InService before its model answers."""
 
 
-def _ask(name: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
-    """Probabilities. Raises SmokeTestFailed, or EndpointError if there was no worker for START_SECONDS."""
+def _ask(name: str, image: KnownImage, classes: int, inference_id: str) -> Answer:
+    """Raises SmokeTestFailed, or EndpointError if there was no worker for START_SECONDS."""
     retrying = Retrying(
         retry=retry_if_exception_type(_NotUpYet),
         wait=wait_fixed(START_POLL_SECONDS),
@@ -97,15 +114,15 @@ def _ask(name: str, image: KnownImage, classes: int, inference_id: str) -> list[
     return retrying(_ask_once, name, image, classes, inference_id)
 
 
-def _ask_once(name: str, image: KnownImage, classes: int, inference_id: str) -> list[float]:
+def _ask_once(name: str, image: KnownImage, classes: int, inference_id: str) -> Answer:
     runtime = client("sagemaker-runtime")
     try:
         with translate_aws_errors(f"invoke endpoint {name}"):
             try:
-                answer = runtime.invoke_endpoint(
+                response = runtime.invoke_endpoint(
                     EndpointName=name,
                     ContentType="application/x-image",
-                    Accept="application/json",
+                    Accept=ACCEPT,
                     InferenceId=inference_id,
                     Body=image.content,
                 )
@@ -119,15 +136,17 @@ def _ask_once(name: str, image: KnownImage, classes: int, inference_id: str) -> 
                 raise SmokeTestFailed(message) from error
             except runtime.exceptions.ModelNotReadyException as error:
                 raise _NotUpYet(f"endpoint {name} is not ready: {error}") from error
-        body = answer["Body"].read()
-        probabilities = [float(value) for value in json.loads(body)]
-    except (ValueError, TypeError) as error:
+        body = response["Body"].read()
+        decoded = _ANSWER.decode(body)
+    except ValueError as error:
         raise SmokeTestFailed(
             f"endpoint {name} returned an invalid response for {image.key}: {body[:200]!r}"
         ) from error
+    answer = decoded if isinstance(decoded, Answer) else Answer(decoded)
+    probabilities = answer.probabilities
     if len(probabilities) != classes or not abs(sum(probabilities) - 1) < 0.01 or min(probabilities) < 0:
         raise SmokeTestFailed(f"endpoint {name} returned an invalid response for {image.key}: {body[:200]!r}")
-    return probabilities
+    return answer
 
 
 def check_capture(

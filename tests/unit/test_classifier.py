@@ -145,7 +145,11 @@ def test_inference_answers_one_probability_per_class(model: Path) -> None:
 def test_the_verbose_answer_has_the_same_probabilities_and_an_outlier_score(model: Path) -> None:
     images = [encoded(picture(), "PNG"), png(draw("bicycle", 1))]
     plain = ask(model, images)
-    for accept in ("application/json; verbose=true", 'Application/JSON;Verbose="TRUE"'):
+    for accept in (
+        "application/json; verbose=true",
+        'Application/JSON;Verbose="TRUE"',
+        "text/csv;q=0.1, application/json; charset=utf-8; verbose=true",
+    ):
         for answer, probabilities in zip(ask(model, images, accept), plain, strict=True):
             assert answer["probabilities"] == probabilities
             assert answer["outlier_score"] > 0
@@ -226,6 +230,15 @@ def test_the_figures_of_a_job_are_those_of_its_artifact(model: Path) -> None:
     assert json.loads((model / "model.json").read_text())["temperature"] == figures["temperature"]
 
 
+def test_images_that_are_not_square_are_turned_by_a_half() -> None:
+    code = (
+        "import torch; from fitting import turned; images = torch.rand(5, 3, 32, 64); "
+        "assert torch.equal(turned(images), images.rot90(2, (2, 3)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "classifier")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 def test_a_share_of_the_confident_images_is_over_the_limit(model: Path) -> None:
     answers = np.loadtxt(model / "out_of_fold.csv", delimiter=",", skiprows=1, usecols=(2, 3, 6))
     confidence, scores = answers[:, :2].max(axis=1), answers[:, 2]
@@ -250,6 +263,7 @@ def test_an_ensemble_without_outlier_scores_is_trained_and_served(tmp_path: Path
     [
         (["--image_shape", "1,28,28"], "is not 3,height,width with multiples of 8"),
         (["--num_classes", "3"], "no image of label 2"),
+        (["--repeats", "2"], "--repeats is 1 where a single network serves"),
     ],
 )
 def test_hyperparameters_that_do_not_fit_the_images_are_explained(

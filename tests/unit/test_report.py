@@ -25,7 +25,7 @@ from tasks.report.analysis import (
     summarize,
 )
 from tasks.report.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
-from tasks.report.drift import coverage_change, drift, histogram
+from tasks.report.drift import Drift, coverage_change, drift, histogram
 from tasks.report.history import History, Step
 from tasks.report.inputs import PROPERTIES, input_drift
 from tasks.report.metrics import figures, offered_confidence, wilson_interval
@@ -280,11 +280,20 @@ def test_an_alert_needs_more_than_chance() -> None:
     assert alerts(inputs=input_drift(training, now)) == ()
     darker = input_drift(training, now * (0.5, 1, 1, 1, 1))
     assert "do not look like the training images: brightness is 0.4" in alerts(inputs=darker)[0]
-    near, farther = (_outlier_scores(pd.DataFrame({"outlier_score": scores})) for scores in ([0.3] * 100, [0.9] * 100))
-    assert alerts(features=drift(near, near)) == ()
-    assert "in the model's features has drifted: KS 1.000" in alerts(features=drift(near, farther))[0]
-    untold = _outlier_scores(pd.DataFrame({"outlier_score": [None] * 100}))
-    assert drift(near, untold) is None and drift(untold, untold) is None
+    near, farther, untold, of_another = (
+        pd.DataFrame({"outlier_score": [score] * 100, "model_version": version})
+        for score, version in ((0.3, "v1"), (0.9, "v1"), (None, "v1"), (0.9, "v2"))
+    )
+
+    def moved(before: pd.DataFrame, now: pd.DataFrame) -> Drift | None:
+        return drift(_outlier_scores(before, now), _outlier_scores(now, before))
+
+    assert alerts(features=moved(near, near)) == ()
+    assert "in the model's features has drifted: KS 1.000" in alerts(features=moved(near, farther))[0]
+    # Each model tells scores in units of its own limit, and some tell none.
+    assert moved(near, untold) is moved(untold, untold) is moved(near, of_another) is None
+    (only,) = alerts(features=moved(pd.concat([near, of_another]), farther))
+    assert "n = 100 against 100" in only
     missing = Captured(pd.DataFrame(columns=COLUMNS), ("x",), quarantined=(Quarantined("k", 1, "bad"),))
     assert [reason.rsplit(": ", 1)[1] for reason in alerts(captured=missing)] == ["1.", "1."]
     assert "without the model's answer: 2." in alerts(unmatched={"capture_without_output": 2})[0]
@@ -297,7 +306,7 @@ def test_what_is_of_no_class_is_never_accepted_and_counted_by_itself() -> None:
     assert (found.coverage, found.accepted_labelled, found.captured) == (0.98, 196, 200)
     untold = figures(frame.assign(outlier_score=None), 0.93)
     assert (untold.above_threshold, untold.not_a_class) == (200, 0)
-    assert (offered_confidence(frame) == 0).sum() == 4
+    assert (offered_confidence(frame) == -1).sum() == 4
 
 
 def records(*names: str | None) -> pd.DataFrame:
