@@ -301,7 +301,7 @@ class Settings(BaseSettings):
     def _one_network_judged(self) -> Self:
         if self.classifier == "single" and self.repeats != 1:
             raise ValueError(
-                "SCONES_REPEATS is 1 with SCONES_CLASSIFIER=single: the mean of several networks tells nothing about one"
+                "SCONES_CLASSIFIER=single takes SCONES_REPEATS=1: the mean of several networks tells nothing about one"
             )
         return self
 

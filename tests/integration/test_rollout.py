@@ -64,6 +64,13 @@ def predict_fn(image, model):
     return _predict(image, model)
 """
 
+# Sure of its class, and that it is none.
+NO_CLASS = b"""%s
+import torch
+def predict_fn(image, model):
+    return Prediction(classify(image, model).probabilities, torch.tensor([2.0]))
+"""
+
 
 @pytest.fixture(scope="module")
 def own(stack: LocalConfig) -> Iterator[Installation]:
@@ -167,11 +174,15 @@ def test_the_gate_rejects_a_challenger_that_cannot_be_loaded(own: Installation) 
             "never recognizes motorcycle, pickup_truck",
         ),
         (
+            {"code/inference.py": NO_CLASS},
+            "gets 0 of .* never recognizes bicycle, motorcycle, pickup_truck",
+        ),
+        (
             {"code/inference.py": b"%s\ndef predict_fn(i, m): raise RuntimeError('lost')"},
             "fails on train/.* answered 500: lost",
         ),
     ],
-    ids=["weights", "no-probabilities", "one-class", "error"],
+    ids=["weights", "no-probabilities", "one-class", "no-class", "error"],
 )
 def test_a_model_that_cannot_serve_leaves_the_old_one_serving(
     own: Installation, replaced: dict[str, bytes], message: str

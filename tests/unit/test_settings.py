@@ -91,6 +91,8 @@ def test_the_file_is_read_and_the_environment_wins(file: Path, monkeypatch: pyte
         ("epochs=7", r"epochs in .* is not a setting"),
         ("SCONES_ROOT=/", r"SCONES_ROOT in .* is not a setting"),
         ("SCONES_VPC_SUBNETS=subnet-1", r"set together, or not at all"),
+        ("SCONES_REPEATS=2", r"SCONES_CLASSIFIER=single takes SCONES_REPEATS=1"),
+        ("SCONES_OUTLIER_SHARE=0.5", r"SCONES_OUTLIER_SHARE=0.5: .*less than 0.5"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(file: Path, text: str, line: str) -> None:
