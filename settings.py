@@ -47,6 +47,7 @@ BULK_PREFIX = "bulk/"
 REPORTS_PREFIX = "reports/"
 ROLLOUTS_PREFIX = "rollouts/"
 THRESHOLDS_PREFIX = "thresholds/"
+REVIEW_QUEUE_PREFIX = "review/queue/"
 
 # The endpoint's one variant. AWS: "When doing a blue/green or rolling deployment, your new endpoint configuration must
 # have the same variant name as the old endpoint configuration"
@@ -271,6 +272,20 @@ class Settings(BaseSettings):
 
     outage_max_seconds: int = Field(
         default=600, ge=0, description="How long throttling, or an AWS out of reach, is waited out."
+    )
+
+    # Review
+    audit_share: float = Field(
+        default=0.05, ge=0, le=1, description="Share of the accepted images that a person looks at, drawn at random."
+    )
+    review_per_day: int = Field(
+        default=200,
+        ge=0,
+        description="Images that were not accepted, of which so many a day are queued for a person; accepted ones that "
+        "were drawn come on top.",
+    )
+    review_order: Literal["uncertain", "random"] = Field(
+        default="uncertain", description="Which of them come first: those of the lowest confidence, or any."
     )
 
     # Report

@@ -105,6 +105,7 @@ class _Batch:
             "predicted_class": None,
             "confidence": None,
             "outlier_score": None,
+            "probabilities": None,
             "threshold": self._batch["threshold"],
             "model_version": self._batch["model_version"],
             "error": None,
@@ -138,6 +139,7 @@ class _Batch:
             "predicted_class": event["predicted_class"],
             "confidence": event["confidence"],
             "outlier_score": event["outlier_score"],
+            "probabilities": event["inferences"],
             "stopped": _now(),
         }
 

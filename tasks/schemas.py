@@ -17,6 +17,7 @@ from tasks.evaluation.results import Planned, Result
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote
 from tasks.report.summary import Alert, ReportSummary, Unmatched
+from tasks.review.queue import Waiting
 from tasks.serving.rollout import Rollout
 from tasks.serving.threshold import ThresholdChange
 
@@ -34,6 +35,7 @@ TYPES: dict[str, type[Any]] = {
     "reconciliation-line": Unmatched,
     "quarantine-line": Quarantined,
     "alert-event": Alert,
+    "review-queue": Waiting,
     "rollout": Rollout,
     "threshold-change": ThresholdChange,
 }

@@ -122,6 +122,7 @@ os.environ.update(
         "SCONES_EVALUATION_MIN_ACCURACY": "0",
         "SCONES_EVALUATION_MIN_COVERAGE": "0",
         "SCONES_CAPTURE_MAX_SECONDS": "60",
+        "SCONES_REVIEW_PER_DAY": "10000",
         # Jobs of several tests share the processors; threads that wait for each other in turns would take all of them.
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",

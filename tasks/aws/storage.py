@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -41,6 +41,11 @@ def list_etags(bucket: str, prefix: str) -> dict[str, str]:
 def iterate_etags(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
     """Key and ETag of every object below a prefix, a page at a time, for more than fit into the memory."""
     return ((item["Key"], item["ETag"].strip('"')) for item in _listed(bucket, prefix))
+
+
+def list_modified(bucket: str, prefix: str, since: datetime) -> list[str]:
+    """Keys of the objects below a prefix that were written at that time or later."""
+    return [item["Key"] for item in _listed(bucket, prefix) if item["LastModified"] >= since]
 
 
 def _listed(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:

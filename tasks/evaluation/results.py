@@ -54,8 +54,8 @@ class Result(Record, frozen=True, kw_only=True):
     """A line of results.jsonl: what came of one planned image. Times are ISO 8601 in UTC.
 
     label: None if nobody knows it, in a bulk run. outlier_score: over 1 of an image of no class; None if the model
-    tells none. error, cause, failed_state: of a failed one. previous_attempts: results of earlier executions, which do
-    not count.
+    tells none. probabilities: one per class; None in files of earlier releases. error, cause, failed_state: of a failed
+    one. previous_attempts: results of earlier executions, which do not count.
     """
 
     inference_id: str
@@ -74,6 +74,7 @@ class Result(Record, frozen=True, kw_only=True):
     started: str | None
     stopped: str | None
     outlier_score: float | None = None
+    probabilities: tuple[float, ...] | None = None
     previous_attempts: tuple["Result", ...] = ()
 
 
@@ -113,6 +114,7 @@ def result(image: Planned, execution: Execution) -> Result:
         started=iso(execution.started) if execution.started else None,
         stopped=iso(execution.stopped) if execution.stopped else None,
         outlier_score=decision.outlier_score if decision else None,
+        probabilities=decision.inferences if decision else None,
     )
 
 
@@ -144,6 +146,7 @@ class Decision(Struct, frozen=True):
     confidence: float
     threshold: float
     outlier_score: float | None = None
+    inferences: tuple[float, ...] | None = None
 
 
 def _decision(execution: Execution) -> Decision:

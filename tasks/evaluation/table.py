@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("confidence", pa.float64()),
         pa.field("outlier_score", pa.float64()),
+        pa.field("probabilities", pa.list_(pa.float64())),
         pa.field("threshold", pa.float64(), nullable=False),
         pa.field("model_version", pa.string(), nullable=False),
         *(pa.field(name, pa.string()) for name in _TEXTS),

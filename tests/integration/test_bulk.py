@@ -1,5 +1,6 @@
 """classify-images against the local stack, through its deployment: Distributed Map, rows, results and report."""
 
+import hashlib
 import json
 import uuid
 from collections import Counter
@@ -13,7 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Scheduled
 
 from local_aws.config import LocalConfig
-from settings import BULK_PREFIX, run_id
+from settings import BULK_PREFIX, REVIEW_QUEUE_PREFIX, run_id
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.data.dataset import png
@@ -22,13 +23,14 @@ from tasks.evaluation import executions
 from tasks.evaluation.results import Result, results_of
 from tasks.evaluation.summary import STATUSES, EvaluationSummary
 from tasks.report.subject import ReportError, read_evaluation
+from tasks.review.queue import Waiting
 from tasks.run import Run, utc_now
 from testing.faults.bulk_runs import BulkLab
 from testing.faults.checker import Verdict, check_bulk
 from testing.faults.nights import Night
 from testing.flow_runs import ended, processes_of, retried, started
 from testing.waiting import eventually
-from tests.integration.conftest import read_json, reports_folder
+from tests.integration.conftest import read_json, reports_folder, run_flow
 
 ENDS = ("Passed", "Missed", "Incomplete", "Failed")
 
@@ -145,6 +147,13 @@ def test_a_prefix_without_labels(installed: Any, prefix: str) -> None:
         read_evaluation.fn(installed.bucket, None, "fedcba987654")
 
 
+def queue_of(installed: Any, run: str) -> list[Waiting]:
+    """What waits for a person, of a run."""
+    keys = storage.list_etags(installed.bucket, f"{REVIEW_QUEUE_PREFIX}{run}-")
+    found = [storage.get_record(installed.bucket, key, Waiting) for key in sorted(keys)]
+    return [each for each in found if each is not None]
+
+
 def test_pictures_of_other_things_are_counted_as_no_class(installed: Any) -> None:
     name = f"incoming/{uuid.uuid4().hex[:8]}/"
     drawn = {f"{name}{thing}-{seed}.png": png(draw(thing, seed)) for thing in FAR for seed in range(3)}
@@ -157,6 +166,19 @@ def test_pictures_of_other_things_are_counted_as_no_class(installed: Any) -> Non
     folder = reports_folder() / summary.date / summary.run
     report = eventually(lambda: (folder / "summary.json").exists() and read_json(folder / "summary.json"), 120)
     assert report["not_a_class"] == report["evaluation"]["not_a_class"] == summary.not_a_class
+    rejected = {row.inference_id for row in results if row.status != "accepted"}
+    assert eventually(lambda: rejected <= {each.inference_id for each in queue_of(installed, summary.run)}, 120)
+    waiting = queue_of(installed, summary.run)
+    for each in waiting:
+        (row,) = (row for row in results if row.inference_id == each.inference_id)
+        assert (each.key, each.confidence, each.probabilities) == (row.key, row.confidence, row.probabilities)
+        assert each.reason == (row.status if row.status != "accepted" else "audit")
+        assert each.sha256 == hashlib.sha256(drawn[each.key]).hexdigest()
+    code = "import sys; from flows.queue_review import queue_review; print(queue_review(*sys.argv[1:]).already)"
+    again = run_flow(code, summary.date, summary.run)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1] == str(len(waiting))
+    assert queue_of(installed, summary.run) == waiting
     assert "Not a class, and farthest" in (folder / "report.html").read_text()
 
 

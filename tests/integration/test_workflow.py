@@ -76,7 +76,7 @@ def test_a_blend_of_both_classes_is_not_accepted(installed: Any) -> None:
     execution = classify(installed, blend)
     assert execution.status == "FAILED"
     found = decision(execution)
-    assert set(found) == {"predicted_class", "confidence", "threshold", "outlier_score"}
+    assert set(found) == {"predicted_class", "confidence", "threshold", "outlier_score", "inferences"}
     assert execution.error == expected_end(found)
 
 

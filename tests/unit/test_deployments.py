@@ -31,6 +31,7 @@ EXPECTED = {
     "nightly-evaluation",
     "classify-images",
     "confidence-report",
+    "queue-review",
     "pipeline",
     "teardown",
 }

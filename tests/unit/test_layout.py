@@ -19,7 +19,7 @@ FLOORS = (
     {"data", "model", "evaluation", "capture"},
     {"serving"},
     {"bulk"},
-    {"report", "teardown", "preflight"},
+    {"report", "review", "teardown", "preflight"},
     {"schemas"},
 )
 # Folders that run somewhere else, or by themselves, and import nothing else of this project.
