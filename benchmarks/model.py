@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import model_charts
 from benchmarks.figure import HEADING, Figure
-from benchmarks.other_images import DEFAULT_THRESHOLD, accepted, changed_images, load_others, of_no_class
+from benchmarks.other_images import DEFAULT_THRESHOLD, accepted, changed_images, load_others, of_no_class, predict
 from benchmarks.report import NIGHTS, healthy
 from settings import ROOT, settings
 from tasks.data.dataset import Dataset, DatasetError, Split, download, from_archive, generated, manifest, png
@@ -124,6 +124,13 @@ def measure(dataset: Dataset, arguments: argparse.Namespace) -> list[Figure]:
         model_charts.coverage(first.answers, first.labels, threshold, arguments.charts / "coverage.png", dataset.source)
     recommended = [seed.threshold for seed in seeds]
     others, source = load_others(arguments.others, dataset)
+    if arguments.charts:
+        kinds = {
+            "test images of the classes": dataset.test.pixels,
+            **{f"{kind} images": x for kind, x in others.items()},
+        }
+        scores = {name: predict(seeds[0].model, pixels)[1] for name, pixels in kinds.items()}
+        model_charts.outliers(scores, arguments.charts / "outliers.png", f"{dataset.source}, other images: {source}")
     figures += of_no_class([seed.model for seed in seeds], recommended, others, dataset, source)
     figures += changed_images(seeds[0].model, dataset, recommended[0])
     figures += timings(seeds[0].model, dataset.test, arguments.calls)

@@ -97,3 +97,38 @@ def coverage(probabilities: np.ndarray, labels: np.ndarray, threshold: Any, path
     axes.legend(loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def outliers(scores: dict[str, np.ndarray], path: Path, source: str) -> None:
+    """Which share of images has an outlier score up to each value, with the limit of 1.
+
+    scores: (n,) of each kind of image, those of the classes first.
+    """
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), colour, style in zip(scores.items(), (BLUE, ORANGE, "#009E73"), ("-", "--", "-."), strict=True):
+        ranked = np.sort(values)
+        over = (values > 1).mean()
+        label = f"{name} (n = {len(values):,}): {over:.0%} over the limit"
+        axes.step(
+            ranked,
+            np.arange(1, len(ranked) + 1) / len(ranked),
+            where="post",
+            color=colour,
+            linestyle=style,
+            label=label,
+        )
+    axes.axvline(1, color="#000000", linestyle=":", label="limit: of no class beyond it")
+    lowest, highest = (float(np.quantile(np.concatenate(list(scores.values())), share)) for share in (0.001, 0.99))
+    axes.set(
+        xscale="log",
+        xlim=(lowest, highest),
+        ylim=(0, 1.01),
+        xlabel="outlier score (logarithmic)",
+        ylabel="share of images up to it",
+        title=f"Outlier scores of images that no network was fitted to\n{source}",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
