@@ -2,6 +2,7 @@
 PYTHON ?= python3
 AWS ?= local
 DATASET ?=
+OTHERS ?=
 TESTS ?=
 # More than there are processors: tests mostly wait for processes of their own.
 WORKERS ?= 3

@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     folds: int = Field(default=5, ge=2, le=10, description="Parts of the training images that are left out in turn.")
     repeats: int = Field(default=1, ge=1, le=10, description="How often the folds are dealt anew.")
     outlier_share: float = Field(
-        default=0.03,
+        default=0.02,
         ge=0,
         lt=0.5,
         description="Share of the confident training images that may be taken for pictures of no class, which sets the "

@@ -283,7 +283,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=1, help="how often they are dealt anew")
     parser.add_argument("--classifier", choices=("single", "ensemble"), default="single", help="what serves")
     parser.add_argument(
-        "--outlier_share", type=float, default=0.03, help="confident images over the limit; 0: no score"
+        "--outlier_share", type=float, default=0.02, help="confident images over the limit; 0: no score"
     )
     parser.add_argument("--threshold_target", type=float, default=0.99, help="accuracy of what is accepted")
     parser.add_argument("--threshold_level", type=float, default=0.90, help="confidence of its lower bound")
