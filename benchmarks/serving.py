@@ -22,8 +22,8 @@ from benchmarks.figure import HEADING, Figure
 from local_aws import services
 
 KINDS: dict[str, dict[str, int | float | str]] = {
-    "ensemble": {"classifier": "ensemble", "folds": 5, "repeats": 2, "epochs": 1},
-    "single": {"classifier": "single", "folds": 2, "repeats": 1, "epochs": 1},
+    "ensemble": {"classifier": "ensemble", "folds": 5, "repeats": 2, "epochs": 12},
+    "single": {"classifier": "single", "folds": 2, "repeats": 1, "epochs": 12},
 }
 CLIENTS = 8
 
