@@ -1,10 +1,9 @@
 """The figures of bulk runs: python -m benchmarks.bulk.
 
-Starts a local stack of its own with Prefect and an ensemble of ten networks. Compares
-classify-images with a bare client that sends images from memory to the same endpoint from as many threads, and with the
-nightly evaluation's execution for each image. Then runs as many manifest lines as it is told through a function that
-asks no endpoint. With --part faults it runs under each fault with as many seeds as it is told instead. Exits with 1 if
-a goal is missed.
+Starts a local stack of its own with Prefect and an ensemble of ten networks. Compares classify-images with a bare
+client that sends images from memory to the same endpoint from as many threads, and with the nightly evaluation's
+execution for each image. Then runs as many manifest lines as it is told through a function that asks no endpoint. With
+--part faults it runs under each fault with as many seeds as it is told instead. Exits with 1 if a goal is missed.
 """
 
 import argparse

@@ -28,6 +28,7 @@ from benchmarks.other_images import DEFAULT_THRESHOLD, accepted, changed_images,
 from benchmarks.report import NIGHTS, healthy
 from settings import ROOT, settings
 from tasks.data.dataset import Dataset, DatasetError, Split, download, from_archive, generated, manifest, png
+from tasks.model.training import TUNABLE
 from tasks.report.metrics import wilson_interval
 
 sys.path.insert(0, str(ROOT / "classifier"))
@@ -152,14 +153,8 @@ def train(split: Split, num_classes: int, seed: int) -> Trained:
         values = {
             "num_classes": num_classes,
             "num_training_samples": len(split.names),
-            "epochs": chosen.epochs,
-            "learning_rate": chosen.learning_rate,
-            "mini_batch_size": chosen.mini_batch_size,
+            **{name: getattr(chosen, name) for name in TUNABLE},
             "seed": seed,
-            "folds": chosen.folds,
-            "repeats": chosen.repeats,
-            "classifier": chosen.classifier,
-            "outlier_share": chosen.outlier_share,
             "train": folder / "train",
             "train_lst": folder / "train_lst",
             "model_dir": folder / "model",
@@ -195,18 +190,10 @@ def as_ensemble(model: Model) -> Model:
     return ensemble
 
 
-def answers(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (n, classes) of (n, height, width, 3) uint8 as they are served, and before calibration."""
-    images = normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    with torch.inference_mode():
-        served = np.concatenate([model(part).probabilities.numpy() for part in images.split(100)])  # type: ignore[no-untyped-call]
-    return served, scale(served, 1 / model.shape.temperature)
-
-
 def on_test(seeds: list[Trained], test: Split, real: bool) -> list[Figure]:
     """Accuracy and calibration on the test images, and what the recommended threshold does to them."""
     n = len(test.labels)
-    served = [answers(trained.model, test.pixels)[0] for trained in seeds]
+    served = [predict(trained.model, test.pixels)[0] for trained in seeds]
     accuracies = [accuracy(p, test.labels) for p in served]
     mean = statistics.mean(accuracies)
     low, high = wilson_interval(round(mean * n), n)
@@ -230,7 +217,7 @@ def on_test(seeds: list[Trained], test: Split, real: bool) -> list[Figure]:
         ),
         Figure(
             "  more than the ensemble of each job's members",
-            mean - statistics.mean(accuracy(answers(as_ensemble(t.model), test.pixels)[0], test.labels) for t in seeds),
+            mean - statistics.mean(accuracy(predict(as_ensemble(t.model), test.pixels)[0], test.labels) for t in seeds),
             "",
             runs,
             at_least=-0.005,
@@ -299,9 +286,11 @@ def cross_validated(dataset: Dataset, repeats: int) -> list[Fold]:
             part = Split(split.pixels[rows], split.labels[rows], tuple(split.names[row] for row in rows))
             trained = train(part, len(dataset.classes), 100 * repeat + fold)
             left_out = assigned == fold
-            served[left_out], raw[left_out] = answers(trained.model, split.pixels[left_out])
-            ensemble[left_out], _ = answers(as_ensemble(trained.model), split.pixels[left_out])
-            confident, kept = accepted(trained.model, split.pixels[left_out], trained.threshold or DEFAULT_THRESHOLD)
+            predicted = predict(trained.model, split.pixels[left_out])
+            served[left_out] = predicted[0]
+            raw[left_out] = scale(predicted[0], 1 / trained.model.shape.temperature)
+            ensemble[left_out], _ = predict(as_ensemble(trained.model), split.pixels[left_out])
+            confident, kept = accepted(*predicted, trained.threshold or DEFAULT_THRESHOLD)
             costs.append(confident - kept)
         results.append(Fold(served, raw, split.labels, ensemble, statistics.mean(costs)))
     return results

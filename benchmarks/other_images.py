@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from benchmarks.figure import Figure
 from tasks.data.dataset import Dataset, DatasetError, official_test_images, png
 from tasks.data.generated import FAR, NEAR, draw
-from tasks.report.drift import drift, histogram
+from tasks.report.drift import drift, histogram, score_histogram
 from tasks.report.inputs import input_drift, properties
 
 # Of each drawn thing.
@@ -68,7 +68,7 @@ def of_no_class(
     at = [DEFAULT_THRESHOLD if threshold is None else threshold for threshold in thresholds]
     for kind, pixels in others.items():
         n = f"{len(models)} models, {len(pixels)} {source} images"
-        judged = [accepted(model, pixels, threshold) for model, threshold in zip(models, at, strict=True)]
+        judged = [accepted(*predict(model, pixels), threshold) for model, threshold in zip(models, at, strict=True)]
         yield Figure(
             f"{kind} images of no class that are accepted",
             statistics.mean(j[1] for j in judged),
@@ -77,7 +77,8 @@ def of_no_class(
             at_most=limits[kind],
         )
         yield Figure("  if the outlier score were not looked at", statistics.mean(j[0] for j in judged), "", n)
-    judged = [accepted(model, dataset.test.pixels, threshold) for model, threshold in zip(models, at, strict=True)]
+    test = dataset.test.pixels
+    judged = [accepted(*predict(model, test), threshold) for model, threshold in zip(models, at, strict=True)]
     n = f"{len(models)} models, {len(dataset.test.labels)} test images"
     yield Figure(
         "coverage of test images that the outlier score costs",
@@ -88,9 +89,11 @@ def of_no_class(
     )
 
 
-def accepted(model: Any, pixels: np.ndarray, threshold: float) -> tuple[float, float]:
-    """Share of images whose confidence reaches the threshold, and of those that are accepted."""
-    probabilities, scores = predict(model, pixels)
+def accepted(probabilities: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Share of images whose confidence reaches the threshold, and of those that are accepted.
+
+    probabilities: (n, classes); scores: (n,), of outliers.
+    """
     confident = probabilities.max(axis=1) >= threshold
     return float(confident.mean()), float((confident & (scores <= 1)).mean())
 
@@ -123,10 +126,10 @@ def changed_images(model: Any, dataset: Dataset, threshold: float | None) -> Ite
         pixels = np.stack([change(image) for image in images])
         now = predict(model, pixels)
         of_confidence = drift(histogram(before[0].max(axis=1)), histogram(now[0].max(axis=1)))
-        of_scores = drift(histogram(before[1] / (1 + before[1])), histogram(now[1] / (1 + now[1])))
+        of_scores = drift(score_histogram(before[1]), score_histogram(now[1]))
         inputs = input_drift(training, properties(png(image) for image in pixels))
         yield Figure(f"{name}: median confidence", float(np.median(now[0].max(axis=1))), "", n)
-        yield Figure("  share accepted", accepted(model, pixels, at)[1], "", n)
+        yield Figure("  share accepted", accepted(*now, at)[1], "", n)
         limit = 0.01 / 6 if name in CAUGHT else None
         yield Figure("  p of the images' properties", inputs.p if inputs else float("nan"), "", n, at_most=limit)
         yield Figure("  p of outlier scores (KS)", of_scores.ks_p if of_scores else float("nan"), "", n)

@@ -10,10 +10,10 @@ import signal
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,29 +91,27 @@ def _latency(endpoint: str, image: bytes, calls: int) -> float:
 
 def _throughput(endpoint: str, image: bytes, seconds: float) -> float:
     """Calls a second of clients that each wait for their answer."""
-    counts = [0] * CLIENTS
     end = time.perf_counter() + seconds
 
-    def work(client: int) -> None:
+    def work(client: int) -> int:
+        calls = 0
         while time.perf_counter() < end:
             _invoke(endpoint, image)
-            counts[client] += 1
+            calls += 1
+        return calls
 
-    threads = [threading.Thread(target=work, args=(client,)) for client in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / seconds
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        return sum(threads.map(work, range(CLIENTS))) / seconds
 
 
 def _invoke(endpoint: str, image: bytes) -> Any:
+    from tasks.answers import ACCEPT
     from tasks.aws.clients import client
 
     answer = client("sagemaker-runtime").invoke_endpoint(
         EndpointName=endpoint,
         ContentType="application/x-image",
-        Accept="application/json; verbose=true",
+        Accept=ACCEPT,
         InferenceId=f"smoke-benchmark-{os.getpid()}",
         Body=image,
     )

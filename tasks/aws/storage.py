@@ -43,9 +43,9 @@ def iterate_etags(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
     return ((item["Key"], item["ETag"].strip('"')) for item in _listed(bucket, prefix))
 
 
-def list_modified(bucket: str, prefix: str, since: datetime) -> list[str]:
-    """Keys of the objects below a prefix that were written at that time or later."""
-    return [item["Key"] for item in _listed(bucket, prefix) if item["LastModified"] >= since]
+def list_times(bucket: str, prefix: str) -> dict[str, datetime]:
+    """When each object below a prefix was written, by key."""
+    return {item["Key"]: item["LastModified"] for item in _listed(bucket, prefix)}
 
 
 def _listed(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:

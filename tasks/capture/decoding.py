@@ -16,6 +16,9 @@ import msgspec
 import pyarrow as pa
 from msgspec import Meta, Struct
 
+from tasks import answers
+from tasks.answers import Answer
+
 # Arrow's own allocator keeps what it once had: more than a hundred megabytes after a million records.
 pa.set_memory_pool(pa.system_memory_pool())
 
@@ -77,17 +80,6 @@ class _NoMetadata:
 
 _NO_METADATA = _NoMetadata()
 _LINE = msgspec.json.Decoder(Record)
-_Probabilities = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=1, max_length=1000)]
-
-
-class Answer(Struct, gc=False):
-    """What a model said, in its verbose form."""
-
-    probabilities: _Probabilities
-    outlier_score: Annotated[float, Meta(ge=0)] | None = None
-
-
-_ANSWER = msgspec.json.Decoder(Answer | _Probabilities)
 # msgspec's errors and those of base64 and UTF-8 are ValueErrors but for the nesting of hostile JSON.
 _BAD = (ValueError, RecursionError, msgspec.MsgspecError)
 
@@ -189,7 +181,7 @@ def _answer(output: _Output | None) -> Answer | None:
     if output is None:
         return None
     if output.encoding == "JSON":
-        return _decoded(output.data)
+        return answers.decode(output.data)
     text = output.data
     if output.encoding == "BASE64":
         text = base64.b64decode(text, validate=True).decode()
@@ -198,12 +190,7 @@ def _answer(output: _Output | None) -> Answer | None:
     kind, _, _ = (output.observedContentType or "").partition(";")
     if output.encoding == "CSV" or kind.strip().lower() == "text/csv":
         text = f"[{text.strip()}]"
-    return _decoded(text)
-
-
-def _decoded(text: str) -> Answer:
-    answer = _ANSWER.decode(text)
-    return answer if isinstance(answer, Answer) else Answer(answer)
+    return answers.decode(text)
 
 
 def unpacked(content: bytes) -> tuple[bytes, str | None]:

@@ -6,7 +6,8 @@ import pickle
 import re
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,21 +86,13 @@ def from_archive(path: Path, classes: Sequence[str], official: bool = False, giv
     """
     if not path.is_file():
         raise DatasetError(f"no archive at {path}; give the path of a .tar.gz in CIFAR-100's layout, or 'generated'")
-    try:
-        with tarfile.open(path) as archive:
-            names = _member(archive, "meta").get(b"fine_label_names")
-            if not isinstance(names, list):
-                raise DatasetError(f"{path}: meta has no fine_label_names")
-            fine_labels = [name.decode() for name in names]
-            unknown = [name for name in classes if name not in fine_labels]
-            if unknown:
-                raise DatasetError(f"{path} has no class {', '.join(unknown)}; it has {', '.join(fine_labels)}")
-            wanted = [fine_labels.index(name) for name in classes]
-            splits = {split: _split(_member(archive, split), wanted, split) for split in ("train", "test")}
-    except DatasetError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise DatasetError(f"{path} is not a readable archive in CIFAR-100's layout (truncated?): {error}") from error
+    with _opened(path) as archive:
+        fine_labels = _fine_labels(archive, path)
+        unknown = [name for name in classes if name not in fine_labels]
+        if unknown:
+            raise DatasetError(f"{path} has no class {', '.join(unknown)}; it has {', '.join(fine_labels)}")
+        wanted = [fine_labels.index(name) for name in classes]
+        splits = {split: _split(_member(archive, split), wanted, split) for split in ("train", "test")}
     dataset = Dataset(splits["train"], splits["test"], tuple(classes), path.name, False, given or str(path))
     check(dataset)
     if official:
@@ -112,12 +105,9 @@ def from_archive(path: Path, classes: Sequence[str], official: bool = False, giv
 
 def official_test_images(path: Path) -> dict[str, np.ndarray]:
     """Test images (100, 32, 32, 3) uint8 of all of CIFAR-100's classes, by class; DatasetError for another archive."""
-    try:
-        with tarfile.open(path) as archive:
-            names = [name.decode() for name in _member(archive, "meta")[b"fine_label_names"]]
-            split = _split(_member(archive, "test"), list(range(len(names))), "test")
-    except Exception as error:  # a damaged pickle can raise anything
-        raise DatasetError(f"{path} is not a readable archive in CIFAR-100's layout (truncated?): {error}") from error
+    with _opened(path) as archive:
+        names = _fine_labels(archive, path)
+        split = _split(_member(archive, "test"), list(range(len(names))), "test")
     if (np.bincount(split.labels, minlength=len(names)) != OFFICIAL_PER_CLASS["test"]).any():
         raise DatasetError(f"{path}: not every class has {OFFICIAL_PER_CLASS['test']} test images")
     return {name: split.pixels[split.labels == label] for label, name in enumerate(names)}
@@ -214,6 +204,25 @@ def download(url: str, md5: str, folder: Path, progress: Log, patience: float | 
         raise DatasetError(f"{url} has MD5 {digest.hexdigest()}, expected {md5}; the download was discarded")
     partial.rename(target)
     return target
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tarfile.TarFile]:
+    """An archive to read from; whatever goes wrong with that is a DatasetError."""
+    try:
+        with tarfile.open(path) as archive:
+            yield archive
+    except DatasetError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        raise DatasetError(f"{path} is not a readable archive in CIFAR-100's layout (truncated?): {error}") from error
+
+
+def _fine_labels(archive: tarfile.TarFile, path: Path) -> list[str]:
+    names = _member(archive, "meta").get(b"fine_label_names")
+    if not isinstance(names, list):
+        raise DatasetError(f"{path}: meta has no fine_label_names")
+    return [name.decode() for name in names]
 
 
 class _CifarUnpickler(pickle.Unpickler):

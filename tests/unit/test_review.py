@@ -73,6 +73,8 @@ def test_no_limit_leaves_out_some_of_the_random_share() -> None:
 
 
 def test_every_result_is_accounted_for() -> None:
+    of_the_bucket = row(1, "below_threshold", key="test/bicycle_50000.png")
+    assert choose([of_the_bucket], settings(), room=50) == ([], {"results": 1, "labelled": 1, "over_limit": 0})
     kinds: list[Status] = ["accepted", "below_threshold", "not_a_class", "failed", "not_submitted"]
     rows = [row(number, kinds[number % 5], label="bicycle" if number % 7 == 0 else None) for number in range(700)]
     picked, counts = choose(rows, settings(), room=50)
