@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-sagemaker bench-serving conformance up down status logs lint format check schemas lock clean
+.PHONY: help setup demo review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-review bench-sagemaker bench-serving conformance up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -65,6 +65,9 @@ coverage: setup ## run every test and show the branch coverage of what ships
 bench-model: setup ## measure the classifier: accuracy, images of no class, time (about an hour)
 	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)") $(if $(OTHERS),--others "$(OTHERS)")
 
+bench-review: setup ## measure what answers about unsure images are worth, and certificates (about half an hour)
+	@$(RUN) -m benchmarks.review $(if $(DATASET),--dataset "$(DATASET)")
+
 bench-serving: setup ## measure what one network serves faster than ten (about four minutes)
 	@$(RUN) -m benchmarks.serving
 
@@ -88,6 +91,9 @@ up: setup ## start Prefect server, worker and the embedded AWS, and deploy prefe
 
 down: ## stop them; what they hold is kept
 	@test ! -x $(RUN) || $(RUN) -m local_aws down
+
+review: setup ## serve the page on which people look at unsure images (AWS=real for your account)
+	@$(RUN) review.py --aws $(AWS)
 
 status: ## what runs and where, settings that differ from the defaults, schedules
 	@if test -x $(RUN); then $(RUN) status.py; else echo "Nothing is set up. \`make up\` or \`make demo\` does it."; fi

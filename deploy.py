@@ -53,7 +53,7 @@ def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
     enter(config, real_aws)
     settings.cache_clear()
     if real_aws:
-        _check_credentials()
+        check_credentials()
         if os.environ.get("AWS_SESSION_TOKEN"):
             print(EXPIRING)
     for line in services.up(config, real_aws):
@@ -69,7 +69,7 @@ def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
     asyncio.run(_recover_later(name))
 
 
-def _check_credentials() -> None:
+def check_credentials() -> None:
     """Raises DeploymentError if there is no source of credentials, or no region. Does not ask if they are valid."""
     import boto3
     from botocore.exceptions import BotoCoreError

@@ -48,6 +48,8 @@ REPORTS_PREFIX = "reports/"
 ROLLOUTS_PREFIX = "rollouts/"
 THRESHOLDS_PREFIX = "thresholds/"
 REVIEW_QUEUE_PREFIX = "review/queue/"
+REVIEW_LABELS_PREFIX = "review/labels/"
+REVIEW_LEASES_PREFIX = "review/leases/"
 
 # The endpoint's one variant. AWS: "When doing a blue/green or rolling deployment, your new endpoint configuration must
 # have the same variant name as the old endpoint configuration"
@@ -62,6 +64,9 @@ EVALUATION_EVENT = "scones.evaluation.completed"
 
 # The same of a bulk run.
 BULK_EVENT = "scones.bulk.completed"
+
+# The event that says how many reviewed images no training has seen; prefect.yaml starts a training from it.
+LABELS_EVENT = "scones.review.labels"
 
 # The event that a report emits if somebody should look at it, with the reasons.
 ALERT_EVENT = "scones.report.alert"
@@ -286,6 +291,32 @@ class Settings(BaseSettings):
     )
     review_order: Literal["uncertain", "random"] = Field(
         default="uncertain", description="Which of them come first: those of the lowest confidence, or any."
+    )
+    review_double_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of the queued images that two people look at, and a third where they disagree.",
+    )
+    review_lease_seconds: int = Field(
+        default=300, ge=10, description="How long an image is kept for the person whom it is shown to."
+    )
+    review_expires_days: int = Field(
+        default=90, ge=1, description="After this nobody is asked any more; the answers that there are decide."
+    )
+    review_retrain_labels: int = Field(
+        default=100, ge=0, description="New labels with which a training starts by itself; 0 for never."
+    )
+    review_port: int = Field(default=4240, ge=1, le=65535, description="Port of the page that `make review` serves.")
+    certification_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the audited images that only the certificate uses, and no training, by a hash of their "
+        "content.",
+    )
+    certificate_level: float = Field(
+        default=0.95, gt=0.5, lt=1, description="Confidence of the certificate over what is accepted."
     )
 
     # Report

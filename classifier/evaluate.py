@@ -1,4 +1,4 @@
-"""Compares a challenger with a champion, each on training images that it was not fitted on.
+"""Compares a challenger with a champion, each on training images that it was not fitted on and nobody selected.
 
 SageMaker's script mode runs this for the gate. Channels: `train` and `train_lst` as for train.py, `challenger` and,
 if there is one, `champion`, each a model.tar.gz. Every model brings the code that answers for it (out_of_fold.py).
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from calibration import calibrated_errors, expected_calibration_error
-from train import image_shape, load
+from train import image_shape, load, nobody_selected
 
 
 class ModelFailed(Exception):
@@ -28,6 +28,8 @@ class ModelFailed(Exception):
 def main() -> None:
     options = _options()
     pixels, labels, names = load(options.train, options.train_lst, options.image_shape, options.num_classes)
+    rows = nobody_selected(names)
+    pixels, labels, names = pixels[rows], labels[rows], [name for name, kept in zip(names, rows, strict=True) if kept]
     images = pixels.numpy()
     comparison: dict[str, object] = {"schema_version": 1}
     answered: dict[str, np.ndarray | None] = {"challenger": None, "champion": None}

@@ -91,6 +91,10 @@ class Answers(NamedTuple):
     outlier_logit: Tensor
     outlier_distance: Tensor
 
+    def of(self, rows: Tensor) -> "Answers":
+        """The answers about some of the pictures. rows: (n,) bool."""
+        return Answers(*(values[rows] for values in self))
+
 
 class Prediction(NamedTuple):
     """probabilities: (n, num_classes), calibrated. outlier_scores: (n,), over 1 for a picture of no class; or None."""

@@ -4,8 +4,9 @@ Channels: `train` holds the images, `train_lst` a manifest of index, label and f
 
 The images are dealt into folds and a network, a member, is fitted without each fold; what the members answer about the
 images they were not fitted on gives the temperature, the limit of outliers, the recommended threshold and the figures
-in metrics.json. One more network, of the same recipe and fitted to all images, serves; or all members do
-(--classifier). Writes the state dict, its shape, the figures, these answers and the inference code to SM_MODEL_DIR.
+in metrics.json. Images that were chosen for review (below reviewed/) are trained on and do not count there. One more
+network, of the same recipe and fitted to all images, serves; or all members do (--classifier). Writes the state dict,
+its shape, the figures, these answers and the inference code to SM_MODEL_DIR.
 """
 
 import argparse
@@ -40,6 +41,8 @@ HYPERPARAMETERS = (
     "outlier_share",
 )
 CODE = ("inference.py", "serving.py", "network.py", "out_of_fold.py", "requirements.txt")
+# Of images that people reviewed, in the channel `train`.
+REVIEWED_FOLDER = "reviewed/"
 # Ray Serve looks for these at the root of the archive.
 RAY_SERVE = ("config.yaml", "deployment.py")
 
@@ -53,14 +56,16 @@ def main() -> None:
     if len(labels) != options.num_training_samples:
         raise ValueError(f"num_training_samples is {options.num_training_samples}, the manifest has {len(labels)}")
     model = cross_fit(pixels, labels, options)
-    raw = model.out_of_fold(pixels)
-    temperature = calibration.fit_temperature(raw.probabilities.numpy(), labels.numpy())
+    answered = model.out_of_fold(pixels)
+    rows = nobody_selected(names)
+    raw, judged = answered.of(rows), labels[rows].numpy()
+    temperature = calibration.fit_temperature(raw.probabilities.numpy(), judged)
     outliers = outlier_scale(raw, options.outlier_share) if options.outlier_share else None
     model.shape = replace(model.shape, temperature=temperature, outliers=outliers)
-    predicted = model.predict(raw)
-    figures = evaluate(raw, predicted, temperature, labels.numpy(), options)
+    figures = evaluate(raw, model.predict(raw), temperature, judged, options)
+    figures["reviewed_images"] = len(names) - len(judged)
     save(model, figures, options.model_dir)
-    write_answers(options.model_dir / "out_of_fold.csv", names, labels.numpy(), raw, predicted)
+    write_answers(options.model_dir / "out_of_fold.csv", names, labels.numpy(), answered, model.predict(answered))
     print_figures(figures)
 
 
@@ -90,6 +95,17 @@ def load(
     if missing:
         raise ValueError(f"the manifest has no image of label {', '.join(map(str, missing))}")
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), names
+
+
+def nobody_selected(names: list[str]) -> Tensor:
+    """Rows (n,) bool of images that were not chosen for review: figures, calibration and thresholds are of these.
+
+    Reviewed images are those that a model was unsure of, and say nothing about the share of such images.
+    """
+    rows = torch.tensor([not name.startswith(REVIEWED_FOLDER) for name in names])
+    if not rows.any():
+        raise ValueError("the manifest has reviewed images only, which say nothing about images that nobody selected")
+    return rows
 
 
 def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> Model:

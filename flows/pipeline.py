@@ -23,15 +23,17 @@ def pipeline(
     fall_back_to_generated: bool = False,
     retrain: bool = False,
     hyperparameters: dict[str, int | float | str] | None = None,
+    include_reviewed: bool | None = None,
 ) -> EvaluationSummary:
     """retrain: train even if a model of the same data, code and hyperparameters is registered.
 
-    hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
+    hyperparameters: those that are to differ from the settings', such as {"epochs": 80}. include_reviewed: train on
+    what people said about queued images too, or not any more; by default as before.
     Returns the evaluation's summary, and ends as the evaluation does.
     """
     if on_aws():  # an embedded AWS has no quotas, and was started just now
         preflight()
-    prepare_data(dataset, fall_back_to_generated)
+    prepare_data(dataset, fall_back_to_generated, include_reviewed)
     model = train_model(reuse=not retrain, hyperparameters=hyperparameters)
     # Where the gate rejected it, the newest approved version is deployed, which usually serves already.
     deploy_endpoint(model.number if model.status == APPROVED else None)

@@ -10,7 +10,8 @@ from flows.ending import endings
 from flows.identity import run_name
 from settings import settings
 from tasks.aws.stacks import installation
-from tasks.review import queue
+from tasks.review import queue, training_set
+from tasks.review.announcement import announce
 from tasks.review.queue import Queued
 
 
@@ -24,14 +25,18 @@ def queue_review(
     """date and run (12 hex digits) of a bulk run; by default the newest one. Or since, and until (by default now): all
     that ended meanwhile.
 
-    Twice the same changes nothing; what a day's limit left out comes on another day.
+    Twice the same changes nothing; what a day's limit left out comes on another day. Says as an event how many answers
+    no training has seen, from which prefect.yaml starts one if they are enough.
     """
-    installed, logger = installation(), get_run_logger()
+    installed, chosen, logger = installation(), settings(), get_run_logger()
     queued = queue.queue(
-        installed.bucket, queue.bulk_runs(installed.bucket, run, date, since, until), settings(), logger.info
+        installed.bucket, queue.bulk_runs(installed.bucket, run, date, since, until), chosen, logger.info
     )
     logger.info(queue.told(queued))
     create_markdown_artifact(queue.markdown(queued, installed.bucket), key="queue-review")
+    new = training_set.count_new_labels(installed.bucket, chosen, installed.classes)
+    told = announce(new, chosen.review_retrain_labels)
+    logger.info("%d reviewed images that no training has seen; %d start one", told.new, told.needed)
     return queued
 
 

@@ -8,18 +8,26 @@ from flows.identity import close_interrupted, run_name, this_run
 from tasks.aws.stacks import installation
 from tasks.model import gate, registry, training
 from tasks.model.registry import PENDING, ModelVersion
+from tasks.review import training_set
 from tasks.serving import endpoint
 
 
 @flow(name="train-model", flow_run_name=run_name, log_prints=True, **endings())
-def train_model(reuse: bool = False, hyperparameters: dict[str, int | float | str] | None = None) -> ModelVersion:
+def train_model(
+    reuse: bool = False,
+    hyperparameters: dict[str, int | float | str] | None = None,
+    include_reviewed: bool | None = None,
+) -> ModelVersion:
     """reuse: take the newest model of the same data, code and hyperparameters, if there is one.
 
-    hyperparameters: those that are to differ from the settings', such as {"epochs": 80}.
+    hyperparameters: those that are to differ from the settings', such as {"epochs": 80}. include_reviewed: bring what
+    people said about queued images until now into the training set first; by default it is as prepare-data left it.
     Returns the version; its status says whether it may be deployed.
     """
     close_interrupted()
     run, installed = this_run().id, installation()
+    if include_reviewed is not None:
+        training_set.include(installed.bucket, include_reviewed)
     plan = training.plan_training(installed, hyperparameters)
     version = registry.find_trained(plan) if reuse else None
     if version is None:

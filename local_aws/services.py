@@ -293,15 +293,20 @@ def _check_ports(config: LocalConfig, real_aws: bool) -> None:
             ("SageMaker server", "SCONES_SAGEMAKER_PORT", config.sagemaker_port),
         ]
     for service, variable, port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise ServicesError(
-                    f"port {port} for the {service} is taken{_taken_by(port)}; stop that process, or choose another "
-                    f"port with {variable}"
-                ) from error
+        check_port(service, variable, port)
+
+
+def check_port(service: str, variable: str, port: int) -> None:
+    """Raises ServicesError if somebody listens on a port of 127.0.0.1. variable: the setting that chooses another."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServicesError(
+                f"port {port} for the {service} is taken{_taken_by(port)}; stop that process, or choose another "
+                f"port with {variable}"
+            ) from error
 
 
 def _taken_by(port: int) -> str:

@@ -17,7 +17,10 @@ from tasks.evaluation.results import Planned, Result
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote
 from tasks.report.summary import Alert, ReportSummary, Unmatched
+from tasks.review.announcement import NewLabels
+from tasks.review.labels import Label
 from tasks.review.queue import Waiting
+from tasks.review.training_set import Provenance, Use
 from tasks.serving.rollout import Rollout
 from tasks.serving.threshold import ThresholdChange
 
@@ -36,6 +39,10 @@ TYPES: dict[str, type[Any]] = {
     "quarantine-line": Quarantined,
     "alert-event": Alert,
     "review-queue": Waiting,
+    "review-label": Label,
+    "labels-event": NewLabels,
+    "reviewed-line": Use,
+    "provenance-line": Provenance,
     "rollout": Rollout,
     "threshold-change": ThresholdChange,
 }

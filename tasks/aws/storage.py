@@ -190,6 +190,12 @@ def create_json(bucket: str, key: str, value: Any) -> bool:
     return _create(bucket, key, lambda: io.BytesIO(content)) or get(bucket, key) == content
 
 
+def replace_json(bucket: str, key: str, value: Any, etag: str) -> bool:
+    """Writes an object if it still is the one of that ETag; returns whether it was written."""
+    content = (json.dumps(value, indent=2) + "\n").encode()
+    return _put_if(bucket, key, lambda: io.BytesIO(content), {"IfMatch": etag})
+
+
 def create_file(bucket: str, key: str, file: Path) -> bool:
     """The same for a file of at most 5 GB, which is not held in memory; False if there is an object of that key."""
     return _create(bucket, key, lambda: file.open("rb"))
@@ -197,18 +203,25 @@ def create_file(bucket: str, key: str, file: Path) -> bool:
 
 def _create(bucket: str, key: str, opened: Callable[[], BinaryIO]) -> bool:
     """Writes what is opened, for each try anew, unless there is an object of that key; returns whether it did."""
+    return _put_if(bucket, key, opened, {"IfNoneMatch": "*"})
 
-    def create() -> bool:
+
+def _put_if(bucket: str, key: str, opened: Callable[[], BinaryIO], condition: dict[str, Any]) -> bool:
+    """Writes what is opened, for each try anew, if the condition holds; returns whether it did."""
+
+    def write() -> bool:
         try:
             with opened() as body:
-                client("s3").put_object(Bucket=bucket, Key=key, Body=body, IfNoneMatch="*")
+                client("s3").put_object(Bucket=bucket, Key=key, Body=body, **condition)
         except ClientError as error:
-            if error.response["Error"]["Code"] == "PreconditionFailed":
+            # "NoSuchKey" where IfMatch names an object that is gone, and a conflict where somebody writes it right now:
+            # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+            if error.response["Error"]["Code"] in ("PreconditionFailed", "NoSuchKey", "ConditionalRequestConflict"):
                 return False
             raise
         return True
 
-    return retry_transient(f"write s3://{bucket}/{key}", create)
+    return retry_transient(f"write s3://{bucket}/{key}", write)
 
 
 def put_file(bucket: str, key: str, file: Path) -> None:
@@ -235,12 +248,18 @@ def download(bucket: str, key: str, file: Path) -> bool:
 
 def get(bucket: str, key: str) -> bytes | None:
     """An object's content; None if there is none."""
+    found = get_with_etag(bucket, key)
+    return None if found is None else found[0]
+
+
+def get_with_etag(bucket: str, key: str, most_bytes: int | None = None) -> tuple[bytes, str] | None:
+    """An object's content and ETag; None if there is none. most_bytes: read no more than these of it."""
     s3 = client("s3")
 
-    def read() -> bytes | None:
+    def read() -> tuple[bytes, str] | None:
         try:
-            content: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
-            return content
+            answer = s3.get_object(Bucket=bucket, Key=key)
+            return answer["Body"].read(most_bytes), answer["ETag"].strip('"')
         except s3.exceptions.NoSuchKey:
             return None
 

@@ -1,8 +1,10 @@
 """The data set on its way to S3: chosen, checked, uploaded and described."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
 from prefect import task
 from prefect.logging import get_run_logger
 
@@ -10,10 +12,12 @@ from settings import MANIFESTS_PREFIX, TEST_PREFIX, TRAIN_PREFIX, settings
 from tasks.aws import storage
 from tasks.data.dataset import Dataset, DatasetError, download, from_archive, generated, manifest, png, resized
 from tasks.installation import DatasetNote
-from tasks.run import iso, utc_now
+from tasks.run import Log, iso, utc_now
 
 # Describes the images in the bucket.
 NOTE_KEY = f"{MANIFESTS_PREFIX}dataset.json"
+# Of images below train/ that people have looked at.
+REVIEWED_FOLDER = "reviewed/"
 # How long a demo waits for the real archive before it draws images instead.
 FALLBACK_PATIENCE_SECONDS = 10.0
 
@@ -72,41 +76,118 @@ def _given(note: DatasetNote) -> str:
     return str(note.given or known.get(note.source, settings().dataset))
 
 
+@dataclass(frozen=True)
+class ReviewedImage:
+    """An image that people looked at. label: index of the class. content: a PNG of the size of the training images."""
+
+    inference_id: str
+    label: int
+    content: bytes
+
+    @property
+    def name(self) -> str:
+        """Relative to the channel. The classifier's scripts know by the folder that nobody drew it at random."""
+        return f"{REVIEWED_FOLDER}{self.inference_id}.png"
+
+
 @task(task_run_name="upload images")
 def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
     """Uploads images, then manifests, then the note that describes both; returns the note.
 
     Manifests come after the images that they name, so that a run that was interrupted leaves nothing half-written.
+    Reviewed images, and the manifest's lines about them, stay as they are while the classes do; `replace_reviewed`
+    makes them others.
     """
     logger = get_run_logger()
     digest = hashlib.sha256()
+    before = find_note(bucket)
+    reviewed = _reviewed_lines(bucket) if before is not None and before.classes == dataset.classes else []
     for prefix, split in ((TRAIN_PREFIX, dataset.train), (TEST_PREFIX, dataset.test)):
         images = {prefix + name: png(pixels) for name, pixels in zip(split.names, split.pixels, strict=True)}
         changed = storage.upload_changed(bucket, prefix, images)
         logger.info("%s%d images, %d of them uploaded, the rest were there", prefix, len(images), changed)
-        text = manifest(split).encode()
-        storage.put(bucket, f"{MANIFESTS_PREFIX}{prefix.rstrip('/')}.lst", text)
-        storage.delete_others(bucket, prefix, images)
-        digest.update(text)
+        text = manifest(split)
+        kept = reviewed if prefix == TRAIN_PREFIX else []
+        storage.put(bucket, _manifest_key(prefix), (text + _numbered(kept, len(images))).encode())
+        storage.delete_others(bucket, prefix, {*images, *(prefix + name for _, name in kept)})
+        digest.update(text.encode())
         for content in images.values():
             digest.update(hashlib.sha256(content).digest())
     sha256 = digest.hexdigest()
-    before = find_note(bucket)
-    changed = before is None or before.manifests_sha256 != sha256
-    if before is not None and changed:
+    same = before is not None and sha256 in (before.originals_sha256, before.manifests_sha256)
+    if before is not None and not same:
         logger.warning("the images are others than before: %s after %s", dataset.source, before.source)
     note = DatasetNote(
         given=dataset.given,
-        since=iso(utc_now()) if before is None or changed else before.since,
+        since=before.since if before is not None and same else iso(utc_now()),
         source=dataset.source,
         synthetic=dataset.synthetic,
         classes=tuple(dataset.classes),
-        train=len(dataset.train.names),
+        train=len(dataset.train.names) + len(reviewed),
         test=len(dataset.test.names),
-        manifests_sha256=sha256,
+        manifests_sha256=before.manifests_sha256 if before is not None and same else sha256,
+        include_reviewed=before is not None and before.include_reviewed,
+        reviewed=len(reviewed),
+        originals_sha256=sha256,
     )
     storage.put_json(bucket, NOTE_KEY, note.to_json())
     return note
+
+
+def replace_reviewed(bucket: str, images: list[ReviewedImage], include: bool, progress: Log) -> DatasetNote:
+    """Makes these the reviewed images of the training set, which keeps its others; returns the note.
+
+    include: whether later runs of prepare-data are to do the same. Images come before the manifest that names them,
+    and what it does not name any more is deleted after it. Raises DatasetError if nothing was prepared.
+    """
+    note = dataset_note(bucket)
+    lines = training_lines(bucket)
+    originals = [(label, name) for label, name in lines if not name.startswith(REVIEWED_FOLDER)]
+    added = [(image.label, image.name) for image in images]
+    prefix = TRAIN_PREFIX + REVIEWED_FOLDER
+    named = {TRAIN_PREFIX + image.name: image.content for image in images}
+    uploaded = storage.upload_changed(bucket, prefix, named)
+    progress(f"{prefix}{len(images)} reviewed images, {uploaded} of them uploaded")
+    storage.put(
+        bucket, _manifest_key(TRAIN_PREFIX), (_numbered(originals, 0) + _numbered(added, len(originals))).encode()
+    )
+    storage.delete_others(bucket, prefix, named)
+    sha256 = note.originals_sha256 or note.manifests_sha256
+    digest = hashlib.sha256(f"{sha256}\n{_numbered(added, 0)}".encode())
+    for image in images:
+        digest.update(hashlib.sha256(image.content).digest())
+    changed = replace(
+        note,
+        train=len(originals) + len(images),
+        manifests_sha256=digest.hexdigest() if images else sha256,
+        include_reviewed=include,
+        reviewed=len(images),
+        originals_sha256=sha256,
+    )
+    if changed.manifests_sha256 != note.manifests_sha256:
+        changed = replace(changed, since=iso(utc_now()))
+    storage.put_json(bucket, NOTE_KEY, changed.to_json())
+    return changed
+
+
+def _manifest_key(prefix: str) -> str:
+    """Of the manifest of the images below a prefix."""
+    return f"{MANIFESTS_PREFIX}{prefix.rstrip('/')}.lst"
+
+
+def training_lines(bucket: str) -> list[tuple[int, str]]:
+    """Label and name of each line of the training manifest; none if there is none."""
+    text = (storage.get(bucket, _manifest_key(TRAIN_PREFIX)) or b"").decode()
+    return [(int(label), name) for _, label, name in (line.split("\t") for line in text.splitlines())]
+
+
+def _reviewed_lines(bucket: str) -> list[tuple[int, str]]:
+    return [(label, name) for label, name in training_lines(bucket) if name.startswith(REVIEWED_FOLDER)]
+
+
+def _numbered(lines: list[tuple[int, str]], first: int) -> str:
+    """Lines of a manifest, of which the first has that index."""
+    return "".join(f"{index}\t{label}\t{name}\n" for index, (label, name) in enumerate(lines, first))
 
 
 def dataset_note(bucket: str) -> DatasetNote:

@@ -1,5 +1,6 @@
 """The model package group: every trained model is a version in it, with its figures and what was decided about it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ MAX_DESCRIPTION = 1024
 # What AWS's PyTorch image asks for; Ray Serve's finds its config.yaml by itself.
 SERVING_ENVIRONMENT = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"}
 NO_REASON = "no reason given"
+# What AWS does not take in a value of a version's metadata, and how long one may be: botocore's CustomerMetadataValue.
+UNTAKEN = re.compile(r"[^\w .:/=+@-]")
+MAX_METADATA = 256
 
 
 class NoModel(SconesError):
@@ -111,6 +115,7 @@ def register(job: CompletedJob, plan: TrainingPlan) -> ModelVersion:
                 "fingerprint": plan.fingerprint,
                 "settings_fingerprint": plan.settings_fingerprint,
                 "data_fingerprint": plan.data_fingerprint,
+                "data": UNTAKEN.sub("_", plan.data)[:MAX_METADATA],
                 "training_job": job.name,
                 **{name.replace(":", "_"): f"{value:.6g}" for name, value in job.metrics.items()},
             },
@@ -212,7 +217,8 @@ def publish(serving: list[str]) -> None:
                 "recommended threshold": threshold,
                 "coverage": coverage,
                 "for every class": every_class,
-                "data": figures.get("data_fingerprint", "")[:12],
+                "data": figures.get("data", ""),
+                "manifest": figures.get("data_fingerprint", "")[:12],
                 "training job": figures.get("training_job", ""),
                 "decision": version.reason,  # last, as it may be long
             }

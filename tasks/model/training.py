@@ -28,7 +28,7 @@ from tasks.aws.errors import translate_aws_errors
 from tasks.aws.images import training_image
 from tasks.aws.logs import LogTail
 from tasks.errors import SconesError
-from tasks.installation import Installation
+from tasks.installation import DatasetNote, Installation
 from tasks.run import Log
 from tasks.waiting import look_until
 
@@ -106,13 +106,14 @@ class TrainingPlan:
     """A training and its identity: the same data, code and hyperparameters have the same fingerprint.
 
     settings_fingerprint: the same with the settings' hyperparameters, whatever was asked for instead of some of them.
-    data_fingerprint: SHA-256 of the training manifest.
+    data_fingerprint: SHA-256 of the training manifest. data: in words, what the images are.
     """
 
     job: JobPlan
     fingerprint: str
     settings_fingerprint: str
     data_fingerprint: str
+    data: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,15 @@ def plan_training(installation: Installation, changed: dict[str, int | float | s
         return hashlib.sha256(identity.encode()).hexdigest()
 
     data_fingerprint = hashlib.sha256(manifest).hexdigest()
-    return TrainingPlan(job, fingerprint(asked_for), fingerprint(hyperparameters), data_fingerprint)
+    note = storage.get_record(bucket, f"{MANIFESTS_PREFIX}dataset.json", DatasetNote)
+    words = described(note) if note else "unknown"
+    return TrainingPlan(job, fingerprint(asked_for), fingerprint(hyperparameters), data_fingerprint, words)
+
+
+def described(note: DatasetNote) -> str:
+    """What the training images are, in words that the registry takes."""
+    reviewed = f" and {note.reviewed} reviewed" if note.reviewed else ""
+    return f"{note.train - note.reviewed} of {note.source}{reviewed} since {note.since or 'an unknown time'}"
 
 
 def image_shape() -> str:

@@ -34,6 +34,8 @@ from tasks.report.metrics import (
 from tasks.report.reconciliation import counts, reconcile
 from tasks.report.subject import Subject
 from tasks.report.summary import Calibration, Change, Judged, ReportSummary, Shown, Unmatched
+from tasks.review import summary as review
+from tasks.review.summary import ReviewSummary
 from tasks.serving.threshold import ThresholdChange, threshold_changes
 
 # Evaluations that the trend shows, and that the distribution of confidence is compared with.
@@ -106,6 +108,7 @@ def analyse(
         features=drift(_outlier_scores(baseline, table), _outlier_scores(table, baseline), ALERT_LEVEL),
         inputs=input_drift(training_properties(bucket), properties(pictures)) if pictures else None,
         shown_at=(settings().threshold_target, settings().threshold_level),
+        reviewed=review.summarize(bucket, set(subject.model_version.split(", ")), settings()),
     )
     return Analysis(subject, summary, inferences, table, nights, baseline, unmatched, captured.quarantined)
 
@@ -255,6 +258,7 @@ def summarize(
     features: Drift | None = None,
     inputs: InputDrift | None = None,
     shown_at: tuple[float, float] = (0.99, 0.90),
+    reviewed: ReviewSummary | None = None,
 ) -> ReportSummary:
     """The report's figures; accuracy carries a 95 % Wilson interval.
 
@@ -270,6 +274,7 @@ def summarize(
     reasons = [
         *_alerts_of_tests(tests, calibration, drifted, changed, features, inputs),
         *_alerts_of_captures(captured, unmatched),
+        *_alerts_of_review(reviewed),
     ]
     found = figures(table, subject.threshold)
     return ReportSummary(
@@ -304,6 +309,7 @@ def summarize(
         bucket=bucket,
         inferences=inferences,
         changes=changes,
+        review=reviewed,
     )
 
 
@@ -397,3 +403,13 @@ def _alerts_of_captures(captured: Captured, unmatched: dict[str, int]) -> Iterat
     ):
         if number:
             yield f"{what}: {number}."
+
+
+def _alerts_of_review(reviewed: ReviewSummary | None) -> Iterator[str]:
+    certificate = reviewed.certificate if reviewed else None
+    if certificate is not None and certificate.contradicts:
+        yield (
+            f"Less of what {certificate.model_version} accepted is right than the target of {certificate.target:g}: at "
+            f"most {certificate.upper_bound:.3f}, at {certificate.level:.0%} ({certificate.errors:,} of "
+            f"{certificate.labels:,} reviewed images of a random sample are wrong)."
+        )

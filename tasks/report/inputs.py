@@ -3,13 +3,12 @@
 Confidence may stay high while images turn dark, grey or blurred; their properties do not. Pure functions, no AWS.
 """
 
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from tasks.data.pictures import read_rgb
 from tasks.report.metrics import p_value
 
 PROPERTIES = ("brightness", "contrast", "sharpness", "colour", "size")
@@ -17,8 +16,6 @@ PROPERTIES = ("brightness", "contrast", "sharpness", "colour", "size")
 LUMA = (0.299, 0.587, 0.114)
 # Fewer images on either side say nothing.
 LEAST = 30
-# Pictures of more pixels are not looked at.
-MAX_PIXELS = 25_000_000
 # Permutations that are in memory at once.
 CHUNK = 200
 
@@ -91,13 +88,10 @@ def input_drift(
 
 
 def _properties(content: bytes) -> tuple[float, ...] | None:
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            rgb = np.asarray(_rgb(image), dtype=np.float32) / 255
-    except Exception:  # a damaged file can make a decoder raise nearly anything
+    picture = read_rgb(content)
+    if picture is None:
         return None
+    rgb = np.asarray(picture, dtype=np.float32) / 255
     luma = rgb @ np.array(LUMA, dtype=np.float32)
     edged = np.pad(luma, 1, mode="edge")
     laplacian = edged[:-2, 1:-1] + edged[2:, 1:-1] + edged[1:-1, :-2] + edged[1:-1, 2:] - 4 * luma
@@ -108,16 +102,6 @@ def _properties(content: bytes) -> tuple[float, ...] | None:
         float((rgb.max(axis=2) - rgb.min(axis=2)).mean()),
         float(np.sqrt(luma.size)),
     )
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """As the model is given it (classifier/serving.py): 16 bits scaled, transparent parts white."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
-    return image.convert("RGB")
 
 
 def _distances(is_current: np.ndarray, order: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -20,6 +20,8 @@ from tasks.report.metrics import is_outlier
 from tasks.report.reconciliation import KINDS
 from tasks.report.subject import Subject
 from tasks.report.summary import IndexedReport, ReportSummary, Unmatched
+from tasks.review.certificate import sentence as certificate_sentence
+from tasks.review.summary import sentence as review_sentence
 
 # Images of each contact sheet, and rows of the table, that a person still looks at.
 TILES = 12
@@ -73,6 +75,7 @@ def render(
         passed=subject.outcome == PASSED,
         numbers=_numbers(summary),
         of_threshold=_threshold_sentences(summary),
+        of_review=_review_sentences(summary),
         alert_level=summary.calibration.level,
         charts=[(name.replace("_", " "), base64.b64encode(content).decode()) for name, content in charts.items()],
         sheets=tiles,
@@ -181,6 +184,15 @@ def _threshold_sentences(summary: ReportSummary) -> list[str]:
         "model that served."
     )
     return [first, second, third]
+
+
+def _review_sentences(summary: ReportSummary) -> list[str]:
+    """What people's answers show, and how many there are; nothing if no image was ever queued."""
+    if summary.review is None:
+        return []
+    certificate = summary.review.certificate
+    shown = [certificate_sentence(certificate)] if certificate else []
+    return [*shown, review_sentence(summary.review)]
 
 
 def _numbers(summary: ReportSummary) -> list[tuple[str, str, str]]:

@@ -26,6 +26,7 @@ from tasks.report.history import executions_of
 from tasks.report.page import interesting, render, render_executions, render_index, rows_to_look_at
 from tasks.report.subject import Subject
 from tasks.report.summary import ReportSummary
+from tasks.review.certificate import sentence as certificate_sentence
 
 # Bars of the histogram in Prefect's artifact, and characters of the longest.
 BARS = 10
@@ -123,6 +124,11 @@ def markdown(analysis: Analysis, folder: Path) -> str:
         f"{summary.captured} captured, {summary.above_threshold} at or above the threshold "
         f"{summary.threshold:g}, {summary.below_threshold} below it and {summary.not_a_class} of no class.",
         "",
+        *(
+            [f"{certificate_sentence(summary.review.certificate)}\n"]
+            if summary.review and summary.review.certificate
+            else []
+        ),
         *counts_table(summary.evaluation),
         *_bars(analysis.confidence, summary.threshold),
         *_nights_lines(analysis.nights),

@@ -6,6 +6,7 @@ from tasks.records import Part, Record
 from tasks.report.drift import CoverageChange, Drift
 from tasks.report.inputs import InputDrift
 from tasks.report.metrics import Estimate
+from tasks.review.summary import ReviewSummary
 
 
 class Calibration(Part, frozen=True, kw_only=True):
@@ -74,7 +75,7 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     those of them whose label is known. inferences: before each image counted once. reconciliation: lines by kind.
     provisional: capture records are missing, and running the report again completes it. feature_drift: of the outlier
     scores. inputs: how far the images are from those of the training. tests: of calibration and drift, judged together.
-    alerts: why somebody should look at it.
+    alerts: why somebody should look at it. review: the queue of images for people, when the report was written.
     """
 
     run: str
@@ -116,6 +117,7 @@ class ReportSummary(Record, frozen=True, kw_only=True):
     changes: tuple[Change, ...]
     not_a_class: int = 0
     feature_drift: Drift | None = None
+    review: ReviewSummary | None = None
 
 
 class Alert(Record, frozen=True, kw_only=True):

@@ -1,1 +1,1 @@
-"""Images that a person should look at: which, and what is known of them. No Prefect in here."""
+"""Images that a person should look at: the queue, the page, what people said, and what is made of it."""

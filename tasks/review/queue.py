@@ -93,10 +93,10 @@ class Chosen:
 
 def drawn(inference_id: str, share: float) -> bool:
     """Whether an accepted image is in the random share: by a hash, so that it is so whenever it is asked."""
-    return _by_chance("audit", inference_id) < share * 2**64
+    return by_chance("audit", inference_id) < share * 2**64
 
 
-def _by_chance(what: str, inference_id: str) -> int:
+def by_chance(what: str, inference_id: str) -> int:
     """A number below 2**64, always the same for the same id."""
     return int.from_bytes(hashlib.sha256(f"{what}/{inference_id}".encode()).digest()[:8], "big")
 
@@ -144,7 +144,7 @@ def choose(
                 audits.append(Chosen(row, reason, chosen.audit_share))
             elif reason is not None:
                 counts["unsure"] += 1
-                yield rank(row, chosen), row.inference_id, row, reason
+                yield rank(row.inference_id, row.confidence, chosen), row.inference_id, row, reason
 
     # The id tells two apart that are as uncertain as each other.
     # nsmallest looks at no row if none is wanted, and all are to be counted.
@@ -153,11 +153,11 @@ def choose(
     return [Chosen(row, reason, 1.0) for _, _, row, reason in first] + audits, counts
 
 
-def rank(row: Result, chosen: Settings) -> float:
+def rank(inference_id: str, confidence: float | None, chosen: Settings) -> float:
     """The smaller, the earlier it is looked at: the confidence, or by chance."""
     if chosen.review_order == "random":
-        return _by_chance("order", row.inference_id)
-    return row.confidence if row.confidence is not None else 0.0
+        return by_chance("order", inference_id)
+    return confidence if confidence is not None else 0.0
 
 
 def queue(bucket: str, summaries: list[EvaluationSummary], chosen: Settings, progress: Log) -> Queued:

@@ -78,7 +78,7 @@ def test_a_model_that_stands_is_taken_unless_other_hyperparameters_are_asked_for
         return ModelVersion(number, "arn", "uri", "image", status, "", metadata)
 
     def plan(fingerprint: str, of_settings: str) -> TrainingPlan:
-        return TrainingPlan(JobPlan("train.py", "", {}, {}, ()), fingerprint, of_settings, "data")
+        return TrainingPlan(JobPlan("train.py", "", {}, {}, ()), fingerprint, of_settings, "data", "1000 of generated")
 
     asked_for = version(2, APPROVED, fingerprint="quick", settings_fingerprint="mine")
     there = [version(3, REJECTED, fingerprint="mine"), asked_for, version(1, APPROVED, fingerprint="other")]

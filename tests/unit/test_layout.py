@@ -18,8 +18,8 @@ FLOORS = (
     {"aws"},
     {"data", "model", "evaluation", "capture"},
     {"serving"},
-    {"bulk"},
-    {"report", "review", "teardown", "preflight"},
+    {"bulk", "review"},
+    {"report", "teardown", "preflight"},
     {"schemas"},
 )
 # Folders that run somewhere else, or by themselves, and import nothing else of this project.
@@ -35,6 +35,7 @@ PROJECT = {
     "conformance",
     "deploy",
     "demo",
+    "review",
     *ISLANDS,
 }
 SINCE_PREFECT = "import sys, prefect.flows; import {module}; print(*[name for name in {names} if name in sys.modules])"

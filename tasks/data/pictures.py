@@ -1,0 +1,51 @@
+"""Pictures as the model is given them. classifier/serving.py does the same where it serves; a test compares them."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Pictures of more pixels are not looked at.
+MAX_PIXELS = 25_000_000
+FORMATS = ("PNG", "JPEG")
+
+
+def read_rgb(content: bytes) -> Image.Image | None:
+    """The picture of a PNG or JPEG in RGB: 16 bits scaled, transparent parts white; None if it can't be decoded."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            image.load()
+            return _rgb(image)
+    except Exception:  # a damaged file can make a decoder raise nearly anything
+        return None
+
+
+def as_served(content: bytes, size: int) -> np.ndarray | None:
+    """Pixels (size, size, 3) uint8 of a PNG or JPEG as the endpoint sees them; None if it can't be decoded."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            image.load()
+            picture = _rgb(_upright(image))
+    except Exception:  # as above
+        return None
+    return np.array(picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata says nothing about the picture
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,38 @@
+"""Says how many labels no training has seen, so that a training can start by itself."""
+
+from prefect.events import emit_event
+
+from settings import LABELS_EVENT
+from tasks.records import Record
+
+
+class NewLabels(Record, frozen=True, kw_only=True):
+    """Payload of the event scones.review.labels. needed: with so many a training starts; 0: none does."""
+
+    new: int
+    needed: int
+
+    @property
+    def enough(self) -> bool:
+        return 0 < self.needed <= self.new
+
+
+def announce(new: int, needed: int) -> NewLabels:
+    """Emits the event; prefect.yaml starts train-model from one that says that there are enough."""
+    told = NewLabels(new=new, needed=needed)
+    resource = {"prefect.resource.id": LABELS_EVENT, "scones.enough": "yes" if told.enough else "no"}
+    emit_event(LABELS_EVENT, resource=resource, payload=told.to_json())
+    return told
+
+
+class Crossing:
+    """Announces once that there are enough new labels, and again only after a training has used them."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, new: int, needed: int) -> None:
+        enough = 0 < needed <= new
+        if enough and not self._said:
+            announce(new, needed)
+        self._said = enough
