@@ -5,13 +5,12 @@ https://chromedevtools.github.io/devtools-protocol/
 
 import base64
 import json
-import re
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-LISTENING = re.compile(r"DevTools listening on (ws://\S+)")
 START_SECONDS = 60
 # Keys that are not one character: code and virtual key code.
 KEYS = {"Backspace": 8, "Enter": 13, "Escape": 27}
@@ -110,9 +108,9 @@ def browser() -> Iterator["Browser"]:
         command = [found, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
         command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--disable-dev-shm-usage"]
         command += ["--disable-background-networking", "--disable-component-update", "about:blank"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
-            with connect(_address(process), max_size=None) as connection:
+            with connect(_address(process, Path(profile)), max_size=None) as connection:
                 yield Browser(connection)
         finally:
             process.terminate()
@@ -140,15 +138,14 @@ class Browser:
         return _result(self._connection, {"id": next(self._numbers), "method": method, "params": parameters})
 
 
-def _address(process: subprocess.Popen[str]) -> str:
-    """Where the browser listens, which it prints."""
+def _address(process: subprocess.Popen[bytes], profile: Path) -> str:
+    """Where the browser listens, which it writes into its profile: the port and a path."""
     deadline = time.monotonic() + START_SECONDS
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := LISTENING.search(line):
-            return found[1]
-        if time.monotonic() > deadline:
-            break
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError, ValueError):
+            port, path = (profile / "DevToolsActivePort").read_text().splitlines()
+            return f"ws://127.0.0.1:{port}{path}"
+        time.sleep(0.05)
     raise BrowserError("the browser did not start")
 
 

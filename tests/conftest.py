@@ -30,6 +30,7 @@ GROUPS = {
     "integration/test_rollout": "rollouts",
     "integration/test_strict_aws": "rollouts",
     "integration/test_processes": "processes",
+    "integration/test_review": "processes",
     "integration": "stack",
     "local_sagemaker/test_restart": "restart",
     "local_sagemaker/test_distribution": "distribution",

@@ -40,6 +40,8 @@ THROTTLING_CODES = {
     "TooManyRequestsException",
     "RequestLimitExceeded",
     "SlowDown",
+    # Somebody else writes the same object: https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html
+    "ConditionalRequestConflict",
 }
 # Botocore's own errors of a connection have no base class that leaves out a wrong certificate.
 UNREACHED = (HTTPClientError, EndpointConnectionError, ConnectTimeoutError, IncompleteReadError)

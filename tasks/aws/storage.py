@@ -214,9 +214,9 @@ def _put_if(bucket: str, key: str, opened: Callable[[], BinaryIO], condition: di
             with opened() as body:
                 client("s3").put_object(Bucket=bucket, Key=key, Body=body, **condition)
         except ClientError as error:
-            # "NoSuchKey" where IfMatch names an object that is gone, and a conflict where somebody writes it right now:
+            # NoSuchKey: IfMatch, and the object is gone.
             # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
-            if error.response["Error"]["Code"] in ("PreconditionFailed", "NoSuchKey", "ConditionalRequestConflict"):
+            if error.response["Error"]["Code"] in ("PreconditionFailed", "NoSuchKey"):
                 return False
             raise
         return True

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -28,8 +30,13 @@ def run_training(
     damage: str | None = None,
     classes: tuple[str, ...] = CLASSES,
     size: int = 32,
+    reviewed: int = 0,
 ) -> subprocess.CompletedProcess[str]:
+    """reviewed: of the first images, so many are below reviewed/."""
     dataset = generated(classes, 12, 1, size)
+    names = tuple(f"reviewed/{name}" if n < reviewed else name for n, name in enumerate(dataset.train.names))
+    dataset = replace(dataset, train=replace(dataset.train, names=names))
+    (folder / "train" / "reviewed").mkdir(parents=True, exist_ok=True)
     for name in ("train", "train_lst", "model"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name, pixels in zip(dataset.train.names, dataset.train.pixels, strict=True):
@@ -230,6 +237,24 @@ def test_the_figures_of_a_job_are_those_of_its_artifact(model: Path) -> None:
     assert json.loads((model / "model.json").read_text())["temperature"] == figures["temperature"]
 
 
+def test_reviewed_images_are_trained_on_and_nothing_is_judged_by_them(model: Path, tmp_path: Path) -> None:
+    """Ten of the twelve bicycles were selected: figures, calibration and the gate are of the other fourteen images."""
+    done = run_training(tmp_path, reviewed=10)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    assert (figures["images"], figures["reviewed_images"]) == (14, 10)
+    answers = np.loadtxt(tmp_path / "model" / "out_of_fold.csv", delimiter=",", skiprows=1, usecols=(1, 4, 5))
+    assert len(answers) == 24
+    right = answers[:, 1:].argmax(axis=1) == answers[:, 0]
+    assert figures["accuracy"] == pytest.approx(right[10:].mean())
+    # The networks are fitted to the same images, whatever these are called.
+    alike = [(folder / "model.pt").read_bytes() for folder in (model, tmp_path / "model")]
+    weights = [torch.load(io.BytesIO(each), weights_only=True) for each in alike]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    nobody_chose = run_training(tmp_path / "all", reviewed=24)
+    assert nobody_chose.returncode != 0 and "reviewed images only" in nobody_chose.stderr
+
+
 def test_images_that_are_not_square_are_turned_by_a_half() -> None:
     code = (
         "import torch; from fitting import turned; images = torch.rand(5, 3, 32, 64); "
@@ -321,6 +346,14 @@ def test_the_comparison_of_two_models_and_of_one_that_cannot_be_loaded(model: Pa
     assert figures["challenger_accuracy"] == figures["champion_accuracy"]
     assert figures["paired_only_challenger"] == figures["paired_only_champion"] == "0"
     assert len((tmp_path / "output" / "answers.csv").read_text().splitlines()) == 25
+    lines = (data / "train_lst" / "train.lst").read_text()
+    (data / "train" / "reviewed").mkdir(exist_ok=True)
+    for name in ("bicycle_00000.png", "motorcycle_00003.png"):
+        (data / "train" / "reviewed" / name).write_bytes((data / "train" / name).read_bytes())
+        (data / "train_lst" / "train.lst").write_text(lines := lines.replace(f"\t{name}", f"\treviewed/{name}"))
+    judged = dict(line.split("=") for line in compare("challenger", "champion").stdout.splitlines())
+    assert judged["challenger_images"] == "22"
+    assert len((tmp_path / "output" / "answers.csv").read_text().splitlines()) == 23
     lonely = compare("challenger", "broken")
     assert "the champion can't be compared" in lonely.stdout
     assert "champion_accuracy" not in lonely.stdout

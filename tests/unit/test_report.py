@@ -34,6 +34,8 @@ from tasks.report.reconciliation import KINDS
 from tasks.report.report import markdown
 from tasks.report.subject import Subject
 from tasks.report.summary import ReportSummary, Unmatched
+from tasks.review.certificate import Certificate, accuracy_bounds, labels_to_show
+from tasks.review.summary import ReviewSummary
 from tasks.run import Run
 from tasks.serving.threshold import ThresholdChange
 from tests.unit.results import RESULT
@@ -217,6 +219,47 @@ def test_the_page_says_what_labels_show_of_the_threshold_and_which_tests_were_ma
     unlabelled = summary_of(ABOUT, frame.assign(correct=False))
     text = render(unlabelled, ABOUT, {}, {"chart": b"png"}, {}, [], ())
     assert "shows nothing about the accuracy" in text and "Accepted accuracy" not in text
+
+
+def reviewed(errors: int, labels: int, version: str = "v1") -> ReviewSummary:
+    """What audits of a version show."""
+    low, high = accuracy_bounds(errors, labels, 0.95)
+    certificate = Certificate(
+        model_version=version,
+        since=STARTED,
+        labels=labels,
+        errors=errors,
+        lower_bound=low,
+        upper_bound=high,
+        level=0.95,
+        target=0.99,
+        missing_labels=None if high < 0.99 else max(0, labels_to_show(errors, 0.99, 0.95) - labels),
+        unlabelled=0,
+        thinned=0,
+        known_images=0,
+        for_training=0,
+        sampling_probability=0.05,
+    )
+    return ReviewSummary(
+        queued=100, answered=60, open=30, skipped=6, expired=4, double=10, same=9, kappa=0.8, certificate=certificate,
+        left_out=0,
+    )  # fmt: skip
+
+
+def test_the_certificate_stands_at_the_top_and_alerts_if_it_contradicts_the_target() -> None:
+    frame = table(200)
+    good = summary_of(ABOUT, frame, reviewed=reviewed(0, 500))
+    text = render(good, ABOUT, {}, {"chart": b"png"}, {}, [], ())
+    certified = "Of what v1 accepted since 22 November 2026 at least 0.992 is right, at 95%"
+    assert text.index(certified) < text.index('<div class="cards">')
+    assert "That shows the target of 0.99." in text
+    assert "60 answered, 30 open, 6 skipped, 4 expired" in text and "kappa 0.80" in text
+    assert not [alert for alert in good.alerts if "right than the target" in alert]
+    bad = summary_of(ABOUT, frame, reviewed=reviewed(20, 100))
+    (alert,) = [alert for alert in bad.alerts if "right than the target" in alert]
+    assert "20 of 100 reviewed images" in alert
+    assert certified in markdown(Analysis(ABOUT, good, frame, frame, [], frame, [], ()), Path("r"))
+    assert "queued for review" not in page(200)
 
 
 def test_the_index_leads_to_every_report_and_to_nothing_else(tmp_path: Path) -> None:
