@@ -115,7 +115,7 @@ function count(progress) {
   const lines = [
     `The queue: ${states.answered} answered, ${states.open} open, ${states.skipped} skipped, ${states.expired} expired.`,
   ];
-  if (progress.waiting > 0) lines.push(`${plural(progress.waiting, "image has", "images have")} an answer and wait for another person.`);
+  if (progress.waiting > 0) lines.push(`${plural(progress.waiting, "image waits", "images wait")} for another person's answer.`);
   lines.push(
     progress.labels_needed > 0
       ? `${progress.new_labels} of ${plural(progress.labels_needed, "new label", "new labels")} that start a training.`
