@@ -184,6 +184,8 @@ def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -
         print(f"  {name:<16} {value}")
     script = shlex.quote(os.path.relpath(config.state / "env.sh"))
     print(f"\nThe services stay up. `make down` stops them, `. {script}` lets a shell use them.")
+    if summary["dataset"]["synthetic"]:
+        print("`make demo-review` has you look at images that the model is unsure of.")
     return True
 
 

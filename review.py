@@ -11,8 +11,10 @@ from deploy import DeploymentError, check_credentials
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
 from local_aws.environment import enter
-from settings import SettingsError, settings
+from settings import SettingsError, run_id, settings
 from tasks.errors import SconesError
+
+DEMO_IMAGES = 120
 
 
 def main() -> int:
@@ -23,6 +25,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command")
     page = commands.add_parser("page", help="serve the page until Ctrl-C (what happens without a command)")
     page.add_argument("--reviewer", help="the name that the page proposes; by default that of your user here")
+    commands.add_parser("demo", help="classify generated images without labels, and serve the page on what waits")
     commands.add_parser("status", help="print what became of the queue, and how people agree")
     commands.add_parser("interface", help="print the labelling interface for Label Studio")
     export = commands.add_parser("export", help="write what waits for an answer as tasks for Label Studio")
@@ -65,6 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
     installed = installation()
     if arguments.command in (None, "page"):
         return serve_page(installed, getattr(arguments, "reviewer", None) or getpass.getuser())
+    if arguments.command == "demo":
+        if arguments.aws == "real":
+            raise services.ServicesError("generated images are for the local AWS")
+        fill_queue(installed)
+        return serve_page(installed, getpass.getuser())
     if arguments.command == "interface":
         print(label_studio.interface(installed.classes), end="")
         return 0
@@ -80,6 +88,26 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         return import_file(installed, review, arguments.file)
     return 0
+
+
+def fill_queue(installed: Any) -> None:
+    """Has generated images classified by the deployments, as a user of the installation would."""
+    from prefect.deployments import run_deployment
+
+    from tasks.data.unlabelled import upload_unlabelled
+    from tasks.run import utc_now
+
+    def deployed(name: str, parameters: dict[str, str]) -> Any:
+        run: Any = run_deployment(name, parameters=parameters, as_subflow=False, poll_interval=1)
+        if not run.state.is_final() or run.state.is_crashed() or run.state.is_cancelled():
+            raise services.ServicesError(f"{name} ended {run.state.name}: {run.state.message}")
+        print(f"{name}: {run.state.message or run.state.name}", flush=True)
+        return run
+
+    prefix = upload_unlabelled(installed.bucket, installed.classes, DEMO_IMAGES, utc_now(), settings().image_size)
+    print(f"{DEMO_IMAGES} generated images without labels in s3://{installed.bucket}/{prefix}", flush=True)
+    run = deployed("classify-images/local", {"prefix": prefix})
+    deployed("queue-review/local", {"run": run_id(run.id)})
 
 
 def serve_page(installed: Any, reviewer: str) -> int:

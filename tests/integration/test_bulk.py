@@ -2,18 +2,24 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Scheduled
 
-from local_aws.config import LocalConfig
+from local_aws.config import ROOT, LocalConfig, free_port
 from settings import BULK_PREFIX, REVIEW_QUEUE_PREFIX, run_id
 from tasks.aws import storage
 from tasks.aws.clients import client
@@ -180,6 +186,30 @@ def test_pictures_of_other_things_are_counted_as_no_class(installed: Any) -> Non
     assert again.stdout.splitlines()[-1] == str(len(waiting))
     assert queue_of(installed, summary.run) == waiting
     assert "Not a class, and farthest" in (folder / "report.html").read_text()
+
+
+def test_the_demo_of_the_review_has_images_wait_and_serves_the_page(installed: Any) -> None:
+    port, before = free_port(), set(storage.list_etags(installed.bucket, REVIEW_QUEUE_PREFIX))
+    environment = {**os.environ, "SCONES_REVIEW_PORT": str(port)}
+    command = [sys.executable, "review.py", "demo"]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            eventually(lambda: process.poll() is not None or answers(port), 120)
+            output.seek(0)
+            assert process.poll() is None, output.read()
+        finally:
+            process.kill()
+            process.wait()
+    new = set(storage.list_etags(installed.bucket, REVIEW_QUEUE_PREFIX)) - before
+    records = [storage.get_record(installed.bucket, key, Waiting) for key in new]
+    assert records and all(record and record.key.startswith("incoming/generated-") for record in records)
+
+
+def answers(port: int) -> bool:
+    with suppress(httpx.HTTPError):
+        return "Who answers?" in httpx.get(f"http://127.0.0.1:{port}/").text
+    return False
 
 
 def test_a_night_of_many_images_runs_in_batches_survives_a_kill_and_is_judged_once(
