@@ -68,6 +68,9 @@ BULK_EVENT = "scones.bulk.completed"
 # The event that says how many reviewed images no training has seen; prefect.yaml starts a training from it.
 LABELS_EVENT = "scones.review.labels"
 
+# The event that says that more images wait for a person than the setting allows.
+BACKLOG_EVENT = "scones.review.backlog"
+
 # The event that a report emits if somebody should look at it, with the reasons.
 ALERT_EVENT = "scones.report.alert"
 
@@ -263,6 +266,13 @@ class Settings(BaseSettings):
         default=5_000, ge=1, description="Images above which an evaluation runs them in batches, by a Distributed Map."
     )
 
+    heartbeat_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="Asked for (GET) after every evaluation that was judged, well or badly. A service outside that "
+        "misses it for a day tells what nothing here can: that the Prefect server itself is down.",
+    )
+
     # Bulk
     bulk_batch_size: int = Field(
         default=100, ge=1, le=1000, description="Images of a batch, which is one invocation of classifyBatch."
@@ -306,6 +316,9 @@ class Settings(BaseSettings):
     )
     review_retrain_labels: int = Field(
         default=100, ge=0, description="New labels with which a training starts by itself; 0 for never."
+    )
+    review_backlog: int = Field(
+        default=1000, ge=0, description="Waiting images above which somebody is told that there are so many."
     )
     review_port: int = Field(default=4240, ge=1, le=65535, description="Port of the page that `make review` serves.")
     certification_share: float = Field(

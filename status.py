@@ -13,8 +13,8 @@ from local_aws.config import ConfigError, LocalConfig
 from local_aws.environment import enter, worker_settings
 from settings import PREFIX, ROOT, Settings, SettingsError, file_values, settings, settings_file
 
-# Settings that may hold a password.
-SECRETS = {"prefect_database"}
+# Settings that may hold a password or a token.
+SECRETS = {"prefect_database", "heartbeat_url"}
 
 
 def differing() -> list[tuple[str, str, str]]:

@@ -11,7 +11,8 @@ from prefect.runtime import flow_run
 
 from flows.ending import Hook, evaluated
 from flows.identity import run_of
-from settings import BULK_EVENT, EVALUATION_EVENT, settings
+from settings import BULK_EVENT, EVALUATION_EVENT, EVALUATIONS_PREFIX, settings
+from tasks import heartbeat
 from tasks.aws.stacks import installation
 from tasks.evaluation import evaluation, executions
 from tasks.evaluation.outcome import verdict
@@ -41,6 +42,8 @@ def stop_executions(root: str) -> Hook:
 def conclude(summary: EvaluationSummary, run: Run) -> EvaluationSummary:
     """Announces the summary, and is what a flow returns: its final state, with the verdict in its name."""
     announce(summary)
+    if run.root == EVALUATIONS_PREFIX:  # not of a bulk run
+        heartbeat.beat(settings().heartbeat_url, get_run_logger().warning)
     report = settings().reports / run.date / run.id / "report.html"
     get_run_logger().info("%s. The report follows at %s", verdict(summary), report)
     returned: EvaluationSummary = evaluated(summary, str(report))  # callers get the data of a state

@@ -11,8 +11,10 @@ from flows.identity import run_name
 from settings import settings
 from tasks.aws.stacks import installation
 from tasks.review import queue, training_set
-from tasks.review.announcement import announce
+from tasks.review.announcement import announce, announce_backlog
+from tasks.review.labels import Review, counted
 from tasks.review.queue import Queued
+from tasks.run import utc_now
 
 
 @flow(name="queue-review", flow_run_name=run_name, log_prints=True, **endings())
@@ -25,8 +27,8 @@ def queue_review(
     """date and run (12 hex digits) of a bulk run; by default the newest one. Or since, and until (by default now): all
     that ended meanwhile.
 
-    Twice the same changes nothing; what a day's limit left out comes on another day. Says as an event how many answers
-    no training has seen, from which prefect.yaml starts one if they are enough.
+    Twice the same changes nothing; what a day's limit left out comes on another day. Says as events how many answers
+    no training has seen, from which prefect.yaml starts one if they are enough, and that too many images wait.
     """
     installed, chosen, logger = installation(), settings(), get_run_logger()
     queued = queue.queue(
@@ -34,9 +36,17 @@ def queue_review(
     )
     logger.info(queue.told(queued))
     create_markdown_artifact(queue.markdown(queued, installed.bucket), key="queue-review")
-    new = training_set.count_new_labels(installed.bucket, chosen, installed.classes)
+    review = Review()
+    review.refresh(installed.bucket)
+    outcomes = review.outcomes(chosen, utc_now())
+    new = training_set.new_labels(
+        training_set.published(installed.bucket), training_set.uses(review, outcomes, chosen, installed.classes)
+    )
     told = announce(new, chosen.review_retrain_labels)
     logger.info("%d reviewed images that no training has seen; %d start one", told.new, told.needed)
+    waiting = counted(outcomes)["open"]
+    if announce_backlog(waiting, chosen.review_backlog):
+        logger.warning("%d images wait for a person, more than %d", waiting, chosen.review_backlog)
     return queued
 
 

@@ -17,7 +17,7 @@ from tasks.evaluation.results import Planned, Result
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote
 from tasks.report.summary import Alert, ReportSummary, Unmatched
-from tasks.review.announcement import NewLabels
+from tasks.review.announcement import Backlog, NewLabels
 from tasks.review.labels import Label
 from tasks.review.queue import Waiting
 from tasks.review.training_set import Provenance, Use
@@ -41,6 +41,7 @@ TYPES: dict[str, type[Any]] = {
     "review-queue": Waiting,
     "review-label": Label,
     "labels-event": NewLabels,
+    "backlog-event": Backlog,
     "reviewed-line": Use,
     "provenance-line": Provenance,
     "rollout": Rollout,

@@ -1,8 +1,8 @@
-"""Says how many labels no training has seen, so that a training can start by itself."""
+"""Says how many labels no training has seen, so that a training can start by itself, and that too many images wait."""
 
 from prefect.events import emit_event
 
-from settings import LABELS_EVENT
+from settings import BACKLOG_EVENT, LABELS_EVENT
 from tasks.records import Record
 
 
@@ -23,6 +23,22 @@ def announce(new: int, needed: int) -> NewLabels:
     resource = {"prefect.resource.id": LABELS_EVENT, "scones.enough": "yes" if told.enough else "no"}
     emit_event(LABELS_EVENT, resource=resource, payload=told.to_json())
     return told
+
+
+class Backlog(Record, frozen=True, kw_only=True):
+    """Payload of the event scones.review.backlog: how many images wait for a person, and how many may."""
+
+    open: int
+    limit: int
+
+
+def announce_backlog(waiting: int, limit: int) -> Backlog | None:
+    """Emits the event if more images wait than may; None if not."""
+    if waiting <= limit:
+        return None
+    backlog = Backlog(open=waiting, limit=limit)
+    emit_event(BACKLOG_EVENT, resource={"prefect.resource.id": BACKLOG_EVENT}, payload=backlog.to_json())
+    return backlog
 
 
 class Crossing:

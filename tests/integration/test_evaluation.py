@@ -20,9 +20,11 @@ import pytest
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import State
 from prefect.events.filters import EventFilter, EventResourceFilter
-from prefect.states import Cancelling, Scheduled
+from prefect.states import Cancelling, Crashed, Running, Scheduled, Suspended
 
 import deploy
 from local_aws.config import ROOT, LocalConfig
@@ -31,6 +33,7 @@ from tasks.evaluation import evaluation
 from tasks.evaluation.executions import Executions, execution_arn, start
 from tasks.evaluation.results import Result
 from tasks.installation import ServingEndpoint
+from tasks.review.announcement import announce_backlog
 from testing.faults.checker import World, check
 from testing.faults.nights import Lab, Night
 from testing.flow_runs import ended, processes_of, started
@@ -324,6 +327,41 @@ def test_somebody_is_told_of_every_night_that_did_not_pass(lab: Lab, heard: list
     ended(crashed, "Passed", "Missed")
 
     assert "No evaluation has ended in 26 hours" in until(lambda: [text for text in heard if "26 hours" in text], 60)[0]
+
+
+def test_somebody_is_told_of_what_else_goes_wrong(heard: list[str]) -> None:
+    """A deployment that fails, four crashes, a late run, an approval that waits (ten seconds), a review backlog."""
+
+    def told(subject: str) -> str:
+        return str(until(lambda: [text for text in heard if subject in text], 90)[0])
+
+    failed = started("deploy-endpoint/local", {}, {"SCONES_STACK": "nowhere"})
+    with get_client(sync_client=True) as prefect:
+
+        def new(name: str) -> UUID:
+            return prefect.create_flow_run_from_deployment(prefect.read_deployment_by_name(name).id).id
+
+        def becomes(run: UUID, *states: State[Any]) -> None:
+            for state in states:
+                prefect.set_flow_run_state(run, state, force=True)
+
+        prefect.update_work_pool("local", WorkPoolUpdate(is_paused=True))
+        try:
+            waits, crashes, late = new("train-model/local"), new("preflight/local"), new("teardown/local")
+            becomes(waits, Running(), Suspended(timeout_seconds=3600))
+            becomes(crashes, *(state for _ in range(4) for state in (Running(), Crashed(message="killed"))))
+            assert str(late) in told("Late: teardown")
+            assert str(crashes) in told("Crashed four times: preflight")
+            assert str(waits) in told("A model has waited for a decision")
+        finally:
+            for run in (waits, crashes, late):
+                prefect.delete_flow_run(run)
+            prefect.update_work_pool("local", WorkPoolUpdate(is_paused=False))
+    text = told("Failed: deploy-endpoint")
+    assert str(failed) in text and "no stack 'nowhere'" in text
+
+    assert announce_backlog(waiting=2, limit=2) is None and announce_backlog(waiting=3, limit=2) is not None
+    assert "More than 2" in told("3 images wait for a person")
 
 
 def named(run: UUID) -> str:

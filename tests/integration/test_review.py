@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError
 from msgspec.structs import replace
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
+from prefect.events.filters import EventFilter, EventNameFilter
 
 from flows.classify_images import classify_images
 from flows.confidence_report import confidence_report
@@ -29,7 +30,7 @@ from flows.queue_review import queue_review
 from flows.teardown import teardown
 from flows.train_model import train_model
 from local_aws.config import LocalConfig, free_port
-from settings import ROOT, Settings, settings
+from settings import BACKLOG_EVENT, ROOT, Settings, settings
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.aws.stacks import installation
@@ -442,6 +443,7 @@ def own(stack: LocalConfig) -> Iterator[Installation]:
             "SCONES_AUDIT_SHARE": "1",
             "SCONES_REVIEW_DOUBLE_SHARE": "0.3",
             "SCONES_REVIEW_RETRAIN_LABELS": "10",
+            "SCONES_REVIEW_BACKLOG": "5",
             "SCONES_THRESHOLD": "0.7",
             "SCONES_EVALUATION_MIN_COVERAGE": "0",
         }
@@ -577,6 +579,10 @@ def test_the_whole_loop(own: Installation, trainings: Callable[[], list[Any]]) -
     assert set(review.queue) and {each.key for each in review.queue.values()} <= set(truth)
     # All of them: what was not accepted, and, as the share is 1, what was.
     assert len(review.queue) == summary.accepted + summary.below_threshold + summary.not_a_class == len(truth)
+    wanted = EventFilter(event=EventNameFilter(name=[BACKLOG_EVENT]))
+    with get_client(sync_client=True) as prefect:
+        (told,) = eventually(lambda: prefect.read_events(wanted).events, 30)
+    assert (told.payload["open"], told.payload["limit"]) == (len(review.queue), 5)
     port = free_port()
     with make_review(port):
         given = answer_all(port, truth, review.queue, "anna", "ben")

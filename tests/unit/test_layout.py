@@ -14,7 +14,7 @@ from local_aws.config import ROOT
 FLOORS = (
     {"errors"},
     {"answers", "records", "run", "exclusive", "waiting"},
-    {"installation"},
+    {"installation", "heartbeat"},
     {"aws"},
     {"data", "model", "evaluation", "capture"},
     {"serving"},
