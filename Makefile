@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-review bench-sagemaker bench-serving conformance up down status logs lint format check schemas lock clean
+.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-review bench-sagemaker bench-serving conformance up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -97,6 +97,9 @@ review: setup ## serve the page on which people look at unsure images (AWS=real 
 
 demo-review: setup ## classify generated images without labels, and serve the page on those that wait for a person
 	@$(RUN) review.py demo
+
+cost: setup ## what the installation costs a month on AWS, by its settings and last runs (AWS=real for your account's)
+	@$(RUN) cost.py --aws $(AWS)
 
 status: ## what runs and where, settings that differ from the defaults, schedules
 	@if test -x $(RUN); then $(RUN) status.py; else echo "Nothing is set up. \`make up\` or \`make demo\` does it."; fi

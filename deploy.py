@@ -53,7 +53,7 @@ def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
     enter(config, real_aws)
     settings.cache_clear()
     if real_aws:
-        check_credentials()
+        _check_credentials()
         if os.environ.get("AWS_SESSION_TOKEN"):
             print(EXPIRING)
     for line in services.up(config, real_aws):
@@ -69,7 +69,7 @@ def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
     asyncio.run(_recover_later(name))
 
 
-def check_credentials() -> None:
+def _check_credentials() -> None:
     """Raises DeploymentError if there is no source of credentials, or no region. Does not ask if they are valid."""
     import boto3
     from botocore.exceptions import BotoCoreError
@@ -83,6 +83,22 @@ def check_credentials() -> None:
         raise DeploymentError("AWS=real, and there are no AWS credentials: set AWS_PROFILE, or run `aws configure`")
     if not region:
         raise DeploymentError("AWS=real, and there is no region: set AWS_REGION, or run `aws configure`")
+
+
+def enter_installation(real_aws: bool) -> None:
+    """This process's environment; raises ServicesError if the local services do not run."""
+    config = LocalConfig()
+    settings()  # wrong ones are refused before anything else
+    if real_aws:
+        services.refuse_local_shell(config)
+    elif services.mode(config) != "local":
+        raise services.ServicesError("the local services do not run; `make up` starts them")
+    else:
+        config = config.model_copy(update=services.running_config(config))
+    enter(config, real_aws)
+    settings.cache_clear()
+    if real_aws:
+        _check_credentials()
 
 
 def _digest(real_aws: bool) -> str:

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deploy import DeploymentError, check_credentials
+from deploy import DeploymentError, enter_installation
 from local_aws import services
-from local_aws.config import ConfigError, LocalConfig
-from local_aws.environment import enter
+from local_aws.config import ConfigError
 from settings import SettingsError, run_id, settings
 from tasks.errors import SconesError
 
@@ -40,22 +39,6 @@ def main() -> int:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 1
-
-
-def enter_installation(real_aws: bool) -> None:
-    """This process's environment; raises ServicesError if the local services do not run."""
-    config = LocalConfig()
-    settings()  # wrong ones are refused before anything else
-    if real_aws:
-        services.refuse_local_shell(config)
-    elif services.mode(config) != "local":
-        raise services.ServicesError("the local services do not run; `make up` starts them")
-    else:
-        config = config.model_copy(update=services.running_config(config))
-    enter(config, real_aws)
-    settings.cache_clear()
-    if real_aws:
-        check_credentials()
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -199,6 +199,16 @@ class Settings(BaseSettings):
     inference_python: str = Field(default="py312", description="Python version of AWS's inference image.")
     inference_ray_serve: str = Field(default="1.4", description="Version of AWS's Ray Serve image.")
     inference_image: str | None = Field(default=None, description="Image URI to serve with instead of AWS's.")
+    endpoint_schedule: Literal["always", "night"] = Field(
+        default="always",
+        description="When the endpoint stands, which costs by the hour: always, or only while nightly-evaluation runs, "
+        "which then deploys the newest approved version first and deletes the endpoint afterwards.",
+    )
+    endpoint_linger_seconds: int = Field(
+        default=300,
+        ge=0,
+        description="How long an endpoint of one night stands after it: capture records may come late.",
+    )
     endpoint_max_seconds: int = Field(default=1800, ge=30, description="How long an endpoint may take to come up.")
     canary_percent: int = Field(
         default=50, ge=1, le=50, description="Share of the instances that are switched first, from two instances on."

@@ -6,6 +6,7 @@ from prefect.logging import get_run_logger
 from flows.ending import endings
 from flows.evaluating import conclude, stop_executions
 from flows.identity import close_interrupted, run_name, this_run
+from flows.night_endpoint import endpoint_of_the_night, remove_endpoint_of_the_night
 from settings import BULK_PREFIX, EVALUATIONS_PREFIX, settings
 from tasks.aws import storage
 from tasks.aws.stacks import installation
@@ -16,27 +17,27 @@ from tasks.evaluation.summary import EvaluationSummary
 from tasks.exclusive import exclusive
 from tasks.installation import DatasetNote, Installation, ServingEndpoint
 from tasks.run import Run
-from tasks.serving import endpoint
 
 
 @flow(
     name="nightly-evaluation",
     flow_run_name=run_name,
     log_prints=True,
-    **endings(on_cancellation=[stop_executions(EVALUATIONS_PREFIX)]),
+    **endings(on_cancellation=[stop_executions(EVALUATIONS_PREFIX), remove_endpoint_of_the_night]),
 )
 def nightly_evaluation() -> EvaluationSummary:
     """Returns the evaluation's summary, which is in the bucket too; the flow run's message is the verdict.
 
     Ends in the state Passed, or Failed with GateMissed if the figures are not what the settings ask for (Missed) or
     images were left out (Incomplete), after everything is written. A run that is judged already only returns that.
+    With SCONES_ENDPOINT_SCHEDULE=night it brings the endpoint up before, and deletes it afterwards.
     """
     close_interrupted()
     run, installed, logger = this_run(), installation(), get_run_logger()
     summary = evaluation.judged(installed.bucket, run)
     if summary is None:
-        with exclusive(installed.endpoint):  # no deployment changes the model meanwhile
-            serving = endpoint.serving(installed)
+        # No deployment changes the model meanwhile.
+        with exclusive(installed.endpoint), endpoint_of_the_night(installed, run) as serving:
             planned = evaluation.plan(installed, serving, run)
             note = dataset_note(installed.bucket)
             if len(planned) > settings().evaluation_bulk_images:

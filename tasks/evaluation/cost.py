@@ -4,22 +4,22 @@ Prices are those of us-east-1 in US dollars (aws.amazon.com: /step-functions/pri
 /sagemaker/pricing), looked up in November 2026 where that was possible; they differ between regions and change.
 """
 
-from datetime import datetime
+from datetime import date, datetime
 
 from tasks.evaluation.results import Result
 from tasks.evaluation.summary import Cost
 
+LOOKED_UP = date(2026, 11, 22)
 STATE_TRANSITION = 0.025 / 1000
 LAMBDA_REQUEST = 0.20 / 1_000_000
 LAMBDA_GB_SECOND = 0.0000166667
-# Hosting, an instance-hour.
+# Hosting and training, an instance-hour.
 INSTANCE_HOUR = {"ml.t2.medium": 0.056, "ml.m5.large": 0.115, "ml.m5.xlarge": 0.23, "ml.c5.large": 0.102}
 # Of the largest function; infrastructure/workflow.yaml sets it.
 FUNCTION_GB = 0.25
 FUNCTIONS = 3
 # Five states on the way to a decision; AWS's example of the price counts start and end as well.
 TRANSITIONS = 7
-
 
 # Of classifyBatch.
 BATCH_FUNCTION_GB = 0.5
@@ -29,6 +29,8 @@ BATCH_TRANSITIONS = 4
 GET_REQUEST = 0.0004 / 1000
 PUT_REQUEST = 0.005 / 1000
 LISTED_KEYS = 1000
+# S3, a GB and month of the class Standard.
+STORED_GB = 0.023
 
 
 def cost(results: list[Result], instance_type: str, instance_count: int) -> Cost:

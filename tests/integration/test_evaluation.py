@@ -349,7 +349,8 @@ def test_somebody_is_told_of_what_else_goes_wrong(heard: list[str]) -> None:
         try:
             waits, crashes, late = new("train-model/local"), new("preflight/local"), new("teardown/local")
             becomes(waits, Running(), Suspended(timeout_seconds=3600))
-            becomes(crashes, *(state for _ in range(4) for state in (Running(), Crashed(message="killed"))))
+            for _ in range(4):
+                becomes(crashes, Running(), Crashed(message="killed"))
             assert str(late) in told("Late: teardown")
             assert str(crashes) in told("Crashed four times: preflight")
             assert str(waits) in told("A model has waited for a decision")

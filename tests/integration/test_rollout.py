@@ -1,6 +1,7 @@
 """Model versions against each other on a real endpoint, with a client that invokes it all the while."""
 
 import hashlib
+import logging
 import os
 import re
 import signal
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 
+from flows import night_endpoint
 from flows.deploy_endpoint import deploy_endpoint
+from flows.night_endpoint import remove_endpoint_of_the_night
 from flows.nightly_evaluation import nightly_evaluation
 from flows.prepare_data import prepare_data
 from flows.teardown import teardown
@@ -26,13 +29,14 @@ from settings import ROOT, VARIANT, settings
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.aws.stacks import InfrastructureError, deploy_stack, installation
+from tasks.evaluation import evaluation
 from tasks.evaluation.summary import DECIDED
 from tasks.exclusive import exclusive
 from tasks.installation import Installation
 from tasks.model import training
 from tasks.model.gate import judge
 from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
-from tasks.serving.endpoint import find, serving
+from tasks.serving.endpoint import delete_endpoint, find, serving
 from tasks.serving.models import owned_names
 from tasks.serving.rollout import RolloutFailed
 from tasks.serving.threshold import threshold_changes
@@ -285,6 +289,33 @@ def test_three_classes_go_all_the_way(own: Installation) -> None:
     assert summary.classes == CLASSES
     assert summary.planned == sum(getattr(summary, status) for status in DECIDED) == 30
     assert summary.model_version == serving(own).model_version
+
+
+def test_an_endpoint_of_the_night_is_there_for_the_evaluation_only(
+    own: Installation, choose: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(endpoint_schedule="night", endpoint_linger_seconds=0)
+    assert delete_endpoint(own.endpoint)  # as the night before left it
+    summary = nightly_evaluation()
+    assert summary.planned == sum(getattr(summary, status) for status in DECIDED) == 30
+    assert summary.model_version == next(versions(APPROVED)).name
+    assert find(own.endpoint) is None
+    # Whatever the night ends with.
+    monkeypatch.setattr(evaluation, "plan", lambda *about: pytest.fail("planning failed"))
+    with pytest.raises(pytest.fail.Exception, match="planning failed"):
+        nightly_evaluation()
+    assert find(own.endpoint) is None
+    # And a run that was cancelled, whose process could not.
+    choose(endpoint_schedule="always")
+    deploy_endpoint()
+    remove_endpoint_of_the_night(nightly_evaluation, None, None)
+    assert find(own.endpoint) is not None
+    choose(endpoint_schedule="night")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(night_endpoint, "flow_run_logger", lambda *about: logging.getLogger("test"))
+        remove_endpoint_of_the_night(nightly_evaluation, None, None)
+    assert find(own.endpoint) is None
+    deploy_endpoint()
 
 
 def test_a_deployment_waits_for_an_evaluation_and_changes_nothing_twice(own: Installation) -> None:

@@ -19,7 +19,7 @@ FLOORS = (
     {"data", "model", "evaluation", "capture"},
     {"serving"},
     {"bulk", "review"},
-    {"report", "teardown", "preflight"},
+    {"report", "costs", "teardown", "preflight"},
     {"schemas"},
 )
 # Folders that run somewhere else, or by themselves, and import nothing else of this project.
@@ -33,6 +33,7 @@ PROJECT = {
     "tests",
     "benchmarks",
     "conformance",
+    "cost",
     "deploy",
     "demo",
     "review",
