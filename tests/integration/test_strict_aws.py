@@ -327,8 +327,10 @@ def test_every_call_was_authorized(ran: Installation) -> None:
 
 
 def test_no_policy_names_a_call_that_is_never_made(ran: Installation) -> None:
-    assert len(ran.allowed) == 9
+    assert len(ran.allowed) == 10
     for role, allowed in ran.allowed.items():
+        if "ReviewerRole" in role:  # test_review.py has somebody review with it
+            continue
         made = ran.called[role]
         exempt = set(BY_AWS)
         if "Image" in role or "Filter" in role or "BatchRole" in role:
