@@ -229,6 +229,16 @@ class Settings(BaseSettings):
     retained_versions: int = Field(
         default=3, ge=1, description="Newest endpoint configs, with their models, that are kept for going back."
     )
+    alarms: bool = Field(
+        default=False,
+        description="CloudWatch alarms and a dashboard, as a stack of their own; about $1.60 a month. The endpoint's "
+        "alarms then roll a switch back, unless SCONES_ROLLBACK_ALARMS names others.",
+    )
+    alarm_email: str | None = Field(
+        default=None,
+        pattern=r"^[^@\s]+@[^@\s]+$",
+        description="Gets a message of every alarm, after it has confirmed that it wants them.",
+    )
     kms_key: str | None = Field(
         default=None,
         pattern=r"^arn:[^:]+:kms:.+$",
@@ -382,6 +392,17 @@ class Settings(BaseSettings):
     @property
     def storage_stack(self) -> str:
         return f"{self.stack}-storage"
+
+    @property
+    def alarms_stack(self) -> str:
+        return f"{self.stack}-alarms"
+
+    @property
+    def alarms_of_a_switch(self) -> tuple[str, ...]:
+        """Alarms that roll a switch to another model back: those that are set, or the endpoint's own."""
+        if self.rollback_alarms or not self.alarms:
+            return self.rollback_alarms
+        return f"{self.stack}-endpoint-5xx", f"{self.stack}-endpoint-latency"
 
     @property
     def endpoint(self) -> str:

@@ -125,6 +125,7 @@ def remove_stacks() -> None:
     """
     logger, chosen = get_run_logger(), settings()
     bucket = find_bucket()
+    delete_stack(chosen.alarms_stack)
     if not delete_stack(chosen.stack):
         logger.info("there is no stack %s", chosen.stack)
     if not empty_and_delete(chosen.storage_stack, bucket):

@@ -31,6 +31,7 @@ GROUPS = {
     "integration/test_strict_aws": "rollouts",
     "integration/test_processes": "processes",
     "integration/test_review": "processes",
+    "integration/test_alarms": "processes",
     "integration": "stack",
     "local_sagemaker/test_restart": "restart",
     "local_sagemaker/test_distribution": "distribution",

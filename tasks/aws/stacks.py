@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from prefect import task
 from prefect.logging import get_run_logger
 
-from settings import CODE_PREFIX, ROOT, settings
+from settings import CODE_PREFIX, ROOT, VARIANT, settings
 from tasks.aws import errors, storage
 from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
@@ -37,10 +37,14 @@ class InfrastructureError(SconesError):
 
 @task(task_run_name="deploy infrastructure")
 def deploy_infrastructure() -> Installation:
-    """Creates or updates both stacks; unchanged ones are left alone."""
+    """Creates or updates the stacks; unchanged ones are left alone."""
     logger = get_run_logger()
     bucket = deploy_storage_stack(logger.info)
     deploy_workflow_stack(bucket, logger.info)
+    if settings().alarms:
+        deploy_alarms_stack(logger.info)
+    elif delete_stack(settings().alarms_stack):
+        logger.info("deleted stack %s: SCONES_ALARMS is off", settings().alarms_stack)
     return installation()
 
 
@@ -77,6 +81,22 @@ def deploy_workflow_stack(bucket: str, progress: Log) -> None:
     }
     outcome = deploy_stack(chosen.stack, ROOT / "infrastructure" / "workflow.yaml", parameters)
     progress(f"stack {chosen.stack}: {outcome}")
+
+
+def deploy_alarms_stack(progress: Log) -> None:
+    """Creates or updates the stack of alarms and the dashboard."""
+    chosen = settings()
+    outputs = stack_outputs(chosen.stack)
+    parameters: dict[str, str | None] = {
+        "Stack": chosen.stack,
+        "EndpointName": chosen.endpoint,
+        "VariantName": VARIANT,
+        "StateMachineArn": outputs["StateMachineArn"],
+        "BatchStateMachineArn": outputs["BatchStateMachineArn"],
+        "Email": chosen.alarm_email or "",
+    }
+    outcome = deploy_stack(chosen.alarms_stack, ROOT / "infrastructure" / "alarms.yaml", parameters)
+    progress(f"stack {chosen.alarms_stack}: {outcome}")
 
 
 def change_threshold(threshold: float, progress: Log) -> None:

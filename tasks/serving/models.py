@@ -27,13 +27,13 @@ def deployment_config(chosen: Settings) -> dict[str, Any]:
     else:
         routing = {
             "Type": "ALL_AT_ONCE",
-            "WaitIntervalInSeconds": chosen.bake_seconds if chosen.rollback_alarms else 0,
+            "WaitIntervalInSeconds": chosen.bake_seconds if chosen.alarms_of_a_switch else 0,
         }
     config: dict[str, Any] = {
         "BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing, "TerminationWaitInSeconds": 0}
     }
-    if chosen.rollback_alarms:
-        alarms = [{"AlarmName": name} for name in chosen.rollback_alarms]
+    if chosen.alarms_of_a_switch:
+        alarms = [{"AlarmName": name} for name in chosen.alarms_of_a_switch]
         config["AutoRollbackConfiguration"] = {"Alarms": alarms}
     return config
 
