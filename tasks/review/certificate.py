@@ -123,7 +123,7 @@ def _certificate(
     ours = [waiting for waiting in kept if waiting.sha256 not in selected]
     certifying = [waiting for waiting in ours if certifies(waiting.sha256, chosen.certification_share)]
     looked_at = [(waiting, outcomes[waiting.inference_id]) for waiting in certifying]
-    told = [(waiting, each) for waiting, each in looked_at if each.state in ("answered", "skipped")]
+    told = [(waiting, each) for waiting, each in looked_at if counts(waiting, each)]
     errors = sum(not is_right(waiting, each) for waiting, each in told)
     level, target = chosen.certificate_level, chosen.threshold_target
     low, high = accuracy_bounds(errors, len(told), level)
@@ -137,7 +137,7 @@ def _certificate(
         level=level,
         target=target,
         missing_labels=None if high < target else max(0, labels_to_show(errors, target, level) - len(told)),
-        unlabelled=sum(each.state == "open" for _, each in looked_at),
+        unlabelled=sum(each.state == "open" and not counts(waiting, each) for waiting, each in looked_at),
         thinned=len(audits) - len(kept),
         known_images=len(known),
         for_training=len(ours) - len(certifying),
@@ -167,14 +167,27 @@ def sentence(certificate: Certificate) -> str:
     return f"{known} {certificate.missing_labels:,} more without another error show {certificate.target:g}."
 
 
+def counts(waiting: Waiting, outcome: Outcome) -> bool:
+    """Whether an audit counts by now: it is answered, somebody could not tell, or somebody has contradicted the model.
+
+    The last two count before they are decided, as wrong ones: it is hard images that wait for another person, and they
+    must not be missing meanwhile. What nobody has looked at does not count; the order of these is random.
+    """
+    contradicted = any(not _agrees(waiting, label) for label in outcome.answers)
+    return outcome.state == "answered" or outcome.skipped or contradicted
+
+
 def is_right(waiting: Waiting, outcome: Outcome) -> bool:
     """Whether people said what the model said.
 
     An image that nobody can tell (skipped, unreadable, disputed) is not right: leaving those out would keep the hard
     ones from counting.
     """
-    answer: Label | None = outcome.answer
-    return answer is not None and answer.answer == "class" and answer.label == waiting.predicted_class
+    return outcome.answer is not None and _agrees(waiting, outcome.answer)
+
+
+def _agrees(waiting: Waiting, label: Label) -> bool:
+    return label.answer == "class" and label.label == waiting.predicted_class
 
 
 def _edge(outer: float, inner: float, outside: Callable[[float], bool]) -> float:

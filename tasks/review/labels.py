@@ -63,12 +63,14 @@ class Outcome:
 
     answers: the last one of each person who said what is in the image, the first one first. answer: what most of them
     say, once enough have said so; None of one that is answered if they disagree. asked: how many people are to say it.
+    skipped: whether somebody skipped it and has not answered it since.
     """
 
     state: State
     answers: tuple[Label, ...] = ()
     answer: Label | None = None
     asked: int = 1
+    skipped: bool = False
 
     @property
     def disputed(self) -> bool:
@@ -184,12 +186,12 @@ def outcome(waiting: Waiting, labels: Sequence[Label], chosen: Settings, now: da
     majority = _majority(answers)
     if len(answers) >= asked and majority is None and not (expired or gone):
         asked = max(asked, MOST_ASKED)
+    skipped = any(label.answer == "skipped" for label in of_people.values())
     if answers and (len(answers) >= asked or expired or gone):
-        return Outcome("answered", answers, majority, asked)
+        return Outcome("answered", answers, majority, asked, skipped)
     if expired or gone:
-        return Outcome("expired", answers, None, asked)
-    skipped = not answers and any(label.answer == "skipped" for label in of_people.values())
-    return Outcome("skipped" if skipped else "open", answers, None, asked)
+        return Outcome("expired", answers, None, asked, skipped)
+    return Outcome("skipped" if skipped and not answers else "open", answers, None, asked, skipped)
 
 
 def _majority(answers: Sequence[Label]) -> Label | None:

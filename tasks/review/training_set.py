@@ -19,6 +19,7 @@ from tasks.data.images import REVIEWED_FOLDER, ReviewedImage, dataset_note, repl
 from tasks.data.pictures import as_served
 from tasks.installation import DatasetNote
 from tasks.records import Record
+from tasks.review.certificate import counts
 from tasks.review.labels import Label, Outcome, Review, certifies, latest
 from tasks.review.queue import Reason
 from tasks.run import Log, utc_now
@@ -100,10 +101,10 @@ def uses(review: Review, outcomes: Mapping[str, Outcome], chosen: Settings, clas
     result = []
     for use in ordered:
         if use.sha256 in certifying:
-            counts = use.reason == "audit" and outcomes[use.inference_id].state in ("answered", "skipped")
+            waiting, each = review.queue[use.inference_id], outcomes[use.inference_id]
             use = (
                 replace(use, use="certification", why=None)
-                if counts
+                if use.reason == "audit" and counts(waiting, each)
                 else replace(use, use="left_out", why=use.why or "a copy of it is kept for certification")
             )
         elif use.use == "training" and len(said[use.sha256]) > 1:

@@ -1,5 +1,7 @@
 """What audits show of a model version, and that it holds however often one looks."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,20 @@ def test_a_certificate_counts_what_people_said_and_what_nobody_can_tell_as_wrong
     assert found.lower_bound == accuracy_bounds(4, 94, 0.95)[0] < 0.957 < found.upper_bound
     assert found.missing_labels == labels_to_show(4, 0.99, 0.95) - 94
     assert "at least 0.8" in sentence(found) and "4 of them wrong" in sentence(found)
+
+
+def test_hard_images_count_as_wrong_while_they_wait_for_another_person() -> None:
+    """Two who agree with the model on easy images, one who contradicts it on a hard one: it must not be missing."""
+    chosen = everything_certifies(review_double_share=1.0)
+    review = audited(["bicycle", "bicycle", "motorcycle", "bicycle", "skipped"])
+    review.labels[name_of(0)].append(label("ben", "bicycle", 1, 0, f"{0:064x}"))
+    (found,) = certificates(review, review.outcomes(chosen, NOW), chosen)
+    # Decided: 0. Contradicted: 2. Skipped: 4. Right so far, and waiting for a second person: 1 and 3.
+    assert (found.labels, found.errors, found.unlabelled) == (3, 2, 2)
+    # Skipped, and nobody answered in time: still not right.
+    later = chosen.model_copy(update={"review_expires_days": 1})
+    (found,) = certificates(review, review.outcomes(later, NOW + timedelta(days=3)), later)
+    assert (found.labels, found.errors) == (5, 2)
 
 
 def test_it_starts_again_with_another_model_version() -> None:

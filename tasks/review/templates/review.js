@@ -220,7 +220,10 @@ function ask() {
   element("name").select();
 }
 
+// Escape leaves everything as it is, unless nobody has said yet who answers.
 element("who").addEventListener("close", () => {
+  if (element("who").returnValue !== "begin") return reviewer ? undefined : ask();
+  element("who").returnValue = "";
   const name = element("name").value.trim();
   if (!element("name").checkValidity()) return ask();
   reviewer = name;
