@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     review.refresh(installed.bucket)
     outcomes = review.outcomes(settings(), utc_now())
     if arguments.command == "status":
-        print(status(review, outcomes))
+        print(status(installed.bucket, review, outcomes))
     elif arguments.command == "export":
         tasks = label_studio.export_tasks(installed.bucket, review, outcomes)
         arguments.file.write_text(json.dumps(tasks, indent=2) + "\n")
@@ -129,22 +129,23 @@ def import_file(installed: Any, review: Any, file: Path) -> int:
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
     new = training_set.count_new_labels(installed.bucket, settings(), installed.classes)
-    told = announce(new, settings().review_retrain_labels)
+    told = announce(new, training_set.labels_needed(installed.bucket, settings()))
     print(f"{told.new} labels that no training has seen; {told.needed} start one")
     return 1 if problems else 0
 
 
-def status(review: Any, outcomes: Any) -> str:
+def status(bucket: str, review: Any, outcomes: Any) -> str:
     """The queue's accounts, how people agree, what the audits show, and what can't be read."""
     from tasks.review.certificate import certificates, sentence
     from tasks.review.labels import agreement, counted
+    from tasks.review.training_set import published, trained_on
 
     counts, agreed = counted(outcomes), agreement(outcomes.values())
     kappa = "" if agreed.kappa is None else f", Cohen's kappa {agreed.kappa:.2f}"
     lines = [
         f"{len(outcomes)} queued = " + " + ".join(f"{count} {state}" for state, count in counts.items()),
         f"{agreed.images} with two answers, {agreed.same} of them the same{kappa}",
-        *(sentence(each) for each in certificates(review, outcomes, settings())),
+        *(sentence(each) for each in certificates(review, outcomes, settings(), trained_on(published(bucket)))),
         *(f"left out: {key}: {problem}" for key, problem in review.strange.items()),
     ]
     if review.stray:

@@ -1,7 +1,7 @@
 """Whether answers about unsure images help, and whether certificates hold: python -m benchmarks.review.
 
 Labels of the training images are hidden but for some; then either the least certain images and a few audits are
-answered, as the review queue does it, or as many random ones, with some of the answers wrong. Networks of the settings'
+answered, in the queue's order, or as many random ones, with some of the answers wrong. Networks of the settings'
 recipe are fitted to what is known by then and asked about images that were never in the pool. Certificates are
 simulated, with somebody who looks every day. Exits with 1 if a certificate does not hold its level.
 """
@@ -144,7 +144,7 @@ def _loop(dataset: Dataset, strategy: Strategy, wrong: float, seed: int) -> list
 
 
 def chosen(confidence: np.ndarray, rows: np.ndarray, strategy: Strategy, generator: np.random.Generator) -> np.ndarray:
-    """ROUND rows that are answered next: as the queue chooses them, audits and the least certain; or any."""
+    """ROUND rows that are answered next: audits, drawn as the queue does it, and the least certain; or any."""
     if strategy == "random":
         return generator.choice(rows, ROUND, replace=False)
     names = [f"{generator.integers(2**63):x}" for _ in rows]  # inference ids are as good as random

@@ -39,10 +39,10 @@ def queue_review(
     review = Review()
     review.refresh(installed.bucket)
     outcomes = review.outcomes(chosen, utc_now())
-    new = training_set.new_labels(
-        training_set.published(installed.bucket), training_set.uses(review, outcomes, chosen, installed.classes)
-    )
-    told = announce(new, chosen.review_retrain_labels)
+    standing = training_set.published(installed.bucket)
+    trained = training_set.trained_on(standing)
+    new = training_set.new_labels(standing, training_set.uses(review, outcomes, chosen, installed.classes, trained))
+    told = announce(new, training_set.labels_needed(installed.bucket, chosen))
     logger.info("%d reviewed images that no training has seen; %d start one", told.new, told.needed)
     waiting = counted(outcomes)["open"]
     if announce_backlog(waiting, chosen.review_backlog):

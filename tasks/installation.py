@@ -34,8 +34,8 @@ class DatasetNote(Record, frozen=True, kw_only=True):
     given: what prepare-data was given: cifar100, generated, or the path of an archive. since: when the images became
     these, ISO 8601 in UTC. source: what the images are of, for people. train, test: numbers of images.
     manifests_sha256: of both manifests and of the images, which tells one set of images from another.
-    include_reviewed: whether images that people have looked at are among the training images, of which `reviewed` are
-    such. originals_sha256: as manifests_sha256, without these.
+    include_reviewed: whether images that people have looked at are to be among the training images, of which `reviewed`
+    are such; None if nobody has said so yet. originals_sha256: as manifests_sha256, without these.
     """
 
     given: str | None = None
@@ -46,7 +46,7 @@ class DatasetNote(Record, frozen=True, kw_only=True):
     train: int = 0
     test: int = 0
     manifests_sha256: str | None = None
-    include_reviewed: bool = False
+    include_reviewed: bool | None = None
     reviewed: int = 0
     originals_sha256: str | None = None
 

@@ -55,6 +55,6 @@ class Record(Part, frozen=True, kw_only=True):
         """The same from the bytes of a JSON document."""
         try:
             decoded = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{source} is no JSON: {error}") from error
         return cls.from_json(decoded, source)

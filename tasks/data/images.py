@@ -126,7 +126,7 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
         train=len(dataset.train.names) + len(reviewed),
         test=len(dataset.test.names),
         manifests_sha256=before.manifests_sha256 if before is not None and same else sha256,
-        include_reviewed=before is not None and before.include_reviewed,
+        include_reviewed=before.include_reviewed if before is not None else None,
         reviewed=len(reviewed),
         originals_sha256=sha256,
     )

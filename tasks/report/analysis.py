@@ -13,6 +13,7 @@ import pandas as pd
 from settings import TRAIN_PREFIX, settings
 from tasks.aws import storage
 from tasks.capture.window import Captured, Quarantined
+from tasks.data.images import REVIEWED_FOLDER
 from tasks.evaluation.results import Result, read_summary, results_of, summary_keys
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote
@@ -129,7 +130,9 @@ def _outlier_scores(table: pd.DataFrame, other: pd.DataFrame) -> np.ndarray:
 
 def training_properties(bucket: str) -> np.ndarray:
     """Properties (n, 5) of a sample of the training images, kept on this machine until one of these is another."""
-    etags = storage.list_etags(bucket, TRAIN_PREFIX)
+    there = storage.list_etags(bucket, TRAIN_PREFIX)
+    # Reviewed ones were selected, and would hide that images have changed.
+    etags = {key: etag for key, etag in there.items() if not key.startswith(TRAIN_PREFIX + REVIEWED_FOLDER)}
     chosen = sorted(etags, key=lambda key: hashlib.sha256(key.encode()).digest())[:TRAINING_IMAGES]
     identity = "".join(f"{key} {etags[key]}\n" for key in chosen)
     kept = settings().cache / "training-images" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
@@ -138,9 +141,9 @@ def training_properties(bucket: str) -> np.ndarray:
         return loaded
     with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
         contents = list(threads.map(lambda key: storage.get(bucket, key), chosen))
-    there = [content for content in contents if content is not None]
-    found = properties(there)
-    if len(there) == len(chosen):
+    read = [content for content in contents if content is not None]
+    found = properties(read)
+    if len(read) == len(chosen):
         kept.parent.mkdir(parents=True, exist_ok=True)
         new = kept.with_suffix(f".{os.getpid()}.npy")
         np.save(new, found)

@@ -5,12 +5,12 @@ The audits are a random sample of what was accepted, and people said what is in 
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
 from settings import Settings
 from tasks.records import Part
-from tasks.review.labels import Label, Outcome, Review, certifies
+from tasks.review.labels import Label, Outcome, Review, certifies, most_say
 from tasks.review.queue import Waiting, drawn
 
 # Of the error rate, chosen once and for all before there was any label: about one in a hundred. Any prior keeps the
@@ -21,17 +21,18 @@ HALVINGS = 60
 
 
 class Certificate(Part, frozen=True, kw_only=True):
-    """What is shown of one model version's accepted images. labels: how many count, of which `errors` are wrong.
+    """What is shown of the images that a model version accepted at one threshold. labels: how many count, of which
+    `errors` are wrong.
 
-    since: when the first of them was queued. lower_bound, upper_bound: of the accuracy, both at once at `level`, and at
-    every time that one looks. target: what the accuracy should be, and missing_labels: how many more labels without
-    another error show it; None if the bound contradicts it. unlabelled: audits that wait for an answer. thinned: audits
-    that do not count, as they were drawn with a larger probability than the others; known_images: nor these, as the
-    same image was also chosen for another reason, and may have been trained on. for_training: audits that are not for
-    certification.
+    since: when the first of them was queued. lower_bound, upper_bound: of the accuracy, at `level`, and at every time
+    that one looks. target: what the accuracy should be, and missing_labels: how many more labels without another error
+    show it; None if the bound contradicts it. unlabelled: audits that wait for an answer. thinned: audits that do not
+    count, as they were drawn with a larger probability than the others; copies: nor these, of an image that counts
+    already; trained_on: nor these, which are in the training set. for_training: audits that are not for certification.
     """
 
     model_version: str
+    threshold: float
     since: str
     labels: int
     errors: int
@@ -42,7 +43,8 @@ class Certificate(Part, frozen=True, kw_only=True):
     missing_labels: int | None
     unlabelled: int
     thinned: int
-    known_images: int
+    copies: int
+    trained_on: int
     for_training: int
     sampling_probability: float
 
@@ -97,38 +99,47 @@ def labels_to_show(errors: int, target: float, level: float) -> int:
     return high
 
 
-def certificates(review: Review, outcomes: Mapping[str, Outcome], chosen: Settings) -> list[Certificate]:
-    """One for each model version that has audits, in the order in which the versions began."""
-    of_versions: dict[str, list[Waiting]] = defaultdict(list)
+def certificates(
+    review: Review, outcomes: Mapping[str, Outcome], chosen: Settings, trained_on: Collection[str] = ()
+) -> list[Certificate]:
+    """One for each model version and threshold that has audits, in the order in which they began.
+
+    trained_on: SHA-256 of reviewed images in the training set.
+    """
+    of_models: dict[tuple[str, float], list[Waiting]] = defaultdict(list)
     for waiting in review.queue.values():
         if waiting.reason == "audit":
-            of_versions[waiting.model_version].append(waiting)
-    selected = {waiting.sha256 for waiting in review.queue.values() if waiting.reason != "audit"}
-    found = [_certificate(version, audits, selected, outcomes, chosen) for version, audits in of_versions.items()]
+            of_models[waiting.model_version, waiting.threshold].append(waiting)
+    found = [_certificate(audits, outcomes, chosen, trained_on) for audits in of_models.values()]
     return sorted(found, key=lambda each: each.since)
 
 
 def _certificate(
-    version: str, audits: list[Waiting], selected: set[str], outcomes: Mapping[str, Outcome], chosen: Settings
+    audits: list[Waiting], outcomes: Mapping[str, Outcome], chosen: Settings, trained_on: Collection[str]
 ) -> Certificate:
-    """selected: content of images that were chosen for another reason than chance.
-
-    Audits count with one sampling probability, the smallest that was ever set while this version served: the draw is
-    by a hash, so that the sample of a larger share has the one of the smaller share in it. That weighs all accepted
-    images alike, whenever the share was changed.
+    """Audits count with one sampling probability, the smallest that any of them was drawn with: the draw is by a hash,
+    so that the sample of a larger share has the one of the smaller share in it. An image that was accepted several
+    times counts once, as copies tell nothing new.
     """
     probability = min(waiting.sampling_probability for waiting in audits)
     kept = [waiting for waiting in audits if drawn(waiting.inference_id, probability)]
-    known = [waiting for waiting in kept if waiting.sha256 in selected]
-    ours = [waiting for waiting in kept if waiting.sha256 not in selected]
-    certifying = [waiting for waiting in ours if certifies(waiting.sha256, chosen.certification_share)]
+    first: dict[str, Waiting] = {}
+    for waiting in sorted(kept, key=lambda each: (each.queued, each.inference_id)):
+        first.setdefault(waiting.sha256, waiting)
+    unseen = [waiting for waiting in first.values() if waiting.sha256 not in trained_on]
+    certifying = [waiting for waiting in unseen if certifies(waiting.sha256, chosen.certification_share)]
     looked_at = [(waiting, outcomes[waiting.inference_id]) for waiting in certifying]
     told = [(waiting, each) for waiting, each in looked_at if counts(waiting, each)]
     errors = sum(not is_right(waiting, each) for waiting, each in told)
+    # That agree with the model so far, and wait for another person.
+    right_so_far = sum(bool(each.blind) and not counts(waiting, each) for waiting, each in looked_at)
     level, target = chosen.certificate_level, chosen.threshold_target
-    low, high = accuracy_bounds(errors, len(told), level)
+    low, _ = accuracy_bounds(errors, len(told), level)
+    # Contradictions count at once, so those that agree have to count as well, or errors would come first.
+    _, high = accuracy_bounds(errors, len(told) + right_so_far, level)
     return Certificate(
-        model_version=version,
+        model_version=audits[0].model_version,
+        threshold=audits[0].threshold,
         since=min(waiting.queued for waiting in audits),
         labels=len(told),
         errors=errors,
@@ -139,29 +150,29 @@ def _certificate(
         missing_labels=None if high < target else max(0, labels_to_show(errors, target, level) - len(told)),
         unlabelled=sum(each.state == "open" and not counts(waiting, each) for waiting, each in looked_at),
         thinned=len(audits) - len(kept),
-        known_images=len(known),
-        for_training=len(ours) - len(certifying),
+        copies=len(kept) - len(first),
+        trained_on=len(first) - len(unseen),
+        for_training=len(unseen) - len(certifying),
         sampling_probability=probability,
     )
 
 
 def sentence(certificate: Certificate) -> str:
-    """What is known, for people."""
-    version, level = certificate.model_version, f"{certificate.level:.0%}"
+    """What is known, for people: lower bounds are rounded down and upper ones up."""
+    version, level = f"{certificate.model_version} at {certificate.threshold:g}", f"{100 * certificate.level:g} %"
     since = f"{datetime.fromisoformat(certificate.since):%-d %B %Y}"
     if not certificate.labels:
         known = f"Nothing is known yet of what {version} accepted since {since}: none of its audits has an answer."
     else:
         wrong = "none of them" if not certificate.errors else f"{certificate.errors:,} of them"
+        at_least = math.floor(certificate.lower_bound * 1000) / 1000
         known = (
-            f"Of what {version} accepted since {since} at least {certificate.lower_bound:.3f} is right, at {level}, "
+            f"Of what {version} accepted since {since} at least {at_least:.3f} is right, with {level} confidence "
             f"however often one looks ({certificate.labels:,} labels of a random sample, {wrong} wrong)."
         )
     if certificate.missing_labels is None:
-        return (
-            f"{known} That contradicts the target of {certificate.target:g}: at most {certificate.upper_bound:.3f} is "
-            "right."
-        )
+        at_most = math.ceil(certificate.upper_bound * 1000) / 1000
+        return f"{known} That contradicts the target of {certificate.target:g}: at most {at_most:.3f} is right."
     if not certificate.missing_labels:
         return f"{known} That shows the target of {certificate.target:g}."
     return f"{known} {certificate.missing_labels:,} more without another error show {certificate.target:g}."
@@ -173,17 +184,18 @@ def counts(waiting: Waiting, outcome: Outcome) -> bool:
     The last two count before they are decided, as wrong ones: it is hard images that wait for another person, and they
     must not be missing meanwhile. What nobody has looked at does not count; the order of these is random.
     """
-    contradicted = any(not _agrees(waiting, label) for label in outcome.answers)
+    contradicted = any(not _agrees(waiting, label) for label in outcome.blind)
     return outcome.state == "answered" or outcome.skipped or contradicted
 
 
 def is_right(waiting: Waiting, outcome: Outcome) -> bool:
-    """Whether people said what the model said.
+    """Whether people said what the model said, before they knew it: whoever sees it first tends to agree.
 
     An image that nobody can tell (skipped, unreadable, disputed) is not right: leaving those out would keep the hard
     ones from counting.
     """
-    return outcome.answer is not None and _agrees(waiting, outcome.answer)
+    said = most_say(outcome.blind)
+    return outcome.state == "answered" and said is not None and _agrees(waiting, said)
 
 
 def _agrees(waiting: Waiting, label: Label) -> bool:

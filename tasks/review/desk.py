@@ -15,9 +15,9 @@ from tasks.errors import SconesError
 from tasks.records import Record, RecordError
 from tasks.review import labels
 from tasks.review.certificate import Certificate, certificates
-from tasks.review.labels import INFERENCE_ID, NOBODY, REVIEWER, SEEN, Answer, Label, Outcome, Review, latest
+from tasks.review.labels import AHEAD, INFERENCE_ID, NOBODY, REVIEWER, SEEN, Answer, Label, Outcome, Review, latest
 from tasks.review.queue import Waiting, by_chance, rank
-from tasks.review.training_set import Use, new_labels, published, uses
+from tasks.review.training_set import Use, labels_needed, new_labels, published, trained_on, uses
 from tasks.run import iso, utc_now
 
 # Seconds after which the bucket is looked at again for what others queued and answered.
@@ -50,8 +50,9 @@ class Progress:
 
     states: of all images of the queue. left: what this person could be shown. by_me: images that this person has
     answered. waiting: of the open ones, those that have an answer and wait for another person. audits_open: of the open
-    ones, those that certify the model, without saying which. new_labels, labels_needed: images that no training has
-    seen, and with how many of them one starts (0: none does). certificate: of the newest model version that has audits.
+    ones, the audits of the newest model version that has some, without saying which. new_labels, labels_needed: images
+    that no training has seen, and with how many of them one starts (0: none does). certificate: the newest one.
+    strange: objects that are no records, or answers about images that are in no queue.
     """
 
     states: dict[str, int]
@@ -74,6 +75,7 @@ class Desk:
         self._refreshed = float("-inf")
         self._order: list[str] = []
         self._standing: list[Use] = []
+        self._needed = chosen.review_retrain_labels
         self._lock = RLock()
 
     def refresh(self, oldest_seconds: float = REFRESH_SECONDS) -> None:
@@ -83,6 +85,7 @@ class Desk:
                 return
             self.review.refresh(self.bucket)
             self._standing = published(self.bucket)
+            self._needed = labels_needed(self.bucket, self.chosen)
             self._order = order(list(self.review.queue.values()), self.chosen)
             self._refreshed = time.monotonic()
 
@@ -122,6 +125,10 @@ class Desk:
             raise ReviewRefused(422, f"there is no class {label[:60]!r}; there are {', '.join(self.classes)}")
         if answer == "gone":
             raise ReviewRefused(422, "only the page itself says that an image is gone")
+        with self._lock:
+            before = latest(self.review.labels.get(inference_id, ())).get(reviewer)
+        if before is not None and (before.answer, before.label) == (answer, label):
+            return before  # sent again, as its confirmation was lost
         known = seconds if seconds is not None and 0 <= seconds <= MOST_SECONDS else None
         stored = self._store(waiting, reviewer, answer, label, known)
         self._release(inference_id, reviewer)
@@ -156,16 +163,21 @@ class Desk:
         self.refresh()
         with self._lock:
             outcomes = self.review.outcomes(self.chosen, utc_now())
-            of_versions = certificates(self.review, outcomes, self.chosen)
+            trained = trained_on(self._standing)
+            of_versions = certificates(self.review, outcomes, self.chosen, trained)
+            newest = of_versions[-1].model_version if of_versions else None
             still = [name for name, each in outcomes.items() if each.state in ("open", "skipped")]
             return Progress(
                 states=labels.counted(outcomes),
                 left=len(self._left(reviewer)),
                 by_me=sum(self._has_answered(name, reviewer) for name in outcomes),
                 waiting=sum(bool(outcomes[name].answers) for name in still),
-                audits_open=sum(self.review.queue[name].reason == "audit" for name in still),
-                new_labels=new_labels(self._standing, uses(self.review, outcomes, self.chosen, self.classes)),
-                labels_needed=self.chosen.review_retrain_labels,
+                audits_open=sum(
+                    self.review.queue[name].reason == "audit" and self.review.queue[name].model_version == newest
+                    for name in still
+                ),
+                new_labels=new_labels(self._standing, uses(self.review, outcomes, self.chosen, self.classes, trained)),
+                labels_needed=self._needed,
                 certificate=of_versions[-1] if of_versions else None,
                 strange=len(self.review.strange) + self.review.stray,
             )
@@ -207,7 +219,7 @@ class Desk:
     def _store(
         self, waiting: Waiting, reviewer: str, answer: Answer, label: str | None, seconds: float | None
     ) -> Label:
-        moment = utc_now()
+        moment = max(utc_now(), self._last_time(waiting.inference_id, reviewer) + timedelta(microseconds=1))
         while True:
             written = Label(
                 inference_id=waiting.inference_id,
@@ -225,6 +237,12 @@ class Desk:
             self.review.add(written)
         return written
 
+    def _last_time(self, inference_id: str, reviewer: str) -> datetime:
+        """When the person's last record about an image is of, by whatever clock: the next one comes after it."""
+        with self._lock:
+            mine = latest(self.review.labels.get(inference_id, ())).get(reviewer)
+        return datetime.fromisoformat(mine.time) if mine else datetime.min.replace(tzinfo=UTC)
+
     def _lease(self, name: str, reviewer: str) -> bool:
         """Whether the image is this person's for a while: it was nobody's, this person's, or the lease has ended."""
         key = f"{REVIEW_LEASES_PREFIX}{name}.json"
@@ -233,9 +251,12 @@ class Desk:
         found = storage.get_with_etag(self.bucket, key)
         if found is None:
             return storage.create_json(self.bucket, key, lease)
-        held = _lease_of(found[0])
-        if held is not None and held.reviewer != reviewer and datetime.fromisoformat(held.until) > utc_now():
-            return False
+        held, longest = _lease_of(found[0]), timedelta(seconds=self.chosen.review_lease_seconds)
+        if held is not None and held.reviewer != reviewer:
+            left = datetime.fromisoformat(held.until) - utc_now()
+            # One for longer than any lease is of another clock, or nobody's.
+            if timedelta(0) < left <= longest + AHEAD:
+                return False
         return storage.replace_json(self.bucket, key, lease, found[1])
 
     def _release(self, name: str, reviewer: str) -> None:

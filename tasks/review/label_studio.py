@@ -9,7 +9,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from tasks.errors import SconesError
-from tasks.review.labels import REVIEWER, Answer, Label, Outcome, Review
+from tasks.review.labels import NOBODY, REVIEWER, Answer, Label, Outcome, Review
 
 # Of the labelling interface: names of its two tags, and how the answers are called there that are no class.
 CHOICES, IMAGE = "class", "image"
@@ -84,7 +84,7 @@ def _answer(task: Any, annotation: Any, review: Review, classes: Sequence[str]) 
     if waiting is None:
         raise ValueError(f"{str(data['inference_id'])[:60]!r} is not in the queue")
     answer, label = _choice(annotation, classes)
-    moment = datetime.fromisoformat(str(annotation["created_at"]))
+    moment = datetime.fromisoformat(str(annotation.get("updated_at") or annotation["created_at"]))
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     seconds = annotation.get("lead_time")
     return Label(
@@ -117,6 +117,6 @@ def _reviewer(completed_by: Any) -> str:
     """An e-mail address where the export tells it, else the number of the user."""
     name = completed_by.get("email") or completed_by["id"] if isinstance(completed_by, dict) else completed_by
     reviewer = f"user-{name}" if isinstance(name, int) else str(name)
-    if not REVIEWER.fullmatch(reviewer):
+    if not REVIEWER.fullmatch(reviewer) or reviewer == NOBODY:
         raise ValueError(f"{reviewer[:60]!r} can't be the name of a reviewer")
     return reviewer

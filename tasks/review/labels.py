@@ -16,6 +16,7 @@ from settings import REVIEW_LABELS_PREFIX, REVIEW_QUEUE_PREFIX, TEST_PREFIX, TRA
 from tasks.aws import storage
 from tasks.records import Record, RecordError
 from tasks.review.queue import Waiting, by_chance
+from tasks.run import utc_now
 
 # Of class: the image shows `label`. gone: written by the page, as the image is not there any more, or another one.
 Answer = Literal["class", "none_of_these", "unreadable", "skipped", "withdrawn", "gone"]
@@ -27,6 +28,9 @@ STATES: tuple[State, ...] = ("answered", "open", "skipped", "expired")
 INFERENCE_ID = re.compile(r"[0-9a-f]{12}-[0-9a-f]{20}-a[0-9]{1,3}")
 REVIEWER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# Clocks differ a little; an answer of tomorrow would win over all that come before it.
+AHEAD = timedelta(minutes=10)
 # Whom the page writes as where nobody answered.
 NOBODY = "page"
 # More people than this are not asked about one image.
@@ -63,7 +67,8 @@ class Outcome:
 
     answers: the last one of each person who said what is in the image, the first one first. answer: what most of them
     say, once enough have said so; None of one that is answered if they disagree. asked: how many people are to say it.
-    skipped: whether somebody skipped it and has not answered it since.
+    skipped: whether somebody skipped it and has not answered it since. blind: the first answer of each person, given
+    before the page showed what the model said, also of those who took it back.
     """
 
     state: State
@@ -71,6 +76,7 @@ class Outcome:
     answer: Label | None = None
     asked: int = 1
     skipped: bool = False
+    blind: tuple[Label, ...] = ()
 
     @property
     def disputed(self) -> bool:
@@ -112,8 +118,8 @@ class Review:
         name = key.removeprefix(REVIEW_QUEUE_PREFIX).removesuffix(".json")
         if waiting.inference_id != name or not INFERENCE_ID.fullmatch(name):
             self.strange[key] = f"it is about {waiting.inference_id[:60]!r}, which is not its name"
-        elif not _is_time(waiting.queued):
-            self.strange[key] = f"it was queued at {waiting.queued[:60]!r}, which is no time"
+        elif problem := _problem(waiting):
+            self.strange[key] = problem
         elif waiting.key.startswith((TEST_PREFIX, TRAIN_PREFIX)):
             self.strange[key] = f"{waiting.key[:200]!r} is an image whose label is known"
         else:
@@ -121,7 +127,8 @@ class Review:
 
     def keep_label(self, key: str, label: Label) -> None:
         """Adds an answer that was read, unless it is not what its key says."""
-        if label.key != key or not REVIEWER.fullmatch(label.reviewer) or not TIME.fullmatch(label.time):
+        ahead = not TIME.fullmatch(label.time) or datetime.fromisoformat(label.time) > utc_now() + AHEAD
+        if label.key != key or not REVIEWER.fullmatch(label.reviewer) or ahead:
             self.strange[key] = f"it is about {label.inference_id[:60]!r} by {label.reviewer[:60]!r}, not its name"
         else:
             self.add(label)
@@ -145,6 +152,22 @@ class Review:
         return sum(len(labels) for name, labels in self.labels.items() if name not in self.queue)
 
 
+def _problem(waiting: Waiting) -> str | None:
+    """What is wrong with a record of the queue; None if nothing is."""
+    if not _is_time(waiting.queued):
+        return f"it was queued at {waiting.queued[:60]!r}, which is no time"
+    if not SHA256.fullmatch(waiting.sha256) or not waiting.key:
+        return "it names no image: key and SHA-256"
+    shares = (waiting.confidence, waiting.threshold, waiting.sampling_probability)
+    if not all(0 <= share <= 1 for share in shares) or not waiting.sampling_probability:
+        return f"{shares} are no confidence, threshold and probability of being drawn"
+    try:
+        "".join((waiting.key, waiting.model_version, waiting.predicted_class)).encode()
+    except UnicodeEncodeError:
+        return "it is no text"
+    return None
+
+
 def _is_time(text: str) -> bool:
     try:
         return datetime.fromisoformat(text).tzinfo is not None
@@ -163,6 +186,14 @@ def latest(labels: Iterable[Label]) -> dict[str, Label]:
     return {label.reviewer: label for label in sorted({label.reviewer: label for label in ordered}.values(), key=_time)}
 
 
+def first_answers(labels: Iterable[Label]) -> tuple[Label, ...]:
+    """The first thing that each person said about one image, the first one first."""
+    first: dict[str, Label] = {}
+    for label in sorted((label for label in labels if label.answer in SEEN), key=_time):
+        first.setdefault(label.reviewer, label)
+    return tuple(first.values())
+
+
 def _time(label: Label) -> tuple[str, str]:
     return label.time, label.reviewer
 
@@ -178,23 +209,24 @@ def outcome(waiting: Waiting, labels: Sequence[Label], chosen: Settings, now: da
     It is answered as soon as as many people as are asked have said what is in it and more than half of them say the
     same; where two disagree a third is asked. After `review_expires_days` the answers that there are decide.
     """
-    of_people = latest(label for label in labels if label.sha256 == waiting.sha256)
+    about_it = [label for label in labels if label.sha256 == waiting.sha256]
+    of_people, blind = latest(about_it), first_answers(about_it)
     answers = tuple(label for label in of_people.values() if label.answer in SEEN)
     asked = people_asked(waiting.inference_id, chosen.review_double_share)
     expired = now - datetime.fromisoformat(waiting.queued) > timedelta(days=chosen.review_expires_days)
     gone = any(label.answer == "gone" for label in of_people.values())
-    majority = _majority(answers)
+    majority = most_say(answers)
     if len(answers) >= asked and majority is None and not (expired or gone):
         asked = max(asked, MOST_ASKED)
     skipped = any(label.answer == "skipped" for label in of_people.values())
     if answers and (len(answers) >= asked or expired or gone):
-        return Outcome("answered", answers, majority, asked, skipped)
+        return Outcome("answered", answers, majority, asked, skipped, blind)
     if expired or gone:
-        return Outcome("expired", answers, None, asked, skipped)
-    return Outcome("skipped" if skipped and not answers else "open", answers, None, asked, skipped)
+        return Outcome("expired", answers, None, asked, skipped, blind)
+    return Outcome("skipped" if skipped and not answers else "open", answers, None, asked, skipped, blind)
 
 
-def _majority(answers: Sequence[Label]) -> Label | None:
+def most_say(answers: Sequence[Label]) -> Label | None:
     """The first of the answers that more than half of the people gave; None if there is none."""
     counts = Counter((label.answer, label.label) for label in answers)
     return next((label for label in answers if 2 * counts[label.answer, label.label] > len(answers)), None)
@@ -216,15 +248,15 @@ class Agreement:
 
 
 def agreement(outcomes: Iterable[Outcome]) -> Agreement:
-    """Of the first two answers to each image that has two.
+    """Of the first two people who looked at the same image, by what each said first.
 
     Cohen's kappa (1960, A coefficient of agreement for nominal scales) with the marginals of the first and the second
     answer; None if there is no such image, or if chance alone would agree on all.
     """
     pairs = [
-        tuple((label.answer, label.label) for label in outcome.answers[:2])
+        tuple((label.answer, label.label) for label in outcome.blind[:2])
         for outcome in outcomes
-        if len(outcome.answers) > 1
+        if len(outcome.blind) > 1
     ]
     n, same = len(pairs), sum(first == second for first, second in pairs)
     if not n:

@@ -3,10 +3,11 @@
 Nothing that came from a record reaches the page but as JSON text, which the page's script writes as text.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -20,6 +21,7 @@ from tasks.aws.errors import AwsError
 from tasks.review.desk import Desk, Progress, ReviewRefused
 from tasks.review.queue import Waiting
 
+logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 TEMPLATES = Environment(
     autoescape=True, loader=FileSystemLoader(HERE / "templates"), undefined=StrictUndefined, trim_blocks=True
@@ -82,6 +84,10 @@ def application(desk: Desk, port: int, reviewer: str, announce: Announce) -> Fas
     async def unavailable(_: Request, error: AwsError) -> Response:
         return _error(503, str(error))
 
+    @app.exception_handler(Exception)
+    async def broken(_: Request, error: Exception) -> Response:
+        return _error(500, f"{type(error).__name__}: {error}"[:500])
+
     @app.get("/")
     def page() -> HTMLResponse:
         return HTMLResponse(TEMPLATES.get_template("review.html.j2").render(reviewer=reviewer, classes=desk.classes))
@@ -107,10 +113,12 @@ def application(desk: Desk, port: int, reviewer: str, announce: Announce) -> Fas
     @app.post("/api/answers")
     def answer(body: _Answered) -> dict[str, Any]:
         label = desk.answer(body.inference_id, body.reviewer, body.answer, body.label, body.seconds)
-        progress = desk.progress(body.reviewer)
-        announce(progress.new_labels, progress.labels_needed)
+        # From here on it is stored: nothing that fails may have it sent again.
+        progress = _after_the_fact(lambda: desk.progress(body.reviewer))
+        if progress is not None:
+            _after_the_fact(lambda: announce(progress.new_labels, progress.labels_needed))
         waiting = desk.review.queue[body.inference_id]
-        result: dict[str, Any] = {"stored": label.key, "progress": _told(progress)}
+        result: dict[str, Any] = {"stored": label.key, "progress": None if progress is None else _told(progress)}
         if body.answer != "skipped":  # what the model said stays hidden until the person has said it
             result |= {
                 "predicted_class": waiting.predicted_class,
@@ -154,6 +162,18 @@ def foreign(request: Request, hosts: set[str]) -> tuple[int, str] | None:
     if not length.isdecimal() or int(length) > MOST_BODY_BYTES:
         return 413, f"the body must have a Content-Length of at most {MOST_BODY_BYTES} bytes"
     return None
+
+
+T = TypeVar("T")
+
+
+def _after_the_fact(work: Callable[[], T]) -> T | None:
+    """What it returns; None if it failed, which is logged."""
+    try:
+        return work()
+    except Exception:  # whatever it is, the answer is stored
+        logger.exception("after an answer")
+        return None
 
 
 def _error(status: int, problem: str) -> JSONResponse:

@@ -19,7 +19,7 @@ from tasks.aws import storage
 from tasks.errors import SconesError
 from tasks.evaluation.results import Result, iterate_results, newest_summaries, read_summary
 from tasks.evaluation.summary import EvaluationSummary
-from tasks.records import Record
+from tasks.records import Record, RecordError
 from tasks.run import Log, iso, utc_now
 
 Reason = Literal["below_threshold", "not_a_class", "audit"]
@@ -234,10 +234,17 @@ def bulk_runs(
 
 
 def _limited(bucket: str, keys: list[str]) -> int:
-    """How many of the queued images were not accepted, so that a day's limit counts them."""
+    """How many of the queued images were not accepted, so that a day's limit counts them; also what can't be read."""
+
+    def counts(key: str) -> bool:
+        try:
+            record = storage.get_record(bucket, key, Waiting)
+        except RecordError:
+            return True
+        return record is not None and record.reason != "audit"
+
     with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
-        records = threads.map(lambda key: storage.get_record(bucket, key, Waiting), keys)
-        return sum(record is not None and record.reason != "audit" for record in records)
+        return sum(threads.map(counts, keys))
 
 
 def told(queued: Queued) -> str:

@@ -4,6 +4,7 @@ from settings import Settings
 from tasks.records import Part
 from tasks.review.certificate import Certificate, certificates
 from tasks.review.labels import Review, agreement, counted
+from tasks.review.training_set import published, trained_on
 from tasks.run import utc_now
 
 
@@ -35,7 +36,8 @@ def summarize(bucket: str, versions: set[str], chosen: Settings) -> ReviewSummar
         return None
     outcomes = review.outcomes(chosen, utc_now())
     agreed = agreement(outcomes.values())
-    of_versions = [each for each in certificates(review, outcomes, chosen) if each.model_version in versions]
+    shown = certificates(review, outcomes, chosen, trained_on(published(bucket)))
+    of_versions = [each for each in shown if each.model_version in versions]
     return ReviewSummary(
         queued=len(outcomes),
         **counted(outcomes),

@@ -14,8 +14,9 @@ from prefect.logging import get_run_logger
 
 from settings import MANIFESTS_PREFIX, TEST_PREFIX, TRAIN_PREFIX, Settings, settings
 from tasks.aws import storage
+from tasks.aws.errors import AwsError
 from tasks.data.dataset import DatasetError, png
-from tasks.data.images import REVIEWED_FOLDER, ReviewedImage, dataset_note, replace_reviewed, training_lines
+from tasks.data.images import REVIEWED_FOLDER, ReviewedImage, dataset_note, find_note, replace_reviewed, training_lines
 from tasks.data.pictures import as_served
 from tasks.installation import DatasetNote
 from tasks.records import Record
@@ -62,12 +63,18 @@ class TrainingSet:
     images: list[ReviewedImage]
 
 
-def uses(review: Review, outcomes: Mapping[str, Outcome], chosen: Settings, classes: tuple[str, ...]) -> list[Use]:
+def uses(
+    review: Review,
+    outcomes: Mapping[str, Outcome],
+    chosen: Settings,
+    classes: tuple[str, ...],
+    trained_on: Collection[str] = (),
+) -> list[Use]:
     """What becomes of each image of the queue that has an answer, in the order of the last answers, before anybody has
     looked at the images themselves.
 
     An image that was queued more than once is used once, and not at all if people said two things of it. If one of its
-    copies is for certification all are.
+    copies is for certification all are, unless it is trained on already. trained_on: SHA-256 of such.
     """
     found, copies = [], defaultdict(list)
     for name, waiting in review.queue.items():
@@ -93,7 +100,9 @@ def uses(review: Review, outcomes: Mapping[str, Outcome], chosen: Settings, clas
     certifying = {
         waiting.sha256
         for waiting in review.queue.values()
-        if waiting.reason == "audit" and certifies(waiting.sha256, chosen.certification_share)
+        if waiting.reason == "audit"
+        and waiting.sha256 not in trained_on
+        and certifies(waiting.sha256, chosen.certification_share)
     }
     said = {sha256: {each.answer.label for each in of if each.answer} for sha256, of in copies.items()}
     ordered = sorted(found, key=lambda use: (use.answered or "", use.inference_id))
@@ -138,7 +147,7 @@ def collect(bucket: str, chosen: Settings, classes: tuple[str, ...], progress: L
     review.refresh(bucket)
     for key, problem in review.strange.items():
         progress(f"left out: s3://{bucket}/{key}: {problem}")
-    listed = uses(review, review.outcomes(chosen, utc_now()), chosen, classes)
+    listed = uses(review, review.outcomes(chosen, utc_now()), chosen, classes, trained_on(published(bucket)))
     test = test_images(bucket, chosen.image_size)
     # The ETag is the MD5, but not of what KMS encrypts; a training image is then found twice in the manifest.
     there = storage.list_etags(bucket, TRAIN_PREFIX)
@@ -147,7 +156,10 @@ def collect(bucket: str, chosen: Settings, classes: tuple[str, ...], progress: L
     def look(use: Use) -> tuple[Use, ReviewedImage | None]:
         if use.use != "training":
             return use, None
-        content = storage.get(bucket, use.key)
+        try:
+            content = storage.get(bucket, use.key)
+        except AwsError as error:  # such as of a key that this role may not read
+            return replace(use, use="left_out", why=f"it can't be read: {error}"[:300]), None
         if content is None or hashlib.sha256(content).hexdigest() != use.sha256:
             return replace(use, use="left_out", why="it is gone, or another one by now"), None
         pixels = as_served(content, chosen.image_size)
@@ -171,14 +183,14 @@ def collect(bucket: str, chosen: Settings, classes: tuple[str, ...], progress: L
 def include(bucket: str, wanted: bool | None = None) -> DatasetNote:
     """Brings what people said into the training set, or takes it out again; returns the note about the images.
 
-    wanted: None for as it was before. Raises DatasetError if nothing was prepared.
+    wanted: None for as it was before. What was trained on stays in manifests/reviewed.jsonl, whatever is trained next.
+    Raises DatasetError if nothing was prepared.
     """
     note, progress = dataset_note(bucket), get_run_logger().info
     if not (note.include_reviewed if wanted is None else wanted):
-        if note.reviewed or note.include_reviewed:
+        if note.reviewed or (wanted is False and note.include_reviewed is not False):
             note = replace_reviewed(bucket, [], include=False, progress=progress)
-            for key in (USES_KEY, PROVENANCE_KEY):
-                storage.put_json_lines(bucket, key, [])
+            storage.put_json_lines(bucket, PROVENANCE_KEY, [])
         return note
     training_set = collect(bucket, settings(), note.classes, progress)
     note = replace_reviewed(bucket, training_set.images, include=True, progress=progress)
@@ -233,12 +245,23 @@ def published(bucket: str) -> list[Use]:
     return storage.get_records(bucket, USES_KEY, Use)
 
 
+def trained_on(standing: list[Use]) -> set[str]:
+    """SHA-256 of the reviewed images that were trained on."""
+    return {use.sha256 for use in standing if use.use == "training"}
+
+
+def labels_needed(bucket: str, chosen: Settings) -> int:
+    """With how many new labels a training starts by itself; 0 for never, also if reviewed images are to stay out."""
+    note = find_note(bucket)
+    return 0 if note is not None and note.include_reviewed is False else chosen.review_retrain_labels
+
+
 def count_new_labels(bucket: str, chosen: Settings, classes: tuple[str, ...]) -> int:
     """`new_labels` of what is in the bucket now."""
-    review = Review()
+    review, standing = Review(), published(bucket)
     review.refresh(bucket)
-    listed = uses(review, review.outcomes(chosen, utc_now()), chosen, classes)
-    return new_labels(published(bucket), listed)
+    outcomes = review.outcomes(chosen, utc_now())
+    return new_labels(standing, uses(review, outcomes, chosen, classes, trained_on(standing)))
 
 
 def new_labels(standing: list[Use], listed: list[Use]) -> int:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,19 @@ def test_undo_takes_back_the_last_answer_also_of_an_earlier_process(bucket: str)
     assert len(storage.list_etags(bucket, "review/labels/")) == 5
 
 
+def test_an_answer_that_is_sent_again_is_stored_once_and_a_lease_of_another_clock_holds_nothing(bucket: str) -> None:
+    fill(bucket, 1)
+    desk = desk_of(bucket)
+    said = [desk.answer(name_of(0), "anna", "class", "bicycle", 1.0) for _ in range(3)]
+    assert len(storage.list_etags(bucket, "review/labels/")) == 1 and said[0] == said[2]
+    other = fill(bucket, 2)[1]
+    held = {"schema_version": 1, "reviewer": "ben", "until": "9999-01-01T00:00:00.000+00:00"}
+    storage.put_json(bucket, f"review/leases/{other.inference_id}.json", held)
+    fresh = desk_of(bucket)
+    shown = fresh.take("anna")
+    assert shown is not None and shown.inference_id == other.inference_id
+
+
 def test_an_image_that_is_gone_or_another_one_is_not_shown_and_expires(bucket: str) -> None:
     fill(bucket, 3)
     desk = desk_of(bucket)
@@ -195,14 +209,14 @@ def test_an_object_that_is_no_picture_is_not_sent_and_can_be_answered(bucket: st
 
 def test_nothing_but_what_is_in_the_queue_is_ever_read(bucket: str) -> None:
     (one,) = fill(bucket, 1)
-    storage.put(bucket, "manifests/dataset.json", b"{}")
+    storage.put(bucket, "manifests/other.json", b"{}")
     test_image = replace(one, inference_id=name_of(7), key="test/bicycle_50000.png")
     elsewhere = replace(one, inference_id="../../manifests/x")
     storage.put_json(bucket, f"review/queue/{name_of(7)}.json", test_image.to_json())
     storage.put_json(bucket, "review/queue/../../manifests/x.json", elsewhere.to_json())
     storage.put(bucket, f"review/queue/{name_of(8)}.json", b"not json")
     desk = desk_of(bucket)
-    for name in (name_of(7), name_of(8), "../../manifests/x", "manifests/dataset.json", "", "x" * 100):
+    for name in (name_of(7), name_of(8), "../../manifests/x", "manifests/other.json", "", "x" * 100):
         with pytest.raises(ReviewRefused) as refused:
             desk.picture(name)
         assert refused.value.status == 404
@@ -581,7 +595,7 @@ def test_the_whole_loop(own: Installation, trainings: Callable[[], list[Any]]) -
     assert len(review.queue) == summary.accepted + summary.below_threshold + summary.not_a_class == len(truth)
     wanted = EventFilter(event=EventNameFilter(name=[BACKLOG_EVENT]))
     with get_client(sync_client=True) as prefect:
-        (told,) = eventually(lambda: prefect.read_events(wanted).events, 30)
+        (told,) = eventually(lambda: prefect.read_events(wanted, limit=50).events, 30)
     assert (told.payload["open"], told.payload["limit"]) == (len(review.queue), 5)
     port = free_port()
     with make_review(port):
@@ -594,6 +608,8 @@ def test_the_whole_loop(own: Installation, trainings: Callable[[], list[Any]]) -
     assert training_set.count_new_labels(own.bucket, settings(), CLASSES) >= 10
     (started,) = eventually(trainings, 60)
     assert started.parameters == {"include_reviewed": True, "reuse": True}
+    time.sleep(3)
+    assert len(trainings()) == 1
 
     report = confidence_report(summary.date, summary.run)
     assert report.review is not None and report.review.certificate is not None
@@ -639,11 +655,13 @@ def test_the_whole_loop(own: Installation, trainings: Callable[[], list[Any]]) -
     certificate = report.review.certificate
     assert certificate.model_version == "v2" and 0 < certificate.labels <= summary.accepted
     page = (reports_folder() / summary.date / summary.run / "report.html").read_text()
-    assert f"Of what v2 accepted since {utc_now():%-d %B %Y} at least" in page and "Cohen&#39;s kappa" in page
+    assert f"Of what v2 at 0.7 accepted since {utc_now():%-d %B %Y} at least" in page and "Cohen&#39;s kappa" in page
 
     # A run of prepare-data brings in what was answered since, and takes all of it out when it is asked to.
     assert prepare_data("generated").reviewed > note.reviewed
     assert prepare_data("generated", include_reviewed=False).manifests_sha256 == before.manifests_sha256
+    assert prepare_data("generated").reviewed == 0 == training_set.labels_needed(own.bucket, settings())
+    assert training_set.count_new_labels(own.bucket, settings(), CLASSES) == 0
     assert not [key for key in storage.list_etags(own.bucket, "train/") if "reviewed" in key]
     assert len((storage.get(own.bucket, "manifests/train.lst") or b"").splitlines()) == before.train
 

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from settings import Settings, settings
 from tasks.review.certificate import accuracy_bounds, certificates, labels_to_show, log_ratio, sentence
@@ -115,14 +116,77 @@ def test_a_larger_share_is_thinned_to_the_smallest_one() -> None:
     assert found.thinned == len(review.queue) - found.labels > 100
 
 
-def test_only_their_own_part_of_the_audits_and_no_image_that_was_also_selected() -> None:
+def test_only_their_own_part_of_the_audits_and_nothing_that_was_trained_on() -> None:
     chosen = everything_certifies(certification_share=0.5)
     review = audited(["bicycle"] * 200)
-    copied = review.queue[name_of(0)].sha256
-    review.queue[name_of(900)] = waiting(900, sha256=copied)
-    (found,) = certificates(review, review.outcomes(chosen, NOW), chosen)
+    trained = {review.queue[name_of(0)].sha256}
+    (found,) = certificates(review, review.outcomes(chosen, NOW), chosen, trained)
     mine = sum(certifies(f"{number:064x}", 0.5) for number in range(1, 200))
-    assert (found.labels, found.for_training, found.known_images) == (mine, 199 - mine, 1)
+    assert (found.labels, found.for_training, found.trained_on) == (mine, 199 - mine, 1)
+
+
+def test_an_image_that_was_accepted_many_times_counts_once() -> None:
+    chosen = everything_certifies()
+    review = audited(["bicycle"] * 420)
+    for number in range(420):
+        name = name_of(number)
+        same = f"{number % 21:064x}"
+        review.queue[name] = structs.replace(review.queue[name], sha256=same)
+        review.labels[name] = [structs.replace(review.labels[name][0], sha256=same)]
+    (found,) = certificates(review, review.outcomes(chosen, NOW), chosen)
+    assert (found.labels, found.copies) == (21, 399) and found.lower_bound < 0.9
+
+
+def test_an_error_stays_when_a_later_model_is_unsure_of_the_same_image() -> None:
+    chosen = everything_certifies()
+    review = audited(["bicycle"] * 380 + ["motorcycle"] * 20)
+    (before,) = certificates(review, review.outcomes(chosen, NOW), chosen)
+    for number in range(380, 400):
+        review.queue[name_of(number + 1000)] = waiting(number + 1000, sha256=f"{number:064x}", model_version="v2")
+    assert certificates(review, review.outcomes(chosen, NOW), chosen) == [before] and before.errors == 20
+
+
+def test_an_answer_that_was_changed_after_the_model_s_was_seen_counts_as_it_was_first() -> None:
+    chosen = everything_certifies()
+    review = audited(["motorcycle", "motorcycle", "bicycle"])
+    for number, then in ((0, "bicycle"), (1, "withdrawn"), (2, "withdrawn")):
+        sha = f"{number:064x}"
+        review.labels[name_of(number)].append(label("anna", "withdrawn", 1, number, sha))
+        if then != "withdrawn":
+            review.labels[name_of(number)].append(label("anna", then, 2, number, sha))
+    outcomes = review.outcomes(chosen, NOW)
+    (found,) = certificates(review, outcomes, chosen)
+    assert (found.labels, found.errors) == (2, 2)
+    # What is trained on is what the person says in the end.
+    decided = outcomes[name_of(0)].answer
+    assert decided is not None and decided.label == "bicycle"
+    assert outcomes[name_of(1)].state == outcomes[name_of(2)].state == "open"
+
+
+def test_another_threshold_begins_another_certificate() -> None:
+    chosen = everything_certifies()
+    review = audited(["bicycle"] * 50)
+    lower = audited(["motorcycle"] * 10, first=100)
+    review.queue |= {name: structs.replace(each, threshold=0.5) for name, each in lower.queue.items()}
+    review.labels.update(lower.labels)
+    found = {each.threshold: (each.labels, each.errors) for each in
+             certificates(review, review.outcomes(chosen, NOW), chosen)}  # fmt: skip
+    assert found == {0.93: (50, 0), 0.5: (10, 10)}
+
+
+def test_agreements_that_wait_for_a_second_person_keep_the_upper_bound_from_falling() -> None:
+    chosen = everything_certifies(review_double_share=1.0)
+    review = audited(["bicycle"] * 996 + ["motorcycle"] * 4)
+    (found,) = certificates(review, review.outcomes(chosen, NOW), chosen)
+    assert (found.labels, found.errors) == (4, 4) and not found.contradicts
+
+
+def test_bounds_are_not_rounded_in_their_own_favour() -> None:
+    chosen = everything_certifies()
+    review = audited(["bicycle"] * 387)
+    (found,) = certificates(review, review.outcomes(chosen, NOW), chosen)
+    assert found.lower_bound > 0.9895 and "at least 0.989 is right, with 95 %" in sentence(found)
+    assert "22 more without another error show 0.99" in sentence(found)
 
 
 def test_without_a_label_nothing_is_known() -> None:
@@ -130,5 +194,5 @@ def test_without_a_label_nothing_is_known() -> None:
     review = audited([""])
     (found,) = certificates(review, review.outcomes(chosen, NOW), chosen)
     assert (found.lower_bound, found.upper_bound, found.labels) == (0.0, 1.0, 0)
-    assert sentence(found).startswith("Nothing is known yet of what v1 accepted since 25 November 2026")
+    assert sentence(found).startswith("Nothing is known yet of what v1 at 0.93 accepted since 25 November 2026")
     assert certificates(Review(), {}, chosen) == []

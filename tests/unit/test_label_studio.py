@@ -92,6 +92,14 @@ def test_what_is_no_answer_is_listed_with_the_reason(task: Any, reason: str) -> 
     assert problems[0].startswith("task 2: ") and reason in problems[0]
 
 
+def test_a_corrected_annotation_is_another_answer() -> None:
+    corrected = annotated(1, "motorcycle", updated_at="2026-11-26T11:00:00.000000Z")
+    answers, _ = import_answers([annotated(1), corrected], queue(), CLASSES)
+    assert answers[0].key != answers[1].key and answers[1].time > answers[0].time
+    _, problems = import_answers([annotated(1, completed_by="page")], queue(), CLASSES)
+    assert "can't be the name of a reviewer" in problems[0]
+
+
 def test_another_file_is_refused() -> None:
     with pytest.raises(LabelStudioError, match="no list of tasks"):
         import_answers({"tasks": []}, queue(), CLASSES)

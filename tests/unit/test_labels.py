@@ -4,8 +4,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from settings import Settings, settings
+from tasks.records import RecordError
 from tasks.review.labels import (
     STATES,
     Agreement,
@@ -166,6 +168,37 @@ def test_records_that_are_none_or_out_of_place_are_left_out_with_a_reason() -> N
     review.keep_label(label(number=5).key, label(number=5))
     review.keep_label(label(number=6).key, label(number=6))
     assert review.queue == {name_of(5): right} and review.stray == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sha256": "\ud800"},
+        {"sha256": "../x"},
+        {"key": ""},
+        {"predicted_class": "\ud800"},
+        {"model_version": "\ud800"},
+        {"confidence": float("nan")},
+        {"confidence": 2.0},
+        {"sampling_probability": 0.0},
+        {"sampling_probability": float("nan")},
+    ],
+)
+def test_a_record_that_no_queue_writes_is_left_out(changed: dict[str, Any]) -> None:
+    review, one = Review(), waiting(1, **changed)
+    review.keep_waiting(f"review/queue/{name_of(1)}.json", one)
+    assert not review.queue and len(review.strange) == 1
+
+
+def test_json_that_is_nested_too_deep_is_no_record() -> None:
+    with pytest.raises(RecordError, match="no JSON"):
+        Waiting.parse(b"[" * 200_000, "s3://bucket/x")
+
+
+def test_an_answer_from_the_future_is_left_out() -> None:
+    review, late = Review(), replace(label(), time="9999-01-01T00:00:00.000000+00:00")
+    review.keep_label(late.key, late)
+    assert not review.labels and len(review.strange) == 1
 
 
 def test_the_key_of_an_answer_tells_image_person_and_time() -> None:

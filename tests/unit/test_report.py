@@ -226,6 +226,7 @@ def reviewed(errors: int, labels: int, version: str = "v1") -> ReviewSummary:
     low, high = accuracy_bounds(errors, labels, 0.95)
     certificate = Certificate(
         model_version=version,
+        threshold=0.93,
         since=STARTED,
         labels=labels,
         errors=errors,
@@ -236,7 +237,8 @@ def reviewed(errors: int, labels: int, version: str = "v1") -> ReviewSummary:
         missing_labels=None if high < 0.99 else max(0, labels_to_show(errors, 0.99, 0.95) - labels),
         unlabelled=0,
         thinned=0,
-        known_images=0,
+        copies=0,
+        trained_on=0,
         for_training=0,
         sampling_probability=0.05,
     )
@@ -250,7 +252,7 @@ def test_the_certificate_stands_at_the_top_and_alerts_if_it_contradicts_the_targ
     frame = table(200)
     good = summary_of(ABOUT, frame, reviewed=reviewed(0, 500))
     text = render(good, ABOUT, {}, {"chart": b"png"}, {}, [], ())
-    certified = "Of what v1 accepted since 22 November 2026 at least 0.992 is right, at 95%"
+    certified = "Of what v1 at 0.93 accepted since 22 November 2026 at least 0.991 is right, with 95 % confidence"
     assert text.index(certified) < text.index('<div class="cards">')
     assert "That shows the target of 0.99." in text
     assert "60 answered, 30 open, 6 skipped, 4 expired" in text and "kappa 0.80" in text

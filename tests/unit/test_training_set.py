@@ -90,6 +90,18 @@ def test_audits_are_split_by_their_content_and_copies_go_where_the_audit_goes() 
     assert (copies[name_of(2)].use, copies[name_of(2)].why) == ("left_out", "a copy of it is kept for certification")
 
 
+def test_what_was_trained_on_never_certifies() -> None:
+    kept = next(f"{number:064x}" for number in range(200) if certifies(f"{number:064x}", 0.5))
+    review = Review()
+    for number, reason in ((1, "below_threshold"), (2, "audit")):
+        one = waiting(number, sha256=kept, reason=reason)
+        review.queue[one.inference_id] = one
+        review.labels[one.inference_id].append(label("anna", "bicycle", number, number, kept))
+    outcomes = review.outcomes(chosen(), NOW)
+    found = {use.inference_id: use.use for use in uses(review, outcomes, chosen(), CLASSES, {kept})}
+    assert found == {name_of(1): "training", name_of(2): "left_out"}
+
+
 def test_an_image_that_was_queued_twice_is_used_once_and_not_at_all_if_the_answers_differ() -> None:
     same = {"sha256": "ef" * 32}
     twice = of((1, same, [("anna", "bicycle")]), (2, same, [("anna", "bicycle")]))

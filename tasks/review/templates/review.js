@@ -8,10 +8,20 @@ const AGAIN_MILLISECONDS = 2000;
 const SMALL = 160;
 
 const element = (id) => document.getElementById(id);
-let reviewer = localStorage.getItem(NAME) || "";
 let item = null;
 let shownAt = 0;
 let busy = false;
+// Whether the person sees the image, or that it can't be drawn.
+let visible = false;
+
+// A browser may forbid storage; then an answer outlives a dead server, but no closed page.
+const memory = new Map();
+const kept = {
+  get: (key) => { try { return localStorage.getItem(key); } catch { return memory.get(key) ?? null; } },
+  set: (key, value) => { try { localStorage.setItem(key, value); } catch { memory.set(key, value); } },
+  remove: (key) => { try { localStorage.removeItem(key); } catch { memory.delete(key); } },
+};
+let reviewer = kept.get(NAME) || "";
 
 class Refused extends Error {
   constructor(status, text) {
@@ -39,7 +49,7 @@ async function insist(path, body) {
       tell(null);
       return content;
     } catch (error) {
-      if (error instanceof Refused && error.status < 500) throw error;
+      if (error instanceof Refused && error.status !== 503) throw error;
       const reason = error instanceof Refused ? error.message : "the server does not answer";
       tell(`Waiting: ${reason}. Nothing is lost; this page tries again by itself.`);
       await new Promise((resolve) => setTimeout(resolve, AGAIN_MILLISECONDS));
@@ -59,12 +69,13 @@ function say(text, kind) {
 
 function enable() {
   for (const button of document.querySelectorAll("#answers button")) {
-    button.disabled = busy || (item === null && button.id !== "undo");
+    button.disabled = busy || ((item === null || !visible) && button.id !== "undo");
   }
 }
 
 function show(next) {
   item = next;
+  visible = false;
   const image = element("image");
   image.hidden = true;
   image.removeAttribute("src");
@@ -73,7 +84,6 @@ function show(next) {
     element("empty").textContent = "Nothing is left for you. The page looks again every half minute.";
   } else {
     image.src = `/api/images/${encodeURIComponent(item.inference_id)}`;
-    shownAt = performance.now();
   }
 }
 
@@ -91,17 +101,25 @@ async function explainImage() {
   empty.hidden = false;
   if (status === 410) {
     empty.textContent = "This image is gone, or is another one by now. The next one follows.";
-    await next();
+    item = null;
+    alone(() => next());
   } else if (status === 415) {
     empty.textContent = "This is no picture that can be drawn: “unreadable” is the answer.";
+    seen();
   } else {
     empty.textContent = "The image can't be loaded at the moment.";
     setTimeout(() => { if (asked === item) show(item); }, AGAIN_MILLISECONDS);
   }
 }
 
+function seen() {
+  visible = true;
+  shownAt = performance.now();
+  enable();
+}
+
 const plural = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(Math.floor(1000 * share) / 10).toFixed(1)} %`;
 
 function count(progress) {
   element("left").textContent = progress.left === 0 ? "Nothing left" : `${plural(progress.left, "image", "images")} left`;
@@ -142,19 +160,19 @@ async function next(butNot) {
 function outcome(body, content) {
   if (body.answer === "skipped") return say("Skipped. It comes again at the end.");
   const said = body.label === null ? body.answer.replaceAll("_", " ") : body.label.replaceAll("_", " ");
-  const model = `${content.predicted_class.replaceAll("_", " ")} (${content.confidence.toFixed(2)})`;
+  const model = `${content.predicted_class.replaceAll("_", " ")} (${(content.confidence ?? 0).toFixed(2)})`;
   if (content.agrees) return say(`The last one: you and the model said ${model}.`, "agree");
   return say(`The last one: you said ${said}, the model ${model}.`, "differ");
 }
 
 async function deliver(body) {
-  localStorage.setItem(KEPT, JSON.stringify(body));
+  kept.set(KEPT, JSON.stringify(body));
   try {
     const content = await insist("/api/answers", body);
     outcome(body, content);
-    count(content.progress);
+    if (content.progress !== null) count(content.progress);
   } finally {
-    localStorage.removeItem(KEPT);
+    kept.remove(KEPT);
   }
 }
 
@@ -165,8 +183,7 @@ async function alone(work) {
   try {
     await work();
   } catch (error) {
-    tell(error.message);
-    if (error instanceof Refused && error.status === 404) await next();
+    tell(error instanceof Refused ? error.message : `The server does not answer, or something is wrong: ${error.message}`);
   } finally {
     busy = false;
     enable();
@@ -174,7 +191,7 @@ async function alone(work) {
 }
 
 function answer(kind, label) {
-  if (item === null) return;
+  if (item === null || !visible) return;
   const body = {
     reviewer,
     inference_id: item.inference_id,
@@ -190,7 +207,8 @@ function answer(kind, label) {
 
 function undo() {
   alone(async () => {
-    const content = await insist("/api/undo", { reviewer });
+    // Not sent again by itself: the next one would take back another answer.
+    const content = await post("/api/undo", { reviewer });
     if (content.item === null) return say("There is nothing to take back.");
     show(content.item);
     count(content.progress);
@@ -200,7 +218,7 @@ function undo() {
 
 function begin() {
   alone(async () => {
-    const unsent = localStorage.getItem(KEPT);
+    const unsent = kept.get(KEPT);
     if (unsent !== null) {
       try {
         await deliver(JSON.parse(unsent));
@@ -209,7 +227,12 @@ function begin() {
         tell(`An answer of before was refused: ${error.message}`);
       }
     }
-    await next();
+    try {
+      await next();
+    } catch (error) {
+      if (error instanceof Refused && error.status === 422) ask(); // a name that can't be one
+      throw error;
+    }
   });
 }
 
@@ -227,7 +250,7 @@ element("who").addEventListener("close", () => {
   const name = element("name").value.trim();
   if (!element("name").checkValidity()) return ask();
   reviewer = name;
-  localStorage.setItem(NAME, reviewer);
+  kept.set(NAME, reviewer);
   begin();
 });
 element("reviewer").addEventListener("click", ask);
@@ -235,6 +258,7 @@ element("image").addEventListener("load", () => {
   const image = element("image");
   image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) < SMALL);
   image.hidden = false;
+  seen();
 });
 element("image").addEventListener("error", explainImage);
 element("undo").addEventListener("click", undo);
