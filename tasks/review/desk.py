@@ -128,6 +128,7 @@ class Desk:
         with self._lock:
             before = latest(self.review.labels.get(inference_id, ())).get(reviewer)
         if before is not None and (before.answer, before.label) == (answer, label):
+            self._release(inference_id, reviewer)
             return before  # sent again, as its confirmation was lost
         known = seconds if seconds is not None and 0 <= seconds <= MOST_SECONDS else None
         stored = self._store(waiting, reviewer, answer, label, known)
