@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def stack(config: LocalConfig) -> Iterator[LocalConfig]:
 
 
 # How the tracebacks of requests end that were under way when the server was told to stop.
+BANNER = re.compile(r"\s*_{3} _{3}")
 CUT_OFF = re.compile("CancelledError|KeyboardInterrupt|shutdown|[Cc]losed|no active connection|WebSocketDisconnected")
 
 
@@ -43,6 +45,8 @@ def server_errors(config: LocalConfig, stopped_at_any_time: bool = False) -> lis
     file = config.state / "logs" / "prefect-server.log"
     log = file.read_text(errors="replace") if file.exists() else ""
     lines = [entry.strip().splitlines() for entry in re.split(r"(?m)^(?=\d\d:\d\d:\d\d\.\d+ \| )", log)]
+    # A server that was killed is followed by the banner of the next one, which is no part of the entry.
+    lines = [list(takewhile(lambda line: not BANNER.match(line), entry)) for entry in lines]
     errors = [entry for entry in lines if entry and " | ERROR " in entry[0] and any("Traceback" in x for x in entry)]
     # A test that deletes an automation of its own may do so while Prefect evaluates it.
     shown = ["\n".join([entry[0], "...", *entry[-6:]]) for entry in errors]
