@@ -164,11 +164,12 @@ def sentence(certificate: Certificate) -> str:
     if not certificate.labels:
         known = f"Nothing is known yet of what {version} accepted since {since}: none of its audits has an answer."
     else:
+        labels = "label" if certificate.labels == 1 else "labels"
         wrong = "none of them" if not certificate.errors else f"{certificate.errors:,} of them"
         at_least = math.floor(certificate.lower_bound * 1000) / 1000
         known = (
             f"Of what {version} accepted since {since} at least {at_least:.3f} is right, with {level} confidence "
-            f"however often one looks ({certificate.labels:,} labels of a random sample, {wrong} wrong)."
+            f"however often one looks ({certificate.labels:,} {labels} of a random sample, {wrong} wrong)."
         )
     if certificate.missing_labels is None:
         at_most = math.ceil(certificate.upper_bound * 1000) / 1000
