@@ -77,14 +77,26 @@ def test_make_up_has_a_run_looked_at_that_the_triggers_missed(stack: LocalConfig
             soon = datetime.now(UTC) + timedelta(seconds=30)
             return [run for run in found if run.expected_start_time and run.expected_start_time > soon]
 
-        # Which runs are under way is what the two calls have to find alike; other tests' reports may still end.
         types = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
-        under_way = FlowRunFilter(state=FlowRunFilterState(type=types))
-        eventually(lambda: [run.id for run in prefect.read_flow_runs(flow_run_filter=under_way)] == [taken])
-        known = {run.id for run in waiting_ones()}
-        bring_up(stack)
-        bring_up(stack)
-        later = [run for run in waiting_ones() if run.id not in known]
+        filter_ = FlowRunFilter(state=FlowRunFilterState(type=types))
+
+        def under_way() -> set[tuple[UUID, UUID | None]]:
+            """What the two calls have to find alike. Runs that other tests left at work may come and go."""
+            return {(run.id, run.state_id) for run in prefect.read_flow_runs(flow_run_filter=filter_)}
+
+        def looked_at_twice() -> list[FlowRun] | None:
+            """What two calls had scheduled; None if other runs began or ended between them."""
+            known, before = {run.id for run in waiting_ones()}, under_way()
+            bring_up(stack)
+            bring_up(stack)
+            found = [run for run in waiting_ones() if run.id not in known]
+            if under_way() == before:
+                return found
+            for run in found:
+                prefect.delete_flow_run(run.id)
+            return None
+
+        later = eventually(looked_at_twice, seconds=240)
         try:
             assert len(later) == 1
             start, now = later[0].expected_start_time, datetime.now(UTC)
