@@ -84,25 +84,25 @@ def test_make_up_has_a_run_looked_at_that_the_triggers_missed(stack: LocalConfig
             """What the two calls have to find alike. Runs that other tests left at work may come and go."""
             return {(run.id, run.state_id) for run in prefect.read_flow_runs(flow_run_filter=filter_)}
 
-        def looked_at_twice() -> list[FlowRun] | None:
-            """What two calls had scheduled; None if other runs began or ended between them."""
+        def looked_at_twice() -> FlowRun | None:
+            """The one run that two calls had scheduled; None if other runs began or ended between them."""
             known, before = {run.id for run in waiting_ones()}, under_way()
             bring_up(stack)
             bring_up(stack)
             found = [run for run in waiting_ones() if run.id not in known]
             if under_way() == before:
-                return found
+                assert len(found) == 1
+                return found[0]
             for run in found:
                 prefect.delete_flow_run(run.id)
             return None
 
         later = eventually(looked_at_twice, seconds=240)
         try:
-            assert len(later) == 1
-            start, now = later[0].expected_start_time, datetime.now(UTC)
+            start, now = later.expected_start_time, datetime.now(UTC)
             waiting = prefect.read_flow_run(taken)
             assert start is not None and _dead(prefect, waiting, now) is None
             assert "did not start" in str(_dead(prefect, waiting, start))
         finally:
-            for run in (taken, *(run.id for run in later)):
+            for run in (taken, later.id):
                 prefect.delete_flow_run(run)
