@@ -97,6 +97,20 @@ class Settings(BaseSettings):
         pattern=r"^[a-z][a-z0-9-]{1,30}$",
         description="Name of the installation; everything in AWS carries it.",
     )
+    environment: str = Field(
+        default="dev",
+        pattern=r"^[a-z][a-z0-9-]{0,30}$",
+        description="What the installation is for, such as dev or prod; a tag of all that it makes in AWS.",
+    )
+    owner: str | None = Field(
+        default=None,
+        pattern=r"^[\w .:/=+@-]{1,128}$",
+        description="Who answers for it, such as a team's address; a tag as well.",
+    )
+    protected: bool = Field(
+        default=False,
+        description="Whether the stacks are protected against deletion, and teardown refuses to remove everything.",
+    )
     aws_credentials_block: str | None = Field(
         default=None, description="Name of a prefect-aws AwsCredentials block; without it the environment decides."
     )
@@ -254,6 +268,19 @@ class Settings(BaseSettings):
         default=(), max_length=5, description="Their security groups, separated by commas."
     )
 
+    functions_in_vpc: bool = Field(
+        default=False,
+        description="Whether the functions join these subnets too, which then need VPC endpoints for S3, SageMaker "
+        "Runtime and CloudWatch Logs.",
+    )
+    access_logs: bool = Field(
+        default=False, description="Whether S3 logs each request to the bucket, in a second bucket (-logs)."
+    )
+    state_machine_logs: bool = Field(
+        default=False, description="Whether executions that fail are logged in CloudWatch, without their data."
+    )
+    tracing: bool = Field(default=False, description="Whether executions and functions are traced by X-Ray.")
+
     # Evaluation
     executions_in_flight: int = Field(
         default=50, ge=1, le=1000, description="Executions that run at the same time; four per CPU on one machine."
@@ -374,6 +401,8 @@ class Settings(BaseSettings):
     def _whole_vpc(self) -> Self:
         if bool(self.vpc_subnets) != bool(self.vpc_security_groups):
             raise ValueError("SCONES_VPC_SUBNETS and SCONES_VPC_SECURITY_GROUPS are set together, or not at all")
+        if self.functions_in_vpc and not self.vpc_subnets:
+            raise ValueError("SCONES_FUNCTIONS_IN_VPC needs SCONES_VPC_SUBNETS and SCONES_VPC_SECURITY_GROUPS")
         return self
 
     @model_validator(mode="after")
@@ -388,6 +417,15 @@ class Settings(BaseSettings):
     def bulk_batches(self) -> int:
         """Batches at the same time."""
         return self.bulk_concurrency or BATCHES_PER_INSTANCE * self.endpoint_instance_count
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of all that the installation makes in AWS, by which bills and policies can tell it apart."""
+        return {
+            "scones:stack": self.stack,
+            "scones:environment": self.environment,
+            **({"scones:owner": self.owner} if self.owner else {}),
+        }
 
     @property
     def storage_stack(self) -> str:

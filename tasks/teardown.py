@@ -9,8 +9,8 @@ from prefect.logging import get_run_logger
 from settings import settings
 from tasks.aws import storage
 from tasks.aws.clients import client, none_if_missing
-from tasks.aws.errors import translate_aws_errors
-from tasks.aws.stacks import InfrastructureError, delete_stack, find_outputs
+from tasks.aws.errors import AwsError, translate_aws_errors
+from tasks.aws.stacks import delete_stack, find_outputs, protect
 from tasks.errors import SconesError
 from tasks.model import training
 from tasks.model.registry import versions
@@ -20,7 +20,7 @@ from tasks.serving.endpoint import delete_endpoint
 from tasks.serving.models import delete_model_and_config, owned_names
 from tasks.waiting import look_until
 
-FUNCTION_NAMES = ("serializeImageData", "classifyImage", "filterLowConfidence")
+FUNCTION_NAMES = ("serializeImageData", "classifyImage", "filterLowConfidence", "classifyBatch")
 
 COSTS = """What costs money while it stands:
 - the endpoint {endpoint} (and {candidate} while a deployment tries a model): each instance by the hour
@@ -32,6 +32,8 @@ COSTS = """What costs money while it stands:
 
 STOP_SECONDS = 600
 LATE_SECONDS = 900
+# What the name of the bucket of access logs ends with.
+ACCESS_LOGS = "-logs"
 TRY_AGAIN = "run it again: it goes on where it was"
 
 
@@ -54,6 +56,11 @@ def costs() -> str:
 def confirm_everything(confirm: str | None) -> None:
     """Raises NotConfirmed, with all that would be lost, unless `confirm` is the installation's name."""
     chosen = settings()
+    if chosen.protected:
+        raise NotConfirmed(
+            f"{chosen.stack!r} is protected: SCONES_PROTECTED is true",
+            "set it to false first; this takes the protection off the stacks then",
+        )
     if confirm == chosen.stack:
         return
     raise NotConfirmed(
@@ -124,48 +131,50 @@ def remove_stacks() -> None:
     Whatever an earlier try left is deleted: a stack whose creation or deletion failed, a bucket without its stack.
     """
     logger, chosen = get_run_logger(), settings()
-    bucket = find_bucket()
+    bucket = bucket_name()
     delete_stack(chosen.alarms_stack)
-    if not delete_stack(chosen.stack):
-        logger.info("there is no stack %s", chosen.stack)
-    if not empty_and_delete(chosen.storage_stack, bucket):
-        logger.info("there is no stack %s", chosen.storage_stack)
-    if bucket is not None and storage.delete_bucket(bucket):  # a stack that failed had not taken it for its own
-        logger.info("deleted bucket %s", bucket)
+    for stack in (chosen.stack, chosen.storage_stack):
+        protect(stack)
+        if not delete_stack(stack):
+            logger.info("there is no stack %s", stack)
+    for name in (bucket, f"{bucket}{ACCESS_LOGS}"):
+        if storage.bucket_exists(name):
+            logger.info("deleted the bucket %s with %d objects and old versions", name, empty_and_delete(name))
     groups = [f"{ENDPOINT_LOGS}/{name}" for name in (chosen.endpoint, chosen.candidate_endpoint)]
     groups += [f"/aws/lambda/{chosen.stack}-{name}" for name in FUNCTION_NAMES]
+    groups.append(f"/aws/vendedlogs/states/{chosen.stack}")
     logger.info("deleted %d log groups", sum(delete_log_group(name) for name in groups))
     # The group of all training jobs of the account is not this installation's.
     logger.info("deleted the logs of %d training jobs", delete_log_streams(TRAINING_LOGS))
 
 
-def empty_and_delete(stack: str, bucket: str | None) -> bool:
-    """Deletes the stack of the bucket with all that the bucket holds; False if there is no such stack.
+def empty_and_delete(bucket: str) -> int:
+    """Deletes a bucket with all that it holds; returns how many objects and old versions that were.
 
     Captures may be delivered minutes after the endpoint is gone: a bucket that is not empty any more is emptied again.
     """
-    deadline = time.monotonic() + LATE_SECONDS
+    deadline, deleted = time.monotonic() + LATE_SECONDS, 0
     while True:
-        if bucket is not None:
-            get_run_logger().info("deleted %d objects and old versions in %s", storage.empty(bucket), bucket)
+        deleted += storage.empty(bucket)
         try:
-            return delete_stack(stack)
-        except InfrastructureError:
-            if bucket is None or not storage.list_objects(bucket, "") or time.monotonic() > deadline:
+            storage.delete_bucket(bucket)
+            return deleted
+        except AwsError:
+            if not storage.list_objects(bucket, "") or time.monotonic() > deadline:
                 raise
             get_run_logger().warning("something was written to %s meanwhile; deleting that too", bucket)
 
 
-def find_bucket() -> str | None:
-    """The installation's bucket, whatever state its stack is in; None if there is none."""
+def bucket_name() -> str:
+    """The installation's bucket, whatever state its stack is in."""
     chosen = settings()
     name = (find_outputs(chosen.storage_stack) or {}).get("Bucket")
     if name is None:
-        # Its creation failed, or its deletion came half way; the template's name for it is always the same.
+        # Its creation failed, or the stack is gone already; the template's name for it is always the same.
         with translate_aws_errors("look for the bucket"):
             account = client("sts").get_caller_identity()["Account"]
         name = f"{chosen.stack}-{account}-{client('s3').meta.region_name}"
-    return name if storage.bucket_exists(name) else None
+    return name
 
 
 def delete_log_group(name: str) -> bool:

@@ -15,6 +15,7 @@ from settings import CODE_PREFIX, ROOT, VARIANT, settings
 from tasks.aws import errors, storage
 from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
+from tasks.aws.tags import tag_list
 from tasks.errors import SconesError
 from tasks.installation import Installation
 from tasks.run import Log
@@ -45,6 +46,8 @@ def deploy_infrastructure() -> Installation:
         deploy_alarms_stack(logger.info)
     elif delete_stack(settings().alarms_stack):
         logger.info("deleted stack %s: SCONES_ALARMS is off", settings().alarms_stack)
+    for name in (settings().storage_stack, settings().stack):
+        protect(name)
     return installation()
 
 
@@ -52,7 +55,11 @@ def deploy_storage_stack(progress: Log) -> str:
     """Creates or updates the storage stack and returns the bucket's name."""
     chosen = settings()
     name = chosen.storage_stack
-    parameters: dict[str, str | None] = {"Stack": chosen.stack, "KmsKey": chosen.kms_key or ""}
+    parameters: dict[str, str | None] = {
+        "Stack": chosen.stack,
+        "KmsKey": chosen.kms_key or "",
+        "AccessLogs": _flag(chosen.access_logs),
+    }
     outcome = deploy_stack(name, ROOT / "infrastructure" / "storage.yaml", parameters)
     progress(f"stack {name}: {outcome}")
     return stack_outputs(name)["Bucket"]
@@ -71,7 +78,12 @@ def deploy_workflow_stack(bucket: str, progress: Log) -> None:
         "Runtime": chosen.lambda_runtime,
         "ReservedConcurrency": str(chosen.lambda_concurrency),
         "KmsKey": chosen.kms_key or "",
-        "Vpc": "true" if chosen.vpc_subnets else "false",
+        "Vpc": _flag(bool(chosen.vpc_subnets)),
+        "FunctionsInVpc": _flag(chosen.functions_in_vpc),
+        "Subnets": ",".join(chosen.vpc_subnets),
+        "SecurityGroups": ",".join(chosen.vpc_security_groups),
+        "StateMachineLogs": _flag(chosen.state_machine_logs),
+        "Tracing": _flag(chosen.tracing),
         "SerializeImageDataKey": keys["serialize_image_data"],
         "ClassifyImageKey": keys["classify_image"],
         "FilterLowConfidenceKey": keys["filter_low_confidence"],
@@ -167,6 +179,8 @@ def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | N
             **({"TemplateBody": template.read_text()} if template else {"UsePreviousTemplate": True}),
             Capabilities=["CAPABILITY_IAM"],
             Parameters=_parameters(parameters, {p["ParameterKey"] for p in (stack or {}).get("Parameters", [])}),
+            # CloudFormation gives them to what the stack makes. A change of parameters alone leaves them as they are.
+            **({"Tags": tag_list()} if template else {}),
         )
         reason = _wait_for_change_set(name, change_set)
         if reason is not None:
@@ -191,6 +205,18 @@ def delete_stack(name: str) -> bool:
     if left is not None:
         raise InfrastructureError(f"stack {name}: {left['StackStatus']}: {_failure(name)}")
     return True
+
+
+def protect(name: str) -> None:
+    """Has CloudFormation refuse to delete the stack, or allow it again, as the settings say."""
+    wanted, stack = settings().protected, _describe(name)
+    if stack is not None and bool(stack.get("EnableTerminationProtection")) != wanted:
+        with translate_aws_errors(f"change the protection of the stack {name}"):
+            client("cloudformation").update_termination_protection(StackName=name, EnableTerminationProtection=wanted)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _parameters(values: dict[str, str | None], previous: set[str]) -> list[dict[str, Any]]:

@@ -3,12 +3,14 @@
 import hashlib
 import io
 import json
+import mimetypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from urllib.parse import urlencode, urlsplit
 
 from botocore.exceptions import ClientError
 from obstore.store import S3Store
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 PARALLEL_REQUESTS = 16
+
+# The console of each partition, by what the names of its services end with.
+CONSOLES = {
+    ".amazonaws.com.cn": "console.amazonaws.cn",
+    ".amazonaws.com": "console.aws.amazon.com",
+}
 
 # The SHA-256 of the content in an object's metadata.
 CONTENT_HASH = "content-sha256"
@@ -174,11 +182,29 @@ def delete(bucket: str, key: str) -> None:
 
 
 def put(bucket: str, key: str, content: bytes) -> None:
+    """Writes an object, which a browser takes for what the ending of its key says."""
+    kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
     metadata = {CONTENT_HASH: hashlib.sha256(content).hexdigest()}
     retry_transient(
         f"write s3://{bucket}/{key}",
-        lambda: client("s3").put_object(Bucket=bucket, Key=key, Body=content, Metadata=metadata),
+        lambda: client("s3").put_object(Bucket=bucket, Key=key, Body=content, Metadata=metadata, ContentType=kind),
     )
+
+
+def web_address(bucket: str, key: str) -> str:
+    """Where a person opens an object in a browser.
+
+    On AWS it is in the console, to which one signs in: a presigned address would let everybody in who sees it, and ends
+    with the credentials that signed it, those of an ECS task within hours. The embedded AWS has no console, so there it
+    is presigned, for a week.
+    """
+    s3 = client("s3")
+    region, host = s3.meta.region_name, urlsplit(s3.meta.endpoint_url).hostname or ""
+    for suffix, console in CONSOLES.items():
+        if host.endswith(suffix):
+            return f"https://{region}.{console}/s3/object/{bucket}?{urlencode({'region': region, 'prefix': key})}"
+    address: str = s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=604_800)
+    return address
 
 
 def create_json(bucket: str, key: str, value: Any) -> bool:

@@ -14,6 +14,7 @@ from settings import settings
 from tasks.aws.clients import client, none_if_missing, sdk
 from tasks.aws.errors import translate_aws_errors
 from tasks.aws.images import inference_image
+from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.model.training import CompletedJob, TrainingPlan
 
@@ -251,4 +252,4 @@ def _ensure_group() -> None:
     name = settings().model_package_group
     with translate_aws_errors(f"create the model package group {name}"):
         if none_if_missing(lambda: ModelPackageGroup.get(name, **sdk())) is None:
-            ModelPackageGroup.create(model_package_group_name=name, **sdk())
+            ModelPackageGroup.create(model_package_group_name=name, tags=sdk_tags(), **sdk())

@@ -27,6 +27,7 @@ from tasks.aws.clients import (
 from tasks.aws.errors import translate_aws_errors
 from tasks.aws.images import training_image
 from tasks.aws.logs import LogTail
+from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.installation import DatasetNote, Installation
 from tasks.run import Log
@@ -368,6 +369,7 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
                         **volume_key,
                     ),
                     stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
+                    tags=sdk_tags(),
                     **network,
                     **sdk(),
                 )

@@ -4,7 +4,8 @@ index.html leads to all of them.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,22 +98,33 @@ def render_executions(subject: Subject, executions: list[History]) -> str:
     return TEMPLATES.get_template("executions.html.j2").render(run=subject.run, executions=executions)
 
 
-def render_index(folder: Path, bucket: str) -> str:
-    """A page over the reports of one installation below the folder, the latest first.
+def render_index(
+    summaries: Iterable[tuple[str, bytes]], bucket: str, link: Callable[[IndexedReport], str] | None = None
+) -> str:
+    """A page over the reports of one installation, the latest first.
 
-    Left out is what is no summary of a report, or one of another installation's: of another bucket.
+    summaries: the content of each summary.json by its path or key, which ends with DATE/RUN/summary.json. link: where a
+    report is; by default beside the page. Left out is what is no summary of a report, or one of another installation's:
+    of another bucket.
     """
     reports = []
-    for file in sorted(folder.glob("*/*/summary.json"), reverse=True):
+    for name, content in summaries:
         try:
-            report = IndexedReport.parse(file.read_bytes(), str(file))
-        except (OSError, RecordError):
+            report = IndexedReport.parse(content, name)
+        except RecordError:
             continue
-        known = (report.date, report.run) == (file.parent.parent.name, file.parent.name)
-        if known and report.bucket in (None, bucket):
+        if name.split("/")[-3:-1] == [report.date, report.run] and report.bucket in (None, bucket):
             reports.append(report)
     reports.sort(key=lambda report: (report.stopped or report.date, report.run), reverse=True)
-    return TEMPLATES.get_template("index.html.j2").render(reports=reports, bucket=bucket)
+    rows = [(report, link(report) if link else f"{report.date}/{report.run}/report.html") for report in reports]
+    return TEMPLATES.get_template("index.html.j2").render(rows=rows, bucket=bucket)
+
+
+def summaries_below(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every summary that can be read below a folder of reports."""
+    for file in folder.glob("*/*/summary.json"):
+        with suppress(OSError):
+            yield file.as_posix(), file.read_bytes()
 
 
 def interesting(table: pd.DataFrame) -> dict[str, list[Tile]]:

@@ -23,10 +23,16 @@ from tasks.report.analysis import Analysis, analyse
 from tasks.report.charts import Caption, draw_all, drift_of_confidence, save, trend
 from tasks.report.drift import histogram
 from tasks.report.history import executions_of
-from tasks.report.page import interesting, render, render_executions, render_index, rows_to_look_at
+from tasks.report.page import interesting, render, render_executions, render_index, rows_to_look_at, summaries_below
 from tasks.report.subject import Subject
-from tasks.report.summary import ReportSummary
+from tasks.report.summary import IndexedReport, ReportSummary
 from tasks.review.certificate import sentence as certificate_sentence
+
+INDEX_KEY = f"{REPORTS_PREFIX}index.html"
+# Reports that the index in the bucket lists: each is a small object to read.
+INDEXED = 200
+# Slashes in reports/DATE/RUN/summary.json; the newest of a day is reports/DATE/summary.json too.
+SUMMARY_DEPTH = 3
 
 # Bars of the histogram in Prefect's artifact, and characters of the longest.
 BARS = 10
@@ -53,7 +59,8 @@ def write(
     charts = _draw(analysis, folder)
     files = [*charts, *_write_files(bucket, analysis, charts, folder)]
     _publish(bucket, subject, files)
-    (settings().reports / "index.html").write_text(render_index(settings().reports, bucket))
+    (settings().reports / "index.html").write_text(render_index(summaries_below(settings().reports), bucket))
+    _publish_index(bucket)
     create_markdown_artifact(
         markdown(analysis, folder),
         key="confidence-report",
@@ -113,6 +120,7 @@ def _trend_table(nights: list[EvaluationSummary]) -> pd.DataFrame:
 def markdown(analysis: Analysis, folder: Path) -> str:
     """The report as a Prefect artifact, with charts that Prefect draws itself. folder: where it is on this machine."""
     summary = analysis.summary
+    key = f"{REPORTS_PREFIX}{summary.date}/{summary.run}/report.html"
     accuracy = "no accuracy" if summary.accuracy is None else f"accuracy {summary.accuracy:.1%}"
     lines = [
         f"# Confidence report {summary.date}",
@@ -132,7 +140,9 @@ def markdown(analysis: Analysis, folder: Path) -> str:
         *counts_table(summary.evaluation),
         *_bars(analysis.confidence, summary.threshold),
         *_nights_lines(analysis.nights),
-        f"`report.html` and charts: `{folder}` and `s3://{summary.bucket}/{REPORTS_PREFIX}{summary.date}/{summary.run}/`",
+        f"[The report]({storage.web_address(summary.bucket, key)}) with its charts: "
+        f"`s3://{summary.bucket}/{key}`, and `{folder}` on the machine that made it. "
+        f"[All reports]({storage.web_address(summary.bucket, INDEX_KEY)})",
     ]
     if summary.dataset.synthetic:
         lines.insert(2, "> **Synthetic data**: the images were drawn by the project.\n")
@@ -201,3 +211,19 @@ def _publish(bucket: str, subject: Subject, files: list[Path]) -> None:
             shutil.copyfile(file, file.parent.parent / file.name)
             objects[f"{day}{file.name}"] = file.read_bytes()
     storage.upload_changed(bucket, day, objects)
+
+
+def _publish_index(bucket: str) -> None:
+    """Writes the index of the latest reports to the bucket, for whoever has not the machine that made them."""
+    keys = [
+        key
+        for key in storage.list_etags(bucket, REPORTS_PREFIX)
+        if key.endswith("/summary.json") and key.count("/") == SUMMARY_DEPTH
+    ]
+    latest = sorted(keys)[-INDEXED:]
+    read = ((key, content) for key in latest if (content := storage.get(bucket, key)))
+
+    def link(report: IndexedReport) -> str:
+        return storage.web_address(bucket, f"{REPORTS_PREFIX}{report.date}/{report.run}/report.html")
+
+    storage.put(bucket, INDEX_KEY, render_index(read, bucket, link).encode())

@@ -8,6 +8,7 @@ from settings import settings
 from tasks.aws.clients import client, ignore_existing, none_if_missing, retry_transient, sdk
 from tasks.aws.errors import translate_aws_errors
 from tasks.aws.logs import LogTail
+from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.installation import Installation, ServingEndpoint
 from tasks.run import Log, utc_now
@@ -69,8 +70,9 @@ def create_endpoint(name: str, config: str) -> None:
     """Creates an endpoint of that config; one of that name that is there already stays as it is."""
     from sagemaker.core.resources import Endpoint
 
+    tags = sdk_tags()
     with translate_aws_errors(f"create endpoint {name}"):
-        ignore_existing(lambda: Endpoint.create(endpoint_name=name, endpoint_config_name=config, **sdk()))
+        ignore_existing(lambda: Endpoint.create(endpoint_name=name, endpoint_config_name=config, tags=tags, **sdk()))
 
 
 def delete_endpoint(name: str) -> bool:

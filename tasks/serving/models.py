@@ -11,6 +11,7 @@ from prefect.logging import get_run_logger
 from settings import VARIANT, Settings, settings
 from tasks.aws.clients import client, none_if_missing, retry_until_role_is_assumable
 from tasks.aws.errors import translate_aws_errors
+from tasks.aws.tags import tag_list
 from tasks.installation import Installation, capture_destination
 from tasks.model.registry import ModelVersion
 from tasks.serving.endpoint import find
@@ -65,6 +66,7 @@ def create_model(installation: Installation, version: ModelVersion, name: str) -
             return
     request: dict[str, Any] = {
         "ModelName": name,
+        "Tags": tag_list(),
         "ExecutionRoleArn": installation.hosting_role_arn,
         # By its package, so that SageMaker shows which version of the registry a model is of.
         "PrimaryContainer": {"ModelPackageName": version.arn},
@@ -87,6 +89,7 @@ def create_config(
         return
     request: dict[str, Any] = {
         "EndpointConfigName": name,
+        "Tags": tag_list(),
         "ProductionVariants": [
             {
                 "VariantName": VARIANT,

@@ -1,6 +1,7 @@
 """Model versions against each other on a real endpoint, with a client that invokes it all the while."""
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -28,7 +29,7 @@ from local_aws.config import LocalConfig
 from settings import ROOT, VARIANT, settings
 from tasks.aws import storage
 from tasks.aws.clients import client
-from tasks.aws.stacks import InfrastructureError, deploy_stack, installation
+from tasks.aws.stacks import InfrastructureError, delete_stack, deploy_stack, installation
 from tasks.evaluation import evaluation
 from tasks.evaluation.summary import DECIDED
 from tasks.exclusive import exclusive
@@ -40,6 +41,7 @@ from tasks.serving.endpoint import delete_endpoint, find, serving
 from tasks.serving.models import owned_names
 from tasks.serving.rollout import RolloutFailed
 from tasks.serving.threshold import threshold_changes
+from tasks.teardown import FUNCTION_NAMES
 from testing.archives import tar_gz
 from testing.flow_runs import ended, model_servers, started
 from testing.waiting import eventually
@@ -55,6 +57,8 @@ from tests.rollouts import (
 
 STACK = "rollouts"
 DOOMED = "doomed"
+# The embedded AWS asks no key; AWS does.
+KEY = "arn:aws:kms:us-east-1:000000000000:key/0a1b2c3d-0000-4000-8000-0a1b2c3d4e5f"
 CLASSES = ("bicycle", "motorcycle", "pickup_truck")
 KEY = "arn:aws:kms:us-east-1:000000000000:key/scones"
 
@@ -97,7 +101,7 @@ def own(stack: LocalConfig) -> Iterator[Installation]:
 
 @pytest.fixture
 def doomed(own: Installation) -> Iterator[Installation]:
-    """Another installation, with the champion's artifact as its only version, in service."""
+    """Another installation, with the champion's artifact as its only version, in service, and every door closed."""
     champion = version_named(serving(own).model_version)
     artifact = storage.get(own.bucket, champion.artifact_uri.split("/", 3)[3])
     assert artifact is not None
@@ -105,6 +109,12 @@ def doomed(own: Installation) -> Iterator[Installation]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SCONES_STACK", DOOMED)
             patch.setenv("SCONES_GENERATED_PER_CLASS", "10")
+            patch.setenv("SCONES_KMS_KEY", KEY)
+            patch.setenv("SCONES_VPC_SUBNETS", "subnet-0a1b2c3d")
+            patch.setenv("SCONES_VPC_SECURITY_GROUPS", "sg-0a1b2c3d")
+            patch.setenv("SCONES_OWNER", "team@example.org")
+            for name in ("FUNCTIONS_IN_VPC", "ACCESS_LOGS", "STATE_MACHINE_LOGS", "TRACING", "ALARMS", "PROTECTED"):
+                patch.setenv(f"SCONES_{name}", "true")
             settings.cache_clear()
             prepare_data("generated")
             made = installation()
@@ -112,6 +122,8 @@ def doomed(own: Installation) -> Iterator[Installation]:
             register_artifact(champion.image, f"s3://{made.bucket}/models/champion/model.tar.gz")
             assert deploy_endpoint().model_version == "v1"
             yield made
+            patch.setenv("SCONES_PROTECTED", "false")
+            settings.cache_clear()
             teardown(everything=True, confirm=DOOMED)
     finally:
         settings.cache_clear()
@@ -459,7 +471,58 @@ def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation)
     assert decided.reason.startswith("rejected by a person: not today")
 
 
+def assert_every_door_is_closed(doomed: Installation) -> None:
+    """What the settings ask for is what AWS was told, and an image still goes through.
+
+    The embedded AWS keeps neither a function's VPC and key nor a state machine's logging and tracing, and takes them.
+    """
+    key, subnets = settings().kms_key, ["subnet-0a1b2c3d"]
+    s3, functions, sagemaker = client("s3"), client("lambda"), client("sagemaker")
+    rule = s3.get_bucket_encryption(Bucket=doomed.bucket)["ServerSideEncryptionConfiguration"]["Rules"][0]
+    assert rule["ApplyServerSideEncryptionByDefault"] == {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": key}
+    assert storage.bucket_exists(f"{doomed.bucket}-logs")
+    for name in FUNCTION_NAMES:
+        function = functions.get_function_configuration(FunctionName=f"{DOOMED}-{name}")
+        assert function["TracingConfig"] == {"Mode": "Active"}
+    groups = client("logs").describe_log_groups(logGroupNamePrefix=f"/aws/vendedlogs/states/{DOOMED}")["logGroups"]
+    assert groups[0]["kmsKeyId"] == key and groups[0]["retentionInDays"] == 30
+    endpoint = sagemaker.describe_endpoint(EndpointName=doomed.endpoint)
+    config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+    assert config["KmsKeyId"] == config["DataCaptureConfig"]["KmsKeyId"] == key
+    model = config["ProductionVariants"][0]["ModelName"]
+    assert sagemaker.describe_model(ModelName=model)["VpcConfig"]["Subnets"] == subnets
+    for arn in (endpoint["EndpointArn"], config["EndpointConfigArn"]):
+        assert tags_of(sagemaker.list_tags(ResourceArn=arn)["Tags"]) == settings().tags
+    for stack in client("cloudformation").describe_stacks()["Stacks"]:
+        if stack["StackName"].startswith(DOOMED):
+            assert tags_of(stack["Tags"]) == settings().tags
+    image = next(iter(storage.list_objects(doomed.bucket, "test/")))
+    started = client("stepfunctions").start_execution(
+        stateMachineArn=doomed.state_machine_arn,
+        input=json.dumps({"bucket": doomed.bucket, "key": image}),
+    )
+    execution = eventually(
+        lambda: (
+            (seen := client("stepfunctions").describe_execution(executionArn=started["executionArn"]))["status"]
+            != "RUNNING"
+            and seen
+        )
+    )
+    assert execution["status"] == "SUCCEEDED" or execution["error"] in ("LowConfidence", "NotAClass")
+
+
+def tags_of(tags: list[dict[str, str]]) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in tags}
+
+
 def test_all_of_it_is_removed_only_when_asked_twice(doomed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_every_door_is_closed(doomed)
+    with pytest.raises(Exception, match="is protected"):
+        teardown(everything=True, confirm=DOOMED)
+    with pytest.raises(Exception, match="TerminationProtection"):
+        delete_stack(f"{DOOMED}-storage")
+    monkeypatch.setenv("SCONES_PROTECTED", "false")
+    settings.cache_clear()
     with pytest.raises(Exception, match="confirm='doomed'"):
         teardown(everything=True)
     with pytest.raises(Exception, match="confirm='doomed'"):
@@ -500,7 +563,7 @@ def long_training(doomed: Installation) -> str:
 def assert_nothing_is_left(doomed: Installation) -> None:
     names = {stack["StackName"] for stack in client("cloudformation").describe_stacks()["Stacks"]}
     assert not [name for name in names if name.startswith(DOOMED)]
-    assert doomed.bucket not in {bucket["Name"] for bucket in client("s3").list_buckets()["Buckets"]}
+    assert not [bucket for bucket in client("s3").list_buckets()["Buckets"] if bucket["Name"].startswith(doomed.bucket)]
     assert owned_names() == []
     assert list(versions()) == []
     assert find(doomed.endpoint) is None

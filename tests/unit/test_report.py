@@ -29,7 +29,15 @@ from tasks.report.drift import Drift, coverage_change, drift, histogram
 from tasks.report.history import History, Step
 from tasks.report.inputs import PROPERTIES, input_drift
 from tasks.report.metrics import figures, offered_confidence, wilson_interval
-from tasks.report.page import ROWS, interesting, render, render_executions, render_index, rows_to_look_at
+from tasks.report.page import (
+    ROWS,
+    interesting,
+    render,
+    render_executions,
+    render_index,
+    rows_to_look_at,
+    summaries_below,
+)
 from tasks.report.reconciliation import KINDS
 from tasks.report.report import markdown
 from tasks.report.subject import Subject
@@ -276,7 +284,7 @@ def test_the_index_leads_to_every_report_and_to_nothing_else(tmp_path: Path) -> 
     ):
         (tmp_path / "2026-11-20" / name).mkdir(parents=True)
         (tmp_path / "2026-11-20" / name / "summary.json").write_text(text)
-    text = render_index(tmp_path, "bucket")
+    text = render_index(summaries_below(tmp_path), "bucket")
     assert re.findall(r'href="([^"]*)"', text) == ["2026-11-22/bbb/report.html", "2026-11-21/aaa/report.html"]
     assert "<script>" not in text
 
@@ -468,7 +476,7 @@ def test_the_index_is_of_one_installation_with_misses_marked_and_the_latest_firs
         summary = summary_of(about, table(0), bucket=bucket)
         (tmp_path / "2026-11-22" / f"r{number}").mkdir(parents=True)
         (tmp_path / "2026-11-22" / f"r{number}" / "summary.json").write_text(json.dumps(summary.to_json()))
-    text = render_index(tmp_path, "ours")
+    text = render_index(summaries_below(tmp_path), "ours")
     assert re.findall(r'href="([^"]*)"', text) == ["2026-11-22/r1/report.html", "2026-11-22/r0/report.html"]
     assert text.count('class="bad"') == 1 and "✗ missed" in text
     assert "2026-11-22 01:40" in text and text.count("Passed: all well") == 2

@@ -118,7 +118,8 @@ def test_no_policy_allows_everything() -> None:
                 assert not any("*" in action for action in actions), name
                 # AWS bounds none of these by a resource.
                 unbounded = re.compile(
-                    "ecr:GetAuthorizationToken|cloudwatch:(PutMetricData|DescribeAlarms)|ec2:.*|sagemaker:List.*|"
+                    "ecr:GetAuthorizationToken|cloudwatch:(PutMetricData|DescribeAlarms)|ec2:.*|sagemaker:List.*|xray:.*|"
+                    "logs:(.*LogDeliver.*|PutResourcePolicy|DescribeResourcePolicies|DescribeLogGroups)|"
                     "servicequotas:ListServiceQuotas|lambda:GetAccountSettings"
                 )
                 bounded = [action for action in actions if not unbounded.fullmatch(action)]
