@@ -7,13 +7,18 @@ TESTS ?=
 # More than there are processors: tests mostly wait for processes of their own.
 WORKERS ?= 3
 PIP_ARGS ?=
+ENV ?= dev
+FROM ?= dev
+TO ?= prod
+VERSION ?=
+IMAGE ?= scones-runner:1
 
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-review bench-sagemaker bench-serving conformance up down status logs lint format check schemas lock clean
+.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-review bench-sagemaker bench-serving conformance deploy drift promote image up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -89,6 +94,18 @@ bench-sagemaker: setup ## measure the SageMaker server against its goals (about 
 up: setup ## start Prefect server, worker and the embedded AWS, and deploy prefect.yaml
 	@$(RUN) deploy.py --aws $(AWS)
 
+deploy: setup ## bring the stacks and deployments of ENV=dev or ENV=prod to environments/ENV.env (AWS=real for an account)
+	@$(RUN) environment.py --aws $(AWS) deploy $(ENV)
+
+drift: setup ## show what was changed by hand in the stacks of ENV
+	@$(RUN) environment.py --aws $(AWS) drift $(ENV)
+
+promote: setup ## make VERSION of the environment FROM an approved version of TO
+	@$(RUN) environment.py --aws $(AWS) promote $(VERSION) --source $(FROM) --target $(TO)
+
+image: ## build the image of flow runs on ECS as IMAGE=REPOSITORY:TAG (takes Docker)
+	docker build --platform linux/amd64 --tag $(IMAGE) .
+
 down: ## stop them; what they hold is kept
 	@test ! -x $(RUN) || $(RUN) -m local_aws down
 
@@ -141,6 +158,8 @@ schemas: setup ## write docs/schemas/ anew from the types
 lock: setup ## renew requirements.lock from pyproject.toml
 	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
 	  --no-annotate --extra local --extra dev --output-file requirements.lock pyproject.toml local_sagemaker/pyproject.toml
+	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
+	  --no-annotate --constraint requirements.lock --output-file infrastructure/runner.lock pyproject.toml
 	@sed -i.bak -E -e "s/^(torch==[0-9.]+)\+cpu/\1/" -e "/^pip==/d" requirements.lock && rm requirements.lock.bak
 
 clean: ## stop everything and remove what setup, services and reports left

@@ -111,15 +111,19 @@ def _digest(real_aws: bool) -> str:
 def _apply_deployments(config: LocalConfig, home: Path, name: str) -> None:
     """Deploys prefect.yaml under that name. Schedules stay paused or resumed as they are, and added ones stay."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    standing = asyncio.run(_read_deployments(name))
     for deployment in document["deployments"]:
         deployment["name"] = deployment["work_pool"]["name"] = name
+    apply_document(document, name, home / "prefect.yaml", config.state / "logs" / "deploy.log")
+
+
+def apply_document(document: dict[str, Any], name: str, file: Path, log: Path) -> None:
+    """Has Prefect deploy the document, whose deployments all have this name; raises DeploymentError if it does not."""
+    standing = asyncio.run(_read_deployments(name))
+    for deployment in document["deployments"]:
         there = standing.get(deployment["entrypoint"])
         if there is not None:
             deployment["schedules"] = merge_schedules(deployment.get("schedules", []), there.schedules)
-    file = home / "prefect.yaml"
     file.write_text(yaml.safe_dump(document, sort_keys=False))
-    log = config.state / "logs" / "deploy.log"
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     with log.open("w") as output:
         done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)

@@ -281,6 +281,34 @@ class Settings(BaseSettings):
     )
     tracing: bool = Field(default=False, description="Whether executions and functions are traced by X-Ray.")
 
+    # Flow runs on ECS
+    runner_vpc: str | None = Field(
+        default=None,
+        pattern=r"^vpc-[0-9a-f]+$",
+        description="VPC in which flow runs run on ECS; without it `make deploy` makes no cluster.",
+    )
+    runner_subnets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), max_length=16, description="Its subnets that they run in, separated by commas."
+    )
+    runner_public_ip: bool = Field(
+        default=True,
+        description="Whether they have public addresses, which they need in public subnets; in private ones a NAT "
+        "gateway or VPC endpoints have to be there.",
+    )
+    runner_image_tag: str = Field(
+        default="1",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$",
+        description="Tag of their image, in the repository STACK-runner.",
+    )
+    runner_workers: int = Field(
+        default=0, ge=0, le=2, description="Prefect workers on ECS; 1 once the image is in the repository."
+    )
+    runner_api_key_secret: str | None = Field(
+        default=None,
+        pattern=r"^arn:[^:]+:secretsmanager:.+$",
+        description="ARN of the secret that holds the key of Prefect's API.",
+    )
+
     # Evaluation
     executions_in_flight: int = Field(
         default=50, ge=1, le=1000, description="Executions that run at the same time; four per CPU on one machine."
@@ -385,7 +413,9 @@ class Settings(BaseSettings):
     )
     reports: Path = Field(default=ROOT / "reports", description="Folder that reports are written to.")
 
-    @field_validator("classes", "rollback_alarms", "vpc_subnets", "vpc_security_groups", mode="before")
+    @field_validator(
+        "classes", "rollback_alarms", "vpc_subnets", "vpc_security_groups", "runner_subnets", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
@@ -403,6 +433,8 @@ class Settings(BaseSettings):
             raise ValueError("SCONES_VPC_SUBNETS and SCONES_VPC_SECURITY_GROUPS are set together, or not at all")
         if self.functions_in_vpc and not self.vpc_subnets:
             raise ValueError("SCONES_FUNCTIONS_IN_VPC needs SCONES_VPC_SUBNETS and SCONES_VPC_SECURITY_GROUPS")
+        if bool(self.runner_vpc) != bool(self.runner_subnets):
+            raise ValueError("SCONES_RUNNER_VPC and SCONES_RUNNER_SUBNETS are set together, or not at all")
         return self
 
     @model_validator(mode="after")
@@ -434,6 +466,10 @@ class Settings(BaseSettings):
     @property
     def alarms_stack(self) -> str:
         return f"{self.stack}-alarms"
+
+    @property
+    def runner_stack(self) -> str:
+        return f"{self.stack}-runner"
 
     @property
     def alarms_of_a_switch(self) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def confidence_report(
 def announce(summary: ReportSummary) -> None:
     """Emits the event that says that somebody should look at the report, and why."""
     if summary.alerts:
-        resource = {"prefect.resource.id": f"scones.report.{summary.run}"}
+        resource = {"prefect.resource.id": f"scones.report.{summary.run}", "scones.stack": settings().stack}
         alert = Alert(date=summary.date, run=summary.run, alerts=summary.alerts, model_version=summary.model_version)
         emit_event(ALERT_EVENT, resource=resource, payload=alert.to_json())
 

@@ -60,6 +60,7 @@ def announce(summary: EvaluationSummary) -> None:
     resource = {
         "prefect.resource.id": name,
         "scones.started-by": by,
+        "scones.stack": settings().stack,
         "scones.outcome": summary.outcome,
         "scones.revision": revision,
     }

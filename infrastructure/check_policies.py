@@ -29,13 +29,19 @@ ON_ALL = {
 }
 # Types of the ARNs that !GetAtt and !Ref stand for.
 ATTRIBUTES = {
+    "AWS::ECR::Repository": "arn:aws:ecr:REGION:ACCOUNT:repository/NAME",
+    "AWS::ECS::Cluster": "arn:aws:ecs:REGION:ACCOUNT:cluster/NAME",
     "AWS::IAM::Role": "arn:aws:iam::ACCOUNT:role/NAME",
     "AWS::Lambda::Function": "arn:aws:lambda:REGION:ACCOUNT:function:NAME",
     "AWS::Logs::LogGroup": "arn:aws:logs:REGION:ACCOUNT:log-group:NAME:log-stream:NAME",
     "AWS::S3::Bucket": "arn:aws:s3:::NAME",
     "AWS::StepFunctions::StateMachine": "arn:aws:states:REGION:ACCOUNT:stateMachine:NAME",
 }
-PARAMETERS = {"KmsKey": "arn:aws:kms:REGION:ACCOUNT:key/NAME"}
+PARAMETERS = {
+    "FlowRunnerRoleArn": "arn:aws:iam::ACCOUNT:role/NAME",
+    "KmsKey": "arn:aws:kms:REGION:ACCOUNT:key/NAME",
+    "PrefectApiKeySecretArn": "arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME",
+}
 
 
 class Loader(yaml.SafeLoader):

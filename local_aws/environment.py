@@ -153,7 +153,7 @@ def ministack_variables(config: LocalConfig) -> dict[str, str]:
     return {
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(config.aws_port),
-        "SERVICES": "s3,lambda,stepfunctions,iam,sts,cloudformation,logs,events,cloudtrail,monitoring,sns",
+        "SERVICES": "s3,lambda,stepfunctions,iam,sts,cloudformation,logs,events,cloudtrail,monitoring,sns,ecs,ecr",
         # Policies are enforced: a permission that a role lacks fails here, not first on AWS.
         "AUTH": "true",
         "MINISTACK_ACCOUNT_ID": ACCOUNT_ID,

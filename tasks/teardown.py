@@ -132,7 +132,8 @@ def remove_stacks() -> None:
     """
     logger, chosen = get_run_logger(), settings()
     bucket = bucket_name()
-    delete_stack(chosen.alarms_stack)
+    for stack in (chosen.alarms_stack, chosen.runner_stack):
+        delete_stack(stack)
     for stack in (chosen.stack, chosen.storage_stack):
         protect(stack)
         if not delete_stack(stack):

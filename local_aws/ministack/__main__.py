@@ -31,12 +31,13 @@ def main() -> None:
     from ministack.app import _build_persistence_save_dict, app
     from ministack.core.persistence import save_all
 
-    from local_aws.ministack import authorization, buckets, distributed_map, roles, state_machines
+    from local_aws.ministack import authorization, buckets, distributed_map, ecs, roles, state_machines
 
     buckets.install()
     roles.install(config.role_delay)
     state_machines.install(config.list_delay)
     distributed_map.install()
+    ecs.install()
 
     async def snapshot() -> None:
         """ministack saves its state only when it is stopped; this bounds what a kill can lose."""

@@ -39,13 +39,17 @@ class InfrastructureError(SconesError):
 @task(task_run_name="deploy infrastructure")
 def deploy_infrastructure() -> Installation:
     """Creates or updates the stacks; unchanged ones are left alone."""
-    logger = get_run_logger()
-    bucket = deploy_storage_stack(logger.info)
-    deploy_workflow_stack(bucket, logger.info)
+    return deploy_stacks(get_run_logger().info)
+
+
+def deploy_stacks(progress: Log) -> Installation:
+    """The same outside of a flow run."""
+    bucket = deploy_storage_stack(progress)
+    deploy_workflow_stack(bucket, progress)
     if settings().alarms:
-        deploy_alarms_stack(logger.info)
+        deploy_alarms_stack(progress)
     elif delete_stack(settings().alarms_stack):
-        logger.info("deleted stack %s: SCONES_ALARMS is off", settings().alarms_stack)
+        progress(f"deleted stack {settings().alarms_stack}: SCONES_ALARMS is off")
     for name in (settings().storage_stack, settings().stack):
         protect(name)
     return installation()
@@ -109,6 +113,27 @@ def deploy_alarms_stack(progress: Log) -> None:
     }
     outcome = deploy_stack(chosen.alarms_stack, ROOT / "infrastructure" / "alarms.yaml", parameters)
     progress(f"stack {chosen.alarms_stack}: {outcome}")
+
+
+def deploy_runner_stack(prefect_api_url: str, work_pool: str, progress: Log) -> dict[str, str]:
+    """Creates or updates the stack in which flow runs run on ECS, and returns its outputs."""
+    chosen = settings()
+    parameters: dict[str, str | None] = {
+        "Stack": chosen.stack,
+        "FlowRunnerRoleArn": stack_outputs(chosen.stack)["FlowRunnerRoleArn"],
+        "Vpc": chosen.runner_vpc,
+        "Subnets": ",".join(chosen.runner_subnets),
+        "AssignPublicIp": "ENABLED" if chosen.runner_public_ip else "DISABLED",
+        "ImageTag": chosen.runner_image_tag,
+        "WorkPool": work_pool,
+        "PrefectApiUrl": prefect_api_url,
+        "PrefectApiKeySecretArn": chosen.runner_api_key_secret or "",
+        "Workers": str(chosen.runner_workers),
+        "KmsKey": chosen.kms_key or "",
+    }
+    outcome = deploy_stack(chosen.runner_stack, ROOT / "infrastructure" / "runner.yaml", parameters)
+    progress(f"stack {chosen.runner_stack}: {outcome}")
+    return stack_outputs(chosen.runner_stack)
 
 
 def change_threshold(threshold: float, progress: Log) -> None:

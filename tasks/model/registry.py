@@ -94,36 +94,44 @@ def register(job: CompletedJob, plan: TrainingPlan) -> ModelVersion:
     for version in versions():
         if version.metadata.get("training_job") == job.name:
             return version
+    version = _create(
+        f"Trained by {job.name}",
+        inference_image(settings()),
+        job.artifact_uri,
+        {
+            "fingerprint": plan.fingerprint,
+            "settings_fingerprint": plan.settings_fingerprint,
+            "data_fingerprint": plan.data_fingerprint,
+            "data": UNTAKEN.sub("_", plan.data)[:MAX_METADATA],
+            "training_job": job.name,
+            **{name.replace(":", "_"): f"{value:.6g}" for name, value in job.metrics.items()},
+        },
+    )
+    logger.info("registered %s as %s of %s", job.name, version.name, settings().model_package_group)
+    return version
+
+
+def register_copy(source: ModelVersion, artifact_uri: str, lineage: dict[str, str]) -> ModelVersion:
+    """Makes a copy of another group's version one of this group, which awaits a decision, with what is known of it."""
+    return _create(f"Copy of {source.arn}", source.image, artifact_uri, {**source.metadata, **lineage})
+
+
+def _create(description: str, image: str, artifact_uri: str, metadata: dict[str, str]) -> ModelVersion:
     _ensure_group()
     with translate_aws_errors("register the model"):
         # Not ModelPackage.create: for a version of a group it looks for a ModelPackageName that AWS does not answer.
         arn = client("sagemaker").create_model_package(
             ModelPackageGroupName=settings().model_package_group,
-            ModelPackageDescription=f"Trained by {job.name}",
+            ModelPackageDescription=description,
             InferenceSpecification={
-                "Containers": [
-                    {
-                        "Image": inference_image(settings()),
-                        "ModelDataUrl": job.artifact_uri,
-                        "Environment": SERVING_ENVIRONMENT,
-                    }
-                ],
+                "Containers": [{"Image": image, "ModelDataUrl": artifact_uri, "Environment": SERVING_ENVIRONMENT}],
                 "SupportedContentTypes": ["application/x-image"],
                 "SupportedResponseMIMETypes": ["application/json"],
             },
             ModelApprovalStatus=PENDING,
-            CustomerMetadataProperties={
-                "fingerprint": plan.fingerprint,
-                "settings_fingerprint": plan.settings_fingerprint,
-                "data_fingerprint": plan.data_fingerprint,
-                "data": UNTAKEN.sub("_", plan.data)[:MAX_METADATA],
-                "training_job": job.name,
-                **{name.replace(":", "_"): f"{value:.6g}" for name, value in job.metrics.items()},
-            },
+            CustomerMetadataProperties=metadata,
         )["ModelPackageArn"]
-    version = _version(arn)
-    logger.info("registered %s as %s of %s", job.name, version.name, settings().model_package_group)
-    return version
+    return _version(arn)
 
 
 def look_again(version: ModelVersion) -> ModelVersion:

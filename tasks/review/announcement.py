@@ -2,7 +2,7 @@
 
 from prefect.events import emit_event
 
-from settings import BACKLOG_EVENT, LABELS_EVENT
+from settings import BACKLOG_EVENT, LABELS_EVENT, settings
 from tasks.records import Record
 
 
@@ -21,6 +21,7 @@ def announce(new: int, needed: int) -> NewLabels:
     """Emits the event; prefect.yaml starts train-model from one that says that there are enough."""
     told = NewLabels(new=new, needed=needed)
     resource = {"prefect.resource.id": LABELS_EVENT, "scones.enough": "yes" if told.enough else "no"}
+    resource["scones.stack"] = settings().stack
     emit_event(LABELS_EVENT, resource=resource, payload=told.to_json())
     return told
 
@@ -37,7 +38,8 @@ def announce_backlog(waiting: int, limit: int) -> Backlog | None:
     if waiting <= limit:
         return None
     backlog = Backlog(open=waiting, limit=limit)
-    emit_event(BACKLOG_EVENT, resource={"prefect.resource.id": BACKLOG_EVENT}, payload=backlog.to_json())
+    resource = {"prefect.resource.id": BACKLOG_EVENT, "scones.stack": settings().stack}
+    emit_event(BACKLOG_EVENT, resource=resource, payload=backlog.to_json())
     return backlog
 
 

@@ -34,6 +34,7 @@ PROJECT = {
     "benchmarks",
     "conformance",
     "cost",
+    "environment",
     "deploy",
     "demo",
     "review",
