@@ -11,6 +11,7 @@ ENV ?= dev
 FROM ?= dev
 TO ?= prod
 VERSION ?=
+CONFIRM ?=
 IMAGE ?= scones-runner:1
 
 VENV := .venv
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-review bench-sagemaker bench-serving conformance deploy drift promote image up down status logs lint format check schemas lock clean
+.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-review bench-sagemaker bench-serving conformance deploy drift promote remove image up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -102,6 +103,9 @@ drift: setup ## show what was changed by hand in the stacks of ENV
 
 promote: setup ## make VERSION of the environment FROM an approved version of TO
 	@$(RUN) environment.py --aws $(AWS) promote $(VERSION) --source $(FROM) --target $(TO)
+
+remove: setup ## delete everything that ENV has in AWS, if CONFIRM is the name of its stack
+	@$(RUN) environment.py --aws $(AWS) remove $(ENV) $(if $(CONFIRM),--confirm "$(CONFIRM)")
 
 image: ## build the image of flow runs on ECS as IMAGE=REPOSITORY:TAG (takes Docker)
 	docker build --platform linux/amd64 --tag $(IMAGE) .

@@ -1,4 +1,4 @@
-"""Environments of one project, such as dev and prod: `make deploy`, `make drift` and `make promote`.
+"""Environments of one project, such as dev and prod: `make deploy`, `drift`, `promote` and `remove`.
 
 Each has its settings in environments/NAME.env and with them stacks of its own, in one account or in two.
 """
@@ -136,6 +136,13 @@ def show_drift() -> int:
     return found
 
 
+def remove(confirm: str | None) -> None:
+    """Deletes everything that the environment has in AWS, for good, if `confirm` is its stack's name."""
+    from flows.teardown import teardown
+
+    teardown(everything=True, confirm=confirm)
+
+
 def promote(number: int, source: str, target: str, real_aws: bool) -> None:
     """Makes a version that is approved in one environment an approved one of another."""
     from tasks.aws.stacks import installation
@@ -160,6 +167,9 @@ def main() -> int:
     two.add_argument("version", type=int, help="its number, such as 7")
     two.add_argument("--source", required=True)
     two.add_argument("--target", required=True)
+    three = commands.add_parser("remove", help=str(remove.__doc__))
+    three.add_argument("environment")
+    three.add_argument("--confirm", help="the name of its stack")
     chosen = parser.parse_args()
     real_aws = chosen.aws == "real"
     try:
@@ -169,6 +179,9 @@ def main() -> int:
         choose(chosen.environment, real_aws)
         if chosen.command == "drift":
             return 1 if show_drift() else 0
+        if chosen.command == "remove":
+            remove(chosen.confirm)
+            return 0
         deploy(chosen.environment, LocalConfig())
     except (services.ServicesError, DeploymentError, SettingsError, ConfigError, SconesError) as error:
         for line in str(error).splitlines():

@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     )
     alarms: bool = Field(
         default=False,
-        description="CloudWatch alarms and a dashboard, as a stack of their own; about $1.60 a month. The endpoint's "
+        description="CloudWatch alarms and a dashboard, as a stack of their own; about $1.30 a month. The endpoint's "
         "alarms then roll a switch back, unless SCONES_ROLLBACK_ALARMS names others.",
     )
     alarm_email: str | None = Field(

@@ -6,7 +6,14 @@ from datetime import date, datetime, timedelta
 from settings import BULK_PREFIX, Settings
 from tasks.aws import storage
 from tasks.aws.clients import client, none_if_missing, retry_transient
-from tasks.evaluation.cost import INSTANCE_HOUR, LOOKED_UP, STORED_GB
+from tasks.evaluation.cost import (
+    FARGATE_CPU_HOUR,
+    FARGATE_GB_HOUR,
+    INSTANCE_HOUR,
+    LOOKED_UP,
+    PUBLIC_ADDRESS_HOUR,
+    STORED_GB,
+)
 from tasks.evaluation.results import newest_summaries, read_summary, summary_keys
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import Installation
@@ -18,6 +25,8 @@ HOURS = 365 * 24 / 12
 BULK_DAYS = 30
 # An endpoint of one night, and the one that a version is tried on before it, take so long to come up on AWS.
 START_SECONDS = 1200
+WORKER_CPUS = 0.25
+WORKER_GB = 1
 OLD = timedelta(days=365)
 
 
@@ -56,6 +65,7 @@ def items(
             f"{len(bulk)} runs, {sum(run.planned for run in bulk):,} images, without the endpoint",
         ),
         _trainings(training),
+        *([_worker(chosen)] if chosen.runner_workers else []),
         Item("what is stored", stored_bytes / 1e9 * STORED_GB, f"{stored_bytes / 1e9:.2f} GB, without old versions"),
     ]
 
@@ -86,6 +96,14 @@ def _trainings(training: Training | None) -> Item:
     hour = INSTANCE_HOUR.get(training.instance_type)
     basis = f"{training.job}: {training.seconds:,} s on {training.instance_type}, without the gate's job"
     return Item("weekly training", None if hour is None else WEEKS * training.seconds / 3600 * hour, basis)
+
+
+def _worker(chosen: Settings) -> Item:
+    """The Prefect worker on ECS; infrastructure/runner.yaml has its size."""
+    hour = WORKER_CPUS * FARGATE_CPU_HOUR + WORKER_GB * FARGATE_GB_HOUR
+    address = PUBLIC_ADDRESS_HOUR if chosen.runner_public_ip else 0
+    basis = f"{chosen.runner_workers} x {WORKER_CPUS:g} vCPU and {WORKER_GB} GB on Fargate, without the flow runs"
+    return Item("worker on ECS", HOURS * (hour + address) * chosen.runner_workers, basis)
 
 
 def _seconds(night: EvaluationSummary | None) -> float:

@@ -15,6 +15,10 @@ LAMBDA_REQUEST = 0.20 / 1_000_000
 LAMBDA_GB_SECOND = 0.0000166667
 # Hosting and training, an instance-hour.
 INSTANCE_HOUR = {"ml.t2.medium": 0.056, "ml.m5.large": 0.115, "ml.m5.xlarge": 0.23, "ml.c5.large": 0.102}
+# Fargate on x86, and a public IPv4 address: /fargate/pricing, /vpc/pricing.
+FARGATE_CPU_HOUR = 0.04048
+FARGATE_GB_HOUR = 0.004445
+PUBLIC_ADDRESS_HOUR = 0.005
 # Of the largest function; infrastructure/workflow.yaml sets it.
 FUNCTION_GB = 0.25
 FUNCTIONS = 3

@@ -16,7 +16,6 @@ import pytest
 from prefect.client.orchestration import get_client
 
 import environment
-from flows.teardown import teardown
 from local_aws.config import LocalConfig
 from settings import ROOT, settings
 from tasks.aws import storage
@@ -86,7 +85,7 @@ def test_prod_is_deployed_promoted_to_watched_for_drift_and_removed(
         assert re.search(r"ClassifyImageLogs .*RetentionInDays is 1, not 30", capsys.readouterr().out)
     finally:
         environment.choose("prod", real_aws=False)
-        teardown(everything=True, confirm=PROD)
+        environment.remove(PROD)
         with get_client(sync_client=True) as prefect:
             for each in prefect.read_deployments():
                 if each.name == "prod":

@@ -53,3 +53,11 @@ def test_old_prices_are_said_to_be_old() -> None:
     lines = items(chosen(), None, [], None, 0)
     assert "older than a year" not in table(lines, TODAY)
     assert "older than a year" in table(lines, LOOKED_UP.replace(year=LOOKED_UP.year + 2))
+
+
+def test_a_worker_on_ecs_costs_what_fargate_and_its_address_cost() -> None:
+    assert "worker on ECS" not in dollars()
+    public = dollars(runner_workers=1)["worker on ECS"]
+    private = dollars(runner_workers=1, runner_public_ip=False)["worker on ECS"]
+    assert public == pytest.approx(730 * (0.25 * 0.04048 + 0.004445 + 0.005))
+    assert private == pytest.approx(730 * (0.25 * 0.04048 + 0.004445))
