@@ -23,8 +23,8 @@ CODE = "/opt/scones"
 PREFECT = ("PREFECT_API_URL", "PREFECT_API_KEY")
 
 
-class UnknownEnvironment(SconesError):
-    """There is no such environment, or something is missing that it needs."""
+class EnvironmentRefused(SconesError):
+    """There is no such environment, something is missing that it needs, or the shell contradicts it."""
 
 
 def choose(name: str, real_aws: bool) -> None:
@@ -32,12 +32,19 @@ def choose(name: str, real_aws: bool) -> None:
     file = FOLDER / f"{name}.env"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.env")))
-        raise UnknownEnvironment(f"there is no environment {name!r}", f"environments/ has {known}")
+        raise EnvironmentRefused(f"there is no environment {name!r}", f"environments/ has {known}")
     prefect = {variable: os.environ[variable] for variable in PREFECT if variable in os.environ}
     if real_aws and "PREFECT_API_URL" not in prefect:
-        raise UnknownEnvironment("PREFECT_API_URL is not set", "set it to the API that workers on ECS can reach")
+        raise EnvironmentRefused("PREFECT_API_URL is not set", "set it to the API that workers on ECS can reach")
     os.environ["SCONES_SETTINGS"] = str(file)
     settings.cache_clear()
+    differing = sorted(
+        variable for variable, value in file_values().items() if os.environ.get(variable, value) != value
+    )
+    if differing:
+        raise EnvironmentRefused(
+            f"this shell exports {', '.join(differing)}, otherwise than environments/{name}.env", "unset them"
+        )
     enter_installation(real_aws)
     if real_aws:
         os.environ.update(prefect)

@@ -10,12 +10,11 @@ from settings import settings
 from tasks.aws import storage
 from tasks.aws.clients import client, none_if_missing
 from tasks.aws.errors import AwsError, translate_aws_errors
+from tasks.aws.logs import ENDPOINT_LOGS, TRAINING_LOGS
 from tasks.aws.stacks import delete_stack, find_outputs, protect
 from tasks.errors import SconesError
 from tasks.model import training
 from tasks.model.registry import versions
-from tasks.model.training import LOG_GROUP as TRAINING_LOGS
-from tasks.serving.endpoint import LOG_GROUP as ENDPOINT_LOGS
 from tasks.serving.endpoint import delete_endpoint
 from tasks.serving.models import delete_model_and_config, owned_names
 from tasks.waiting import look_until

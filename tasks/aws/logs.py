@@ -1,12 +1,18 @@
 """CloudWatch Logs of a job or an endpoint, handed on line by line while they grow."""
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from tasks.aws.clients import client, retry_transient
+from tasks.aws.errors import translate_aws_errors
 from tasks.run import Log
+
+# SageMaker writes into these groups, and makes those that are not there, to be kept for ever.
+ENDPOINT_LOGS = "/aws/sagemaker/Endpoints"
+TRAINING_LOGS = "/aws/sagemaker/TrainingJobs"
 
 
 class LogTail:
@@ -51,3 +57,12 @@ class LogTail:
             self._tokens[stream] = page["nextForwardToken"]
             if page["nextForwardToken"] == token or not page["events"]:
                 return
+
+
+def keep_for(group: str, days: int, kms_key: str | None) -> None:
+    """Has a log group exist and forget what is older. kms_key: ARN of a new group's key."""
+    logs = client("logs")
+    with translate_aws_errors(f"prepare the log group {group}"):
+        with suppress(logs.exceptions.ResourceAlreadyExistsException):
+            logs.create_log_group(logGroupName=group, **({"kmsKeyId": kms_key} if kms_key else {}))
+        logs.put_retention_policy(logGroupName=group, retentionInDays=days)

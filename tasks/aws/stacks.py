@@ -15,6 +15,7 @@ from settings import CODE_PREFIX, ROOT, VARIANT, settings
 from tasks.aws import errors, storage
 from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
+from tasks.aws.logs import ENDPOINT_LOGS, keep_for
 from tasks.aws.tags import tag_list
 from tasks.errors import SconesError
 from tasks.installation import Installation
@@ -29,6 +30,8 @@ FUNCTIONS = {
     "classify_batch": ("classify_batch", "serialize_image_data", "classify_image", "filter_low_confidence"),
 }
 POLL_SECONDS = 1.0
+# As the template's default for the functions.
+LOG_RETENTION_DAYS = 30
 STACK_SECONDS = 1800
 
 
@@ -97,6 +100,10 @@ def deploy_workflow_stack(bucket: str, progress: Log) -> None:
     }
     outcome = deploy_stack(chosen.stack, ROOT / "infrastructure" / "workflow.yaml", parameters)
     progress(f"stack {chosen.stack}: {outcome}")
+    # Not in the template: SageMaker may have made them already. Only who may change the stack may do this too.
+    if outcome != "unchanged":
+        for endpoint in (chosen.endpoint, chosen.candidate_endpoint):
+            keep_for(f"{ENDPOINT_LOGS}/{endpoint}", LOG_RETENTION_DAYS, chosen.kms_key)
 
 
 def deploy_alarms_stack(progress: Log) -> None:

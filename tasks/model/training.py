@@ -26,7 +26,7 @@ from tasks.aws.clients import (
 )
 from tasks.aws.errors import translate_aws_errors
 from tasks.aws.images import training_image
-from tasks.aws.logs import LogTail
+from tasks.aws.logs import TRAINING_LOGS, LogTail
 from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.installation import DatasetNote, Installation
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from sagemaker.core.resources import TrainingJob
     from sagemaker.core.shapes import Channel
 
-LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 POLL_SECONDS = 2.0
 SOURCES = (
     "train.py",
@@ -218,7 +217,7 @@ def wait(name: str, progress: Log) -> CompletedJob:
 
     A cancelled flow stops the job, and so does the end of the time that the settings give it.
     """
-    log = LogTail(LOG_GROUP, f"{name}/", progress)
+    log = LogTail(TRAINING_LOGS, f"{name}/", progress)
     with _stopped_on_cancel(name, progress):
         job = _wait_for_end(name, log, progress)
     log.read()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from settings import settings
 from tasks.aws.clients import client, ignore_existing, none_if_missing, retry_transient, sdk
 from tasks.aws.errors import translate_aws_errors
-from tasks.aws.logs import LogTail
+from tasks.aws.logs import ENDPOINT_LOGS, LogTail
 from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.installation import Installation, ServingEndpoint
@@ -17,7 +17,6 @@ from tasks.waiting import look_until
 if TYPE_CHECKING:
     from sagemaker.core.resources import Endpoint
 
-LOG_GROUP = "/aws/sagemaker/Endpoints"
 POLL_SECONDS = 1.0
 # Nothing is in progress any more.
 ENDED = ("InService", "Failed", "OutOfService", "UpdateRollbackFailed")
@@ -104,7 +103,7 @@ def settled(name: str, progress: Log, with_log: bool = False) -> "Endpoint | Non
 
     with_log: hands on what the containers log meanwhile, such as why a model can't be loaded.
     """
-    log = LogTail(f"{LOG_GROUP}/{name}", "", progress, since=utc_now()) if with_log else None
+    log = LogTail(f"{ENDPOINT_LOGS}/{name}", "", progress, since=utc_now()) if with_log else None
     reported = ""
 
     def look() -> "Endpoint | None":

@@ -121,7 +121,7 @@ def test_a_version_that_is_not_approved_is_not_promoted(environments: Path) -> N
 
 
 def test_an_unknown_environment_is_refused_with_those_there_are(environments: Path) -> None:
-    with pytest.raises(environment.UnknownEnvironment, match="dev, prod"):
+    with pytest.raises(environment.EnvironmentRefused, match="dev, prod"):
         environment.choose("live", real_aws=False)
 
 

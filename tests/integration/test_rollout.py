@@ -484,8 +484,9 @@ def assert_every_door_is_closed(doomed: Installation) -> None:
     for name in FUNCTION_NAMES:
         function = functions.get_function_configuration(FunctionName=f"{DOOMED}-{name}")
         assert function["TracingConfig"] == {"Mode": "Active"}
-    groups = client("logs").describe_log_groups(logGroupNamePrefix=f"/aws/vendedlogs/states/{DOOMED}")["logGroups"]
-    assert groups[0]["kmsKeyId"] == key and groups[0]["retentionInDays"] == 30
+    for name in (f"/aws/vendedlogs/states/{DOOMED}", f"/aws/sagemaker/Endpoints/{doomed.endpoint}"):
+        groups = client("logs").describe_log_groups(logGroupNamePrefix=name)["logGroups"]
+        assert groups[0]["kmsKeyId"] == key and groups[0]["retentionInDays"] == 30
     endpoint = sagemaker.describe_endpoint(EndpointName=doomed.endpoint)
     config = sagemaker.describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
     assert config["KmsKeyId"] == config["DataCaptureConfig"]["KmsKeyId"] == key

@@ -68,3 +68,17 @@ def test_the_image_has_what_flows_import(tmp_path: Path) -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == allowed
     assert {"settings.py", "flows", "tasks", "classifier", "lambdas", "statemachine", "infrastructure"} <= copied
+
+
+def test_a_shell_that_contradicts_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCONES_SETTINGS", "")
+    monkeypatch.setenv("SCONES_STACK", "scones-dev")
+    with pytest.raises(environment.EnvironmentRefused, match=r"SCONES_STACK, otherwise than environments/prod\.env"):
+        environment.choose("prod", real_aws=False)
+    settings.cache_clear()
+
+
+def test_an_account_needs_a_prefect_server_that_ecs_can_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(environment.EnvironmentRefused, match="PREFECT_API_URL is not set"):
+        environment.choose("prod", real_aws=True)
