@@ -253,6 +253,12 @@ class Settings(BaseSettings):
         pattern=r"^[^@\s]+@[^@\s]+$",
         description="Gets a message of every alarm, after it has confirmed that it wants them.",
     )
+    monthly_budget: float = Field(
+        default=0,
+        ge=0,
+        description="US dollars a month beyond which the alarms' topic is told, at 80 % spent and at 100 % forecast; 0 "
+        "for no budget. It counts what carries the installation's tag, which the account has to activate.",
+    )
     kms_key: str | None = Field(
         default=None,
         pattern=r"^arn:[^:]+:kms:.+$",

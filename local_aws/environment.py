@@ -14,6 +14,22 @@ FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "SAGEMAKER_", "SM_", "BOTO_")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 # What processes of this project tell each other; no settings.
 PROCESS_VARIABLES = {"SCONES_SETTINGS", "SCONES_ROOT", "SCONES_SUPERVISED", "SCONES_SOCKET", "SCONES_AUTHORIZER"}
+MINISTACK_SERVICES = (
+    "s3",
+    "lambda",
+    "stepfunctions",
+    "iam",
+    "sts",
+    "cloudformation",
+    "logs",
+    "events",
+    "cloudtrail",
+    "monitoring",
+    "sns",
+    "ecs",
+    "ecr",
+    "budgets",
+)
 ACCOUNT_ID = "000000000000"
 REGION = "us-east-1"
 
@@ -153,7 +169,7 @@ def ministack_variables(config: LocalConfig) -> dict[str, str]:
     return {
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(config.aws_port),
-        "SERVICES": "s3,lambda,stepfunctions,iam,sts,cloudformation,logs,events,cloudtrail,monitoring,sns,ecs,ecr",
+        "SERVICES": ",".join(MINISTACK_SERVICES),
         # Policies are enforced: a permission that a role lacks fails here, not first on AWS.
         "AUTH": "true",
         "MINISTACK_ACCOUNT_ID": ACCOUNT_ID,

@@ -31,9 +31,10 @@ def main() -> None:
     from ministack.app import _build_persistence_save_dict, app
     from ministack.core.persistence import save_all
 
-    from local_aws.ministack import authorization, buckets, distributed_map, ecs, roles, state_machines
+    from local_aws.ministack import authorization, buckets, budgets, distributed_map, ecs, roles, state_machines
 
     buckets.install()
+    budgets.install()
     roles.install(config.role_delay)
     state_machines.install(config.list_delay)
     distributed_map.install()

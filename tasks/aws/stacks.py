@@ -117,6 +117,7 @@ def deploy_alarms_stack(progress: Log) -> None:
         "StateMachineArn": outputs["StateMachineArn"],
         "BatchStateMachineArn": outputs["BatchStateMachineArn"],
         "Email": chosen.alarm_email or "",
+        "MonthlyBudget": f"{chosen.monthly_budget:g}",
     }
     outcome = deploy_stack(chosen.alarms_stack, ROOT / "infrastructure" / "alarms.yaml", parameters)
     progress(f"stack {chosen.alarms_stack}: {outcome}")

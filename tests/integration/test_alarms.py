@@ -51,6 +51,7 @@ def topic(stack: LocalConfig) -> Iterator[str]:
         "StateMachineArn": MACHINE,
         "BatchStateMachineArn": BATCHES,
         "Email": "somebody@example.com",
+        "MonthlyBudget": "120",
     }
     name = f"{STACK}-alarms"
     assert stacks.deploy_stack(name, ROOT / "infrastructure" / "alarms.yaml", parameters) == "created"
@@ -162,6 +163,19 @@ def test_the_rule_counts_failures_and_no_decisions(
     rule = client("events").describe_rule(Name=f"{STACK}-failed-executions")
     found = client("events").test_event_pattern(EventPattern=rule["EventPattern"], Event=event(status, error, machine))
     assert found["Result"] == counts
+
+
+def test_the_budget_is_of_the_installations_tag_and_tells_the_topic(topic: str) -> None:
+    account = topic.split(":")[4]
+    budget = client("budgets").describe_budget(AccountId=account, BudgetName=STACK)["Budget"]
+    assert budget["BudgetLimit"] == {"Amount": "120", "Unit": "USD"}
+    assert budget["CostFilters"] == {"TagKeyValue": [f"user:scones:stack${STACK}"]}
+    told = client("budgets").describe_notifications_for_budget(AccountId=account, BudgetName=STACK)["Notifications"]
+    assert {(each["NotificationType"], each["Threshold"]) for each in told} == {("ACTUAL", 80.0), ("FORECASTED", 100.0)}
+    for each in told:
+        asked = {"AccountId": account, "BudgetName": STACK, "Notification": each}
+        subscribers = client("budgets").describe_subscribers_for_notification(**asked)["Subscribers"]
+        assert subscribers == [{"SubscriptionType": "SNS", "Address": topic}]
 
 
 def test_the_dashboard_is_json(topic: str) -> None:
