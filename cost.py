@@ -6,6 +6,7 @@ import sys
 from deploy import DeploymentError, enter_installation
 from local_aws import services
 from local_aws.config import ConfigError
+from local_aws.errors import print_error
 from settings import SettingsError, settings
 from tasks.errors import SconesError
 
@@ -24,9 +25,7 @@ def main() -> int:
         today = utc_now().date()
         print(costs.table(costs.of_installation(installation(), settings(), today), today))
     except (services.ServicesError, DeploymentError, SettingsError, ConfigError, SconesError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+        return print_error(error)
     return 0
 
 

@@ -19,6 +19,7 @@ from uuid import UUID
 from deploy import DeploymentError, bring_up
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
+from local_aws.errors import print_error
 from settings import SettingsError, run_id, settings
 from tasks.data.dataset import DatasetError, from_archive
 
@@ -67,9 +68,7 @@ def main() -> int:
         *(services.ServicesError, DeploymentError, PipelineFailed),
         *(ConfigError, SettingsError, DatasetError),
     ) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+        return print_error(error)
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\ninterrupted: stopping all services", file=sys.stderr)
         services.down(config)

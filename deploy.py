@@ -15,6 +15,7 @@ import yaml
 from local_aws import services
 from local_aws.config import ROOT, ConfigError, LocalConfig
 from local_aws.environment import enter, work_pool
+from local_aws.errors import print_error
 from settings import SettingsError, settings
 
 if TYPE_CHECKING:
@@ -225,9 +226,7 @@ def main() -> int:
         config = LocalConfig()
         bring_up(config, real_aws)
     except (services.ServicesError, DeploymentError, SettingsError, ConfigError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+        return print_error(error)
     print(services.status(config))
     return 0
 

@@ -14,6 +14,7 @@ import yaml
 from deploy import DeploymentError, apply_document, enter_installation
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
+from local_aws.errors import print_error
 from settings import ROOT, SettingsError, file_values, settings
 from tasks.errors import SconesError
 
@@ -191,9 +192,7 @@ def main() -> int:
             return 0
         deploy(chosen.environment, LocalConfig())
     except (services.ServicesError, DeploymentError, SettingsError, ConfigError, SconesError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+        return print_error(error)
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from deploy import DeploymentError, enter_installation
 from local_aws import services
 from local_aws.config import ConfigError
+from local_aws.errors import print_error
 from settings import SettingsError, run_id, settings
 from tasks.errors import SconesError
 
@@ -36,9 +37,7 @@ def main() -> int:
         enter_installation(arguments.aws == "real")
         return run(arguments)
     except (services.ServicesError, DeploymentError, SettingsError, ConfigError, SconesError, OSError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+        return print_error(error)
 
 
 def run(arguments: argparse.Namespace) -> int:

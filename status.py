@@ -11,6 +11,7 @@ from typing import Any
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
 from local_aws.environment import enter, worker_settings
+from local_aws.errors import print_error
 from settings import PREFIX, ROOT, Settings, SettingsError, file_values, settings, settings_file
 
 # Settings that may hold a password or a token.
@@ -124,9 +125,7 @@ def main() -> int:
             print("\nschedules")
             print("\n".join(f"  {line}" for line in asyncio.run(schedules())) or "  none")
     except (services.ServicesError, SettingsError, ConfigError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 1
+        return print_error(error)
     return 0
 
 
