@@ -41,7 +41,7 @@ def classify_images(prefix: str | None = None, manifest: str | None = None) -> E
             summary = bulk.classify(installed, endpoint.serving(installed), run, source, note)
     else:
         logger.info("this run was judged before (%s), which stands", summary.judged)
-    return conclude(summary, run)
+    return conclude(summary, run, installed.bucket)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from prefect.states import Completed
 
 from flows.ending import endings
 from flows.identity import run_name
+from flows.report_place import report_place
 from settings import ALERT_EVENT, settings
 from tasks.aws.stacks import installation
 from tasks.report import subject
@@ -48,7 +49,7 @@ def confidence_report(
     pictures = collect.pictures(bucket, about.window, () if about.is_window else about.expected, PICTURES)
     summary = report.write(bucket, about, captured, before, pictures)
     announce(summary)
-    page = settings().reports / summary.date / summary.run / "report.html"
+    page = report_place(bucket, summary.date, summary.run)
     message = f"{about.verdict}. {len(summary.alerts)} things to look at. Report: {page}"
     get_run_logger().info(message)
     state: Any = Completed(message=message, data=summary)

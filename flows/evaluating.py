@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 
 from flows.ending import Hook, evaluated
 from flows.identity import run_of
+from flows.report_place import report_place
 from settings import BULK_EVENT, EVALUATION_EVENT, EVALUATIONS_PREFIX, settings
 from tasks import heartbeat
 from tasks.aws.stacks import installation
@@ -39,14 +40,14 @@ def stop_executions(root: str) -> Hook:
     return hook
 
 
-def conclude(summary: EvaluationSummary, run: Run) -> EvaluationSummary:
+def conclude(summary: EvaluationSummary, run: Run, bucket: str) -> EvaluationSummary:
     """Announces the summary, and is what a flow returns: its final state, with the verdict in its name."""
     announce(summary)
     if run.root == EVALUATIONS_PREFIX:  # not of a bulk run
         heartbeat.beat(settings().heartbeat_url, get_run_logger().warning)
-    report = settings().reports / run.date / run.id / "report.html"
+    report = report_place(bucket, run.date, run.id)
     get_run_logger().info("%s. The report follows at %s", verdict(summary), report)
-    returned: EvaluationSummary = evaluated(summary, str(report))  # callers get the data of a state
+    returned: EvaluationSummary = evaluated(summary, report)  # callers get the data of a state
     return returned
 
 

@@ -46,7 +46,7 @@ def nightly_evaluation() -> EvaluationSummary:
                 summary = evaluation.execute(installed, serving, run, planned, note)
     else:
         logger.info("this run was judged before (%s), which stands", summary.judged or "by an earlier release")
-    return conclude(summary, run)
+    return conclude(summary, run, installed.bucket)
 
 
 def in_batches(

@@ -9,8 +9,9 @@ from flows.identity import run_name
 from flows.nightly_evaluation import nightly_evaluation
 from flows.preflight import preflight
 from flows.prepare_data import prepare_data
+from flows.report_place import report_place
 from flows.train_model import train_model
-from settings import settings
+from tasks.aws.stacks import installation
 from tasks.evaluation.outcome import GateMissed
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.model.registry import APPROVED
@@ -39,8 +40,8 @@ def pipeline(
     deploy_endpoint(model.number if model.status == APPROVED else None)
     summary = _evaluate()
     confidence_report(summary.date, summary.run)
-    report = settings().reports / summary.date / summary.run / "report.html"
-    returned: EvaluationSummary = evaluated(summary, str(report))  # callers get the data of a state
+    report = report_place(installation().bucket, summary.date, summary.run)
+    returned: EvaluationSummary = evaluated(summary, report)  # callers get the data of a state
     return returned
 
 

@@ -198,13 +198,22 @@ def web_address(bucket: str, key: str) -> str:
     with the credentials that signed it, those of an ECS task within hours. The embedded AWS has no console, so there it
     is presigned, for a week.
     """
+    if console := console_address(bucket, key):
+        return console
+    address: str = client("s3").generate_presigned_url(
+        "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=604_800
+    )
+    return address
+
+
+def console_address(bucket: str, key: str) -> str | None:
+    """An object's page in AWS's console; None with another AWS than that."""
     s3 = client("s3")
     region, host = s3.meta.region_name, urlsplit(s3.meta.endpoint_url).hostname or ""
     for suffix, console in CONSOLES.items():
         if host.endswith(suffix):
             return f"https://{region}.{console}/s3/object/{bucket}?{urlencode({'region': region, 'prefix': key})}"
-    address: str = s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=604_800)
-    return address
+    return None
 
 
 def create_json(bucket: str, key: str, value: Any) -> bool:

@@ -5,6 +5,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoRegionError
 
 from settings import settings
+from tasks.aws import storage
 from tasks.aws.clients import ignore_existing, retry_transient
 from tasks.aws.errors import AwsError, translate_aws_errors
 from tasks.evaluation import executions
@@ -109,3 +110,28 @@ def test_a_pace_lets_a_burst_through_and_then_keeps_to_its_rate(monkeypatch: pyt
     for _ in range(20):
         pace.wait()
     assert now[0] == pytest.approx(2.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region", "address"),
+    [
+        (
+            "https://s3.eu-central-1.amazonaws.com",
+            "eu-central-1",
+            "https://eu-central-1.console.aws.amazon.com/s3/object/ours?region=eu-central-1&prefix=reports%2Fa+b%26c.html",
+        ),
+        (
+            "https://s3.cn-north-1.amazonaws.com.cn",
+            "cn-north-1",
+            "https://cn-north-1.console.amazonaws.cn/s3/object/ours?region=cn-north-1&prefix=reports%2Fa+b%26c.html",
+        ),
+        ("https://127.0.0.1:4567", "us-east-1", None),
+        ("https://amazonaws.com.evil.example", "us-east-1", None),
+    ],
+)
+def test_an_object_is_opened_in_the_console_of_its_partition(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, region: str, address: str | None
+) -> None:
+    meta = SimpleNamespace(region_name=region, endpoint_url=endpoint)
+    monkeypatch.setattr(storage, "client", lambda service: SimpleNamespace(meta=meta))
+    assert storage.console_address("ours", "reports/a b&c.html") == address
