@@ -182,6 +182,11 @@ class Settings(BaseSettings):
         "confidence, 'fixed-sequence' does not, accepts less, and recommends none for every class.",
     )
     training_instance_type: str = "ml.m5.xlarge"
+    training_spot: bool = Field(
+        default=False,
+        description="Whether training waits for spare capacity (managed spot training), which is much cheaper. An "
+        "interrupted job begins anew; a job of this project takes minutes.",
+    )
     training_pytorch: str = Field(default="2.13", description="PyTorch version of AWS's training image.")
     training_python: str = Field(
         default="py313", description="Python version of AWS's training image, for a PyTorch below 2.11."

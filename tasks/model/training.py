@@ -337,6 +337,13 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
     # Only what is chosen: the SDK sends a None.
     output_key = {"kms_key_id": chosen.kms_key} if chosen.kms_key else {}
     volume_key = {"volume_kms_key_id": chosen.kms_key} if chosen.kms_key else {}
+    # The same time as _wait_for_end gives it.
+    wait = (
+        {"max_wait_time_in_seconds": chosen.training_max_seconds + chosen.training_pending_seconds}
+        if chosen.training_spot
+        else {}
+    )
+    spot = {"enable_managed_spot_training": True} if chosen.training_spot else {}
     network: dict[str, Any] = {}
     if chosen.vpc_subnets:
         network["vpc_config"] = VpcConfig(
@@ -367,7 +374,8 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
                         volume_size_in_gb=10,
                         **volume_key,
                     ),
-                    stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds),
+                    stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds, **wait),
+                    **spot,
                     tags=sdk_tags(),
                     **network,
                     **sdk(),

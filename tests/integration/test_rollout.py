@@ -57,8 +57,6 @@ from tests.rollouts import (
 
 STACK = "rollouts"
 DOOMED = "doomed"
-# The embedded AWS asks no key; AWS does.
-KEY = "arn:aws:kms:us-east-1:000000000000:key/0a1b2c3d-0000-4000-8000-0a1b2c3d4e5f"
 CLASSES = ("bicycle", "motorcycle", "pickup_truck")
 KEY = "arn:aws:kms:us-east-1:000000000000:key/scones"
 
@@ -113,7 +111,15 @@ def doomed(own: Installation) -> Iterator[Installation]:
             patch.setenv("SCONES_VPC_SUBNETS", "subnet-0a1b2c3d")
             patch.setenv("SCONES_VPC_SECURITY_GROUPS", "sg-0a1b2c3d")
             patch.setenv("SCONES_OWNER", "team@example.org")
-            for name in ("FUNCTIONS_IN_VPC", "ACCESS_LOGS", "STATE_MACHINE_LOGS", "TRACING", "ALARMS", "PROTECTED"):
+            for name in (
+                "FUNCTIONS_IN_VPC",
+                "ACCESS_LOGS",
+                "STATE_MACHINE_LOGS",
+                "TRACING",
+                "ALARMS",
+                "PROTECTED",
+                "TRAINING_SPOT",
+            ):
                 patch.setenv(f"SCONES_{name}", "true")
             settings.cache_clear()
             prepare_data("generated")
@@ -530,6 +536,10 @@ def test_all_of_it_is_removed_only_when_asked_twice(doomed: Installation, monkey
         teardown(everything=True, confirm="scones-unlimited")
     assert serving(doomed)
     job = long_training(doomed)
+    started = client("sagemaker").describe_training_job(TrainingJobName=job)
+    assert started["EnableManagedSpotTraining"]
+    assert started["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200}
+    assert tags_of(client("sagemaker").list_tags(ResourceArn=started["TrainingJobArn"])["Tags"]) == settings().tags
     empty, late = storage.empty, iter([True])
 
     def empty_before_the_last_capture(bucket: str) -> int:

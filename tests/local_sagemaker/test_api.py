@@ -761,12 +761,24 @@ def test_versions_count_up_and_are_never_given_twice(server: Server) -> None:
     assert sagemaker.describe_model_package(ModelPackageName=alone)["ModelPackageName"] == alone
 
 
+def test_a_spot_job_says_how_long_it_may_wait_and_no_other_job_does(server: Server, world: World) -> None:
+    job = world.training_job(unique("api"))
+    for spot, condition, reason in (
+        (False, {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60}, "only supported when EnableManagedSpot"),
+        (True, {"MaxRuntimeInSeconds": 60}, "must be present"),
+        (True, {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 59}, "greater than or equal"),
+    ):
+        with pytest.raises(ClientError, match=reason):
+            server.unchecked.create_training_job(
+                **{**job, "EnableManagedSpotTraining": spot, "StoppingCondition": condition}
+            )
+
+
 def test_what_would_be_ignored_is_refused(server: Server, world: World) -> None:
     """A caller who asks for it must not believe that it is done."""
     job = world.training_job(unique("api"))
     for path, value in {
         "CheckpointConfig": {"S3Uri": "s3://bucket/checkpoints"},
-        "EnableManagedSpotTraining": True,
         "InputDataConfig.0.InputMode": "Pipe",
         "InputDataConfig.0.DataSource.S3DataSource.S3DataType": "AugmentedManifestFile",
     }.items():

@@ -56,7 +56,7 @@ class TrainingJobOperations:
 def _check(request: Record) -> None:
     """Raises for what the API's description allows but no job can run with here."""
     # What would change a job's result is refused; what only watches it (debugger, profiler) is kept and not acted on.
-    refuse(request, "EnableManagedSpotTraining", "CheckpointConfig", "RetryStrategy", "ServerlessJobConfig")
+    refuse(request, "CheckpointConfig", "RetryStrategy", "ServerlessJobConfig")
     require(request, "AlgorithmSpecification", "ResourceConfig")
     algorithm, instances = request["AlgorithmSpecification"], request["ResourceConfig"]
     refuse(algorithm, "AlgorithmName")
@@ -77,12 +77,31 @@ def _check(request: Record) -> None:
             f"The account-level service limit '{instances['InstanceType']} for training job usage' is 1 Instances per "
             f"job, with a request of {instances['InstanceCount']} Instances."
         )
+    _check_spot(bool(request.get("EnableManagedSpotTraining")), request.get("StoppingCondition", {}))
     check_s3_uri("OutputDataConfig.S3OutputPath", request["OutputDataConfig"]["S3OutputPath"])
     names = [channel["ChannelName"] for channel in request.get("InputDataConfig", [])]
     if len(set(names)) < len(names):
         raise ValidationException("Channel names must be unique within a training job.")
     for channel in request.get("InputDataConfig", []):
         _check_channel(channel, algorithm)
+
+
+def _check_spot(spot: bool, condition: Record) -> None:
+    """Spot capacity is always there at once and never taken away here; what AWS wants to be told is asked for.
+
+    "It must be equal to or greater than MaxRuntimeInSeconds"
+    (https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StoppingCondition.html). That without spot there is
+    none: Kenza-AI/sagify, issue 111.
+    """
+    wait = condition.get("MaxWaitTimeInSeconds")
+    if not spot and wait is not None:
+        raise ValidationException(
+            "Invalid MaxWaitTimeInSeconds. It is only supported when EnableManagedSpotTraining is set to true"
+        )
+    if spot and (wait is None or wait < condition.get("MaxRuntimeInSeconds", DAY)):
+        raise ValidationException(
+            "Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to MaxRuntimeInSeconds"
+        )
 
 
 def _check_access(request: Record) -> None:
