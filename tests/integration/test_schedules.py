@@ -49,6 +49,7 @@ def test_a_resumed_schedule_starts_runs_by_itself_and_stays_resumed(
     command = re.search(r"^prefect deployment schedule resume .*$", section, re.MULTILINE)
     assert command
     resume = command[0].replace("SCHEDULE_ID", every_minute)
+    resumed = datetime.now(UTC)
     done = subprocess.run(["sh", "-ec", f'. "$SCONES_STATE/env.sh"\n{resume}'], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -63,7 +64,8 @@ def test_a_resumed_schedule_starts_runs_by_itself_and_stays_resumed(
             ended = [run for run in mine if run.state and run.state.is_final()]
             time.sleep(1)
         assert len(upcoming) >= 2 and all(
-            run.expected_start_time and run.expected_start_time > datetime.now(UTC).replace(hour=0) for run in upcoming
+            run.expected_start_time and run.expected_start_time > resumed.replace(second=0, microsecond=0)
+            for run in upcoming
         )
         assert len({run_id(run.id) for run in mine}) == len(mine)
         assert ended[0].state and ended[0].state.name == "Passed"

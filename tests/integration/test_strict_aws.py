@@ -273,8 +273,14 @@ def sagemaker_keys(aws: StandaloneAws) -> dict[str, str]:
 
 
 def sagemaker_calls(aws: StandaloneAws) -> list[tuple[str, str]]:
-    requests = [json.loads(text) for text in re.findall(r"request (\{.*\})", sagemaker_log(aws))]
-    return [(request["access_key"], f"sagemaker:{request['operation']}") for request in requests]
+    """Access key and action; a Create call with tags is also a call of AddTags, as AWS authorizes it."""
+    calls = []
+    for text in re.findall(r"request (\{.*\})", sagemaker_log(aws)):
+        request = json.loads(text)
+        calls.append((request["access_key"], f"sagemaker:{request['operation']}"))
+        if request["operation"].startswith("Create") and request["tagged"]:
+            calls.append((request["access_key"], "sagemaker:AddTags"))
+    return calls
 
 
 def cloudtrail_has(aws: StandaloneAws, key: str, action: str) -> bool:

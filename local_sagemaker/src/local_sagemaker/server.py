@@ -194,9 +194,10 @@ def _unknown_operation(name: str) -> Handler:
 
 
 def _log_request(request: web.Request, operation: str, payload: dict[str, Any]) -> None:
-    """One line a request: who called what on which resource."""
+    """One line a request: who called what on which resource, and whether it sets tags."""
     names = {field: value for field, value in payload.items() if field.endswith("Name") and isinstance(value, str)}
-    logger.info("request %s", json.dumps({"operation": operation, "access_key": _access_key(request), **names}))
+    line = {"operation": operation, "access_key": _access_key(request), "tagged": bool(payload.get("Tags")), **names}
+    logger.info("request %s", json.dumps(line))
 
 
 def _access_key(request: web.Request) -> str | None:
