@@ -15,6 +15,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
@@ -284,16 +285,29 @@ def sagemaker_calls(aws: StandaloneAws) -> list[tuple[str, str]]:
 
 
 def cloudtrail_has(aws: StandaloneAws, key: str, action: str) -> bool:
-    """Whether ministack recorded the call. It names some calls by their HTTP method, and answers at most 50 events."""
+    """Whether ministack recorded the call. It names some calls by their HTTP method."""
     service, name = action.split(":")
     for event_name in EVENT_NAMES.get(action, [f"POST.{service}" if service == "cloudformation" else name]):
-        wanted = {"AccessKeyId": key, "EventName": event_name}
-        attributes = [{"AttributeKey": field, "AttributeValue": value} for field, value in wanted.items()]
-        for event in aws.client("cloudtrail").lookup_events(LookupAttributes=attributes, MaxResults=50)["Events"]:
+        for event in cloudtrail_events(aws, {"AccessKeyId": key, "EventName": event_name}):
             parameters = json.loads(event["CloudTrailEvent"]).get("requestParameters") or {}
             if parameters.get("Action", name) == name:
                 return True
     return False
+
+
+def cloudtrail_events(aws: StandaloneAws, wanted: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Events with these attributes, newest first; ministack answers at most 50 of a call, and has no next page."""
+    attributes = [{"AttributeKey": field, "AttributeValue": value} for field, value in wanted.items()]
+    client = aws.client("cloudtrail")
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+    while True:
+        found = client.lookup_events(LookupAttributes=attributes, EndTime=end, MaxResults=50)["Events"]
+        yield from found
+        if len(found) < 50:
+            return
+        # A request carries whole seconds, so the second of the oldest event is asked for again.
+        oldest = found[-1]["EventTime"].astimezone(UTC).replace(microsecond=0) + timedelta(seconds=1)
+        end = oldest if oldest < end else end - timedelta(seconds=1)
 
 
 def allowed_actions(aws: StandaloneAws) -> dict[str, set[str]]:
