@@ -278,7 +278,11 @@ class Settings(BaseSettings):
     vpc_security_groups: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), max_length=5, description="Their security groups, separated by commas."
     )
-
+    network_isolation: bool = Field(
+        default=False,
+        description="Whether training and the model's containers reach no network and hold no credentials; SageMaker "
+        "itself moves their data. What requirements.txt asks for must be in the image then.",
+    )
     functions_in_vpc: bool = Field(
         default=False,
         description="Whether the functions join these subnets too, which then need VPC endpoints for S3, SageMaker "

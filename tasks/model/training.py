@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sagemaker.core.shapes import Channel
 
 POLL_SECONDS = 2.0
+CODE_CHANNEL = "code"
 SOURCES = (
     "train.py",
     "fitting.py",
@@ -331,6 +332,9 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
 
     chosen = settings()
     image = training_image(chosen)
+    # Code comes as data does, so that the container needs no network. SageMaker's SDK does the same if it is isolated.
+    channels = {**plan.channels, CODE_CHANNEL: plan.source_uri}
+    source = plan.source_uri.rpartition("/")[2]
     metrics = [
         MetricDefinition(name=metric, regex=rf"\b{metric.replace(':', '_')}=([0-9.e+-]+)") for metric in plan.metrics
     ]
@@ -344,7 +348,7 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
         else {}
     )
     spot = {"enable_managed_spot_training": True} if chosen.training_spot else {}
-    network: dict[str, Any] = {}
+    network: dict[str, Any] = {"enable_network_isolation": True} if chosen.network_isolation else {}
     if chosen.vpc_subnets:
         network["vpc_config"] = VpcConfig(
             subnets=list(chosen.vpc_subnets), security_group_ids=list(chosen.vpc_security_groups)
@@ -362,9 +366,9 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
                         **plan.hyperparameters,
                         "sagemaker_program": plan.program,
                         "sagemaker_container_log_level": "30",  # the toolkit would print its whole environment
-                        "sagemaker_submit_directory": plan.source_uri,
+                        "sagemaker_submit_directory": f"/opt/ml/input/data/{CODE_CHANNEL}/{source}",
                     },
-                    input_data_config=[_channel(channel, uri) for channel, uri in plan.channels.items()],
+                    input_data_config=[_channel(channel, uri) for channel, uri in channels.items()],
                     output_data_config=OutputDataConfig(
                         s3_output_path=f"s3://{installation.bucket}/{MODELS_PREFIX}", **output_key
                     ),

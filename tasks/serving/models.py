@@ -53,6 +53,7 @@ def config_name(installation: Installation, version: ModelVersion) -> str:
         chosen.kms_key,
         chosen.vpc_subnets,
         chosen.vpc_security_groups,
+        chosen.network_isolation,
         VARIANT,
     ]
     return f"{chosen.stack}-{version.name}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]}"
@@ -71,6 +72,8 @@ def create_model(installation: Installation, version: ModelVersion, name: str) -
         # By its package, so that SageMaker shows which version of the registry a model is of.
         "PrimaryContainer": {"ModelPackageName": version.arn},
     }
+    if chosen.network_isolation:
+        request["EnableNetworkIsolation"] = True
     if chosen.vpc_subnets:
         request["VpcConfig"] = {
             "Subnets": list(chosen.vpc_subnets),

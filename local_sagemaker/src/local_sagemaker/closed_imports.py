@@ -32,8 +32,12 @@ def variables(uri: str, environment: Mapping[str, str]) -> dict[str, str]:
     image, held = find_image(uri), modules(uri)
     if image is None or held is None:
         return {}
-    path = os.pathsep.join(filter(None, [str(SITE), environment.get("PYTHONPATH", "")]))
-    return {VARIABLE: " ".join(sorted(held)), PYTHON: image.python, "PYTHONPATH": path}
+    return {VARIABLE: " ".join(sorted(held)), PYTHON: image.python, "PYTHONPATH": python_path(environment)}
+
+
+def python_path(environment: Mapping[str, str]) -> str:
+    """PYTHONPATH of a process with that environment, by which Python imports site/sitecustomize.py first."""
+    return os.pathsep.join(filter(None, [str(SITE), environment.get("PYTHONPATH", "")]))
 
 
 def other_python() -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
+from local_sagemaker import account, closed_imports, isolation
 from local_sagemaker.account import LogStream
 
 MAX_LINE_BYTES = 64 * 1024
@@ -27,6 +28,12 @@ class Process(Protocol):
     def poll(self) -> int | None: ...
 
     def wait(self, timeout: float | None = None) -> int: ...
+
+
+def container_environment(image: str, role_arn: str, own: Mapping[str, str], isolated: bool) -> dict[str, str]:
+    """What SageMaker adds to a container's own variables: its role's credentials, unless its network is isolated."""
+    outside = isolation.variables(own) if isolated else account.role_credentials(role_arn)
+    return {**own, **closed_imports.variables(image, own), **outside}
 
 
 def start_process(

@@ -192,9 +192,10 @@ def _become_model_server(mine: list[int], others: list[int]) -> NoReturn:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         import numpy as np
 
-        from local_sagemaker import closed_imports, model_server
+        from local_sagemaker import closed_imports, isolation, model_server
 
         closed_imports.close()
+        isolation.isolate()
         np.random.seed()  # its global state would be the same in every fork
         model_server.main()
         code = 0

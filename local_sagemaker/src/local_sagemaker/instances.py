@@ -16,8 +16,8 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from local_sagemaker import account, closed_imports, model_server
-from local_sagemaker.container import Container, Process, start_process
+from local_sagemaker import account, model_server
+from local_sagemaker.container import Container, Process, container_environment, start_process
 from local_sagemaker.fork_server import ForkServer, can_fork
 from local_sagemaker.store import Record
 
@@ -114,8 +114,9 @@ class Instances:
         if not plan["RoleArn"]:
             raise HostingFailed(f"model {plan['ModelName']!r} has no ExecutionRoleArn")
         folder = self._unpack(plan)
-        closed = closed_imports.variables(plan["Image"], plan["Environment"])
-        environment = {**plan["Environment"], **closed, **account.role_credentials(plan["RoleArn"])}
+        environment = container_environment(
+            plan["Image"], plan["RoleArn"], plan["Environment"], plan.get("NetworkIsolation", False)
+        )
         stream = f"{plan['VariantName']}/i-{uuid.uuid4().hex[:17]}"
         logs = account.LogStream(plan["RoleArn"], f"{LOG_GROUP}/{endpoint}", stream)
         with socket.socket() as listener:

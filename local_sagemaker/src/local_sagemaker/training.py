@@ -14,14 +14,17 @@ from typing import Any
 
 import regex
 
-from local_sagemaker import account, closed_imports, training_container
-from local_sagemaker.container import Container, start_process
+from local_sagemaker import account, training_container
+from local_sagemaker.container import Container, container_environment, start_process
 from local_sagemaker.resources import TRAINING_JOB, Resources
 from local_sagemaker.store import Record
 
 logger = logging.getLogger(__name__)
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+# Where SageMaker mounts a container's channels, and what says where its code is.
+BASE = "/opt/ml/"
+CODE_PARAMETER = "sagemaker_submit_directory"
 STOP_GRACE_SECONDS = 120.0
 TOOLKIT_MODULES = {"pytorch": "sagemaker_pytorch_container.training:main"}
 METRIC_SECONDS = 1.0
@@ -134,9 +137,7 @@ class TrainingJobs:
 
         image, own = job["AlgorithmSpecification"]["TrainingImage"], job.get("Environment", {})
         environment = {
-            **own,
-            **closed_imports.variables(image, own),
-            **account.role_credentials(job["RoleArn"]),
+            **container_environment(image, job["RoleArn"], own, job.get("EnableNetworkIsolation", False)),
             "SAGEMAKER_BASE_DIR": str(folder),
             "SAGEMAKER_TRAINING_MODULE": _toolkit_module(job),
             "TRAINING_JOB_NAME": name,
@@ -259,11 +260,19 @@ def _lay_out(job: Record, folder: Path, s3: Any) -> None:
         "network_interface_name": "lo",
     }
     for name, content in (
-        ("hyperparameters", job.get("HyperParameters", {})),
+        ("hyperparameters", _hyperparameters(job, folder)),
         ("inputdataconfig", channels),
         ("resourceconfig", resources),
     ):
         (configuration / f"{name}.json").write_text(json.dumps(content))
+
+
+def _hyperparameters(job: Record, folder: Path) -> dict[str, str]:
+    """The job's own, where code below /opt/ml is in the folder that stands for it. The SDK writes values as JSON."""
+    given: dict[str, str] = dict(job.get("HyperParameters", {}))
+    if (code := given.get(CODE_PARAMETER, "").strip('"')).startswith(BASE):
+        given[CODE_PARAMETER] = str(folder / code.removeprefix(BASE))
+    return given
 
 
 def _upload(job: Record, folder: Path, s3: Any) -> None:

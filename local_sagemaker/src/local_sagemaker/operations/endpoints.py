@@ -160,6 +160,7 @@ class EndpointOperations:
             "Compressed": source is None or source["CompressionType"] == "Gzip",
             "Environment": container.get("Environment", {}),
             "RoleArn": model.get("ExecutionRoleArn"),
+            "NetworkIsolation": model.get("EnableNetworkIsolation", False),
             "StartupSeconds": variant.get("ContainerStartupHealthCheckTimeoutInSeconds", STARTUP_SECONDS),
         }
 
