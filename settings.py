@@ -72,6 +72,7 @@ LABELS_EVENT = "scones.review.labels"
 BACKLOG_EVENT = "scones.review.backlog"
 
 # The event that a report emits if somebody should look at it, with the reasons.
+METRICS_NAMESPACE = "Scones"
 ALERT_EVENT = "scones.report.alert"
 
 
@@ -250,7 +251,7 @@ class Settings(BaseSettings):
     )
     alarms: bool = Field(
         default=False,
-        description="CloudWatch alarms and a dashboard, as a stack of their own; about $1.30 a month. The endpoint's "
+        description="CloudWatch alarms and a dashboard, as a stack of their own; about $1.70 a month. The endpoint's "
         "alarms then roll a switch back, unless SCONES_ROLLBACK_ALARMS names others.",
     )
     alarm_email: str | None = Field(

@@ -34,7 +34,7 @@ def confidence_report(
 
     Or since, and until (by default now): all that the endpoint answered meanwhile, or one of its versions, such as v7.
     """
-    from tasks.capture import collect  # pandas and matplotlib take most of a second
+    from tasks.capture import collect, freshness  # pandas and matplotlib take most of a second
     from tasks.report import report
 
     installed = installation()
@@ -47,6 +47,8 @@ def confidence_report(
     captured = collect.collect(bucket, about.window, classes, about.expected)
     # A window is about whatever the endpoint was asked.
     pictures = collect.pictures(bucket, about.window, () if about.is_window else about.expected, PICTURES)
+    if not about.is_window:
+        freshness.publish_age(installed)
     summary = report.write(bucket, about, captured, before, pictures)
     announce(summary)
     page = report_place(bucket, summary.date, summary.run)

@@ -64,7 +64,7 @@ def pictures(bucket: str, window: Window, wanted: Sequence[str], most: int) -> l
 def archives(bucket: str, window: Window, progress: Decoded) -> list[tuple[str, CaptureArchive]]:
     """An archive for each place where the window's records may be, with the model version that they are of."""
     made = []
-    for version in window.versions or _versions(bucket, window.endpoint):
+    for version in window.versions or model_versions(bucket, window.endpoint):
         for prefix in (capture_prefix(window.endpoint, version), legacy_capture_prefix(window.endpoint, version)):
             archive = CaptureArchive(
                 listing=partial(storage.list_objects, bucket),
@@ -77,7 +77,7 @@ def archives(bucket: str, window: Window, progress: Decoded) -> list[tuple[str, 
     return made
 
 
-def _versions(bucket: str, endpoint: str) -> list[str]:
+def model_versions(bucket: str, endpoint: str) -> list[str]:
     """Model versions of which there are captures of the endpoint."""
     of_versions = [name for name in storage.list_folders(bucket, CAPTURE_PREFIX) if re.fullmatch(r"v[0-9]+", name)]
     # Until November 2026: data-capture/ENDPOINT/VERSION/.

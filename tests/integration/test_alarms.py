@@ -5,6 +5,7 @@ import json
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ import yaml
 
 from local_aws.config import ROOT, LocalConfig
 from settings import VARIANT, settings
-from tasks.aws import stacks
+from tasks.aws import stacks, storage
 from tasks.aws.clients import client
+from tasks.capture import freshness
+from tasks.installation import Installation, capture_prefix
+from tasks.run import utc_now
 from tasks.serving.models import deployment_config
 from testing.waiting import eventually
 
@@ -176,6 +180,38 @@ def test_the_budget_is_of_the_installations_tag_and_tells_the_topic(topic: str) 
         asked = {"AccountId": account, "BudgetName": STACK, "Notification": each}
         subscribers = client("budgets").describe_subscribers_for_notification(**asked)["Subscribers"]
         assert subscribers == [{"SubscriptionType": "SNS", "Address": topic}]
+
+
+def test_the_age_of_the_newest_capture_is_published(topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCONES_STACK", STACK)
+    monkeypatch.setenv("SCONES_ALARMS", "true")
+    settings.cache_clear()
+    bucket, endpoint = f"{STACK}-captures", f"{STACK}-classifier"
+    client("s3").create_bucket(Bucket=bucket)
+    watched = Installation(bucket, MACHINE, BATCHES, endpoint, ("a", "b"), 0.9, "", "")
+    try:
+        assert freshness.newest_capture(bucket, endpoint) is None
+        for day in ("2026/11/09/23", "2026/11/10/00"):
+            storage.put(bucket, f"{capture_prefix(endpoint, 'v9')}{day}/one.jsonl", b"{}")
+        newest = freshness.newest_capture(bucket, endpoint)
+        assert newest is not None and utc_now() - newest < timedelta(minutes=5)
+        monkeypatch.setattr(freshness, "utc_now", lambda: newest + timedelta(days=2))
+        freshness.publish_age.fn(watched)
+        (published,) = client("cloudwatch").get_metric_statistics(
+            Namespace="Scones",
+            MetricName=freshness.METRIC,
+            Dimensions=[{"Name": "Stack", "Value": STACK}],
+            StartTime=utc_now() - timedelta(minutes=30),
+            EndTime=utc_now() + timedelta(minutes=1),
+            Period=3600,
+            Statistics=["Maximum"],
+        )["Datapoints"]
+        # That the alarm rings above a day is shown above.
+        assert published["Maximum"] == 2 * 86400
+    finally:
+        storage.empty(bucket)
+        client("s3").delete_bucket(Bucket=bucket)
+        settings.cache_clear()
 
 
 def test_the_dashboard_is_json(topic: str) -> None:
