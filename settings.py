@@ -210,7 +210,22 @@ class Settings(BaseSettings):
 
     # Endpoint
     endpoint_instance_type: str = "ml.m5.large"
-    endpoint_instance_count: int = Field(default=1, ge=1)
+    endpoint_instance_count: int = Field(
+        default=1, ge=1, description="Instances of the endpoint; the fewest, if it scales by itself."
+    )
+    endpoint_max_instances: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="The most instances, if the endpoint scales by itself; 0 if it does not. For an endpoint that is "
+        "asked all day: that nobody asks is no reason for AWS to take instances away.",
+    )
+    endpoint_invocations_per_instance: int = Field(
+        default=1000,
+        ge=1,
+        description="Invocations a minute of each instance that automatic scaling aims at. AWS advises half of what an "
+        "instance bears.",
+    )
     inference_container: Literal["pytorch", "ray-serve"] = Field(
         default="pytorch",
         description="What serves models: AWS's PyTorch image, or its successor with Ray Serve, which only AWS runs.",
@@ -442,6 +457,12 @@ class Settings(BaseSettings):
         if len(set(value)) != len(value):
             raise ValueError(f"a class is named twice: {', '.join(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _bounds_of_scaling(self) -> Self:
+        if self.endpoint_max_instances and self.endpoint_max_instances < self.endpoint_instance_count:
+            raise ValueError("SCONES_ENDPOINT_MAX_INSTANCES is 0, or at least SCONES_ENDPOINT_INSTANCE_COUNT")
+        return self
 
     @model_validator(mode="after")
     def _whole_vpc(self) -> Self:

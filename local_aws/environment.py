@@ -66,6 +66,7 @@ def aws_variables(config: LocalConfig) -> dict[str, str]:
         "AWS_ENDPOINT_URL": config.aws_url,
         "AWS_ENDPOINT_URL_SAGEMAKER": config.sagemaker_url,
         "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME": config.sagemaker_url,
+        "AWS_ENDPOINT_URL_APPLICATION_AUTO_SCALING": config.sagemaker_url,
         "AWS_CA_BUNDLE": str(config.certificate),
         "AWS_CONFIG_FILE": nowhere,
         "AWS_SHARED_CREDENTIALS_FILE": nowhere,

@@ -127,7 +127,7 @@ class StandaloneAws:
             "AccessKeyId": self.environment["AWS_ACCESS_KEY_ID"],
             "SecretAccessKey": self.environment["AWS_SECRET_ACCESS_KEY"],
         }
-        sagemaker = service.startswith("sagemaker")
+        sagemaker = service.startswith("sagemaker") or service == "application-autoscaling"
         session: Any = boto3.Session()  # its types know services by literal names only
         return session.client(
             service,

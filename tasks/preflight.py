@@ -48,6 +48,7 @@ ACTIONS = (
     "cloudformation:DescribeStacks",
     "s3:ListBucket",
     "sagemaker:CreateTrainingJob",
+    "sagemaker:AddTags",
     "sagemaker:CreateModel",
     "sagemaker:CreateEndpointConfig",
     "sagemaker:CreateEndpoint",

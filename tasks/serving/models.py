@@ -166,6 +166,12 @@ def variants_of(config: str) -> list[str]:
     return [variant["VariantName"] for variant in found["ProductionVariants"]] if found else []
 
 
+def instance_types_of(config: str) -> list[str]:
+    """Instance types of an endpoint config's variants; none if there is no such config."""
+    found = _find_config(config)
+    return [variant["InstanceType"] for variant in found["ProductionVariants"]] if found else []
+
+
 def _find_config(name: str) -> dict[str, Any] | None:
     with translate_aws_errors(f"look at endpoint config {name}"):
         return none_if_missing(lambda: client("sagemaker").describe_endpoint_config(EndpointConfigName=name))

@@ -17,7 +17,7 @@ from tasks.installation import Installation, ServingEndpoint
 from tasks.model.registry import REJECTED, ModelVersion, decide
 from tasks.records import Record
 from tasks.run import Log
-from tasks.serving import models, smoke
+from tasks.serving import models, scaling, smoke
 from tasks.serving.endpoint import (
     EndpointError,
     create_endpoint,
@@ -70,6 +70,7 @@ def roll_out(installation: Installation, version: ModelVersion, runs: tuple[str,
     previous = str(endpoint.endpoint_config_name) if endpoint is not None and status in SERVING else None
     if previous == config and status == "InService":
         logger.info("endpoint %s serves %s already", installation.endpoint, version.name)
+        scaling.apply_scaling(installation.endpoint, logger.info)
         return serving(installation)
     images = smoke.known_images(installation)
     rollout = Rollout(
@@ -100,6 +101,7 @@ def roll_out(installation: Installation, version: ModelVersion, runs: tuple[str,
             raise
         raise RolloutFailed(f"{version.name} does not serve: {error}; {kept}") from error
     storage.delete(installation.bucket, _record_key(installation))
+    scaling.apply_scaling(installation.endpoint, logger.info)
     smoke.check_capture(installation, version, ids[-1], logger.info, logger.warning)
     return serving(installation)
 
@@ -155,6 +157,14 @@ def _update(name: str, present: str, wanted: str, progress: Log, **request: Any)
     update the one to the other: the endpoint is deleted and created anew.
     """
     if models.variants_of(present) == models.variants_of(wanted):
+        if scaling.is_scaled(name):
+            if models.instance_types_of(present) != models.instance_types_of(wanted):
+                scaling.stop_scaling(name, progress)  # AWS refuses the update otherwise
+            # As many instances as traffic asks for now, and captured as the new config says.
+            request |= {
+                "RetainAllVariantProperties": True,
+                "ExcludeRetainedVariantProperties": [{"VariantPropertyType": "DataCaptureConfig"}],
+            }
         with translate_aws_errors(f"update endpoint {name}"):
             client("sagemaker").update_endpoint(EndpointName=name, EndpointConfigName=wanted, **request)
         return
@@ -179,6 +189,7 @@ def roll_back(installation: Installation, rollout: Rollout, progress: Log) -> st
             progress(f"going back to {rollout.previous}")
             _restore(endpoint, rollout, progress)
             wait_in_service(rollout.endpoint, progress)
+            scaling.apply_scaling(rollout.endpoint, progress)
         kept = f"{serving(installation).model_version} serves as before"
     if rollout.made:
         models.delete_model_and_config(rollout.config)

@@ -197,7 +197,7 @@ def test_the_age_of_the_newest_capture_is_published(topic: str, monkeypatch: pyt
         assert newest is not None and utc_now() - newest < timedelta(minutes=5)
         monkeypatch.setattr(freshness, "utc_now", lambda: newest + timedelta(days=2))
         freshness.publish_age.fn(watched)
-        (published,) = client("cloudwatch").get_metric_statistics(
+        published = client("cloudwatch").get_metric_statistics(
             Namespace="Scones",
             MetricName=freshness.METRIC,
             Dimensions=[{"Name": "Stack", "Value": STACK}],
@@ -207,7 +207,7 @@ def test_the_age_of_the_newest_capture_is_published(topic: str, monkeypatch: pyt
             Statistics=["Maximum"],
         )["Datapoints"]
         # That the alarm rings above a day is shown above.
-        assert published["Maximum"] == 2 * 86400
+        assert max(each["Maximum"] for each in published) == 2 * 86400
     finally:
         storage.empty(bucket)
         client("s3").delete_bucket(Bucket=bucket)

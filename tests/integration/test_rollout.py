@@ -402,6 +402,36 @@ def test_canary_kms_and_vpc_settings_reach_aws(own: Installation, choose: Callab
     assert owned_names() == [endpoint["EndpointConfigName"]]  # older ones are pruned
 
 
+def test_an_endpoint_scales_by_itself_by_a_setting_and_its_instance_type_can_change(
+    own: Installation, choose: Callable[..., None]
+) -> None:
+    def scaled() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = client("application-autoscaling").describe_scalable_targets(
+            ServiceNamespace="sagemaker", ResourceIds=[f"endpoint/{own.endpoint}/variant/{VARIANT}"]
+        )["ScalableTargets"]
+        return found
+
+    served = deploy_endpoint()
+    assert not scaled()
+    choose(endpoint_max_instances=3, endpoint_invocations_per_instance=50)
+    assert deploy_endpoint() == served  # that serves already
+    (target,) = scaled()
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 3)
+    (policy,) = client("application-autoscaling").describe_scaling_policies(
+        ServiceNamespace="sagemaker", ResourceId=target["ResourceId"]
+    )["ScalingPolicies"]
+    assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 50
+    choose(endpoint_instance_type="ml.c5.large")  # AWS refuses that for an endpoint that scales
+    assert deploy_endpoint() == served
+    endpoint = client("sagemaker").describe_endpoint(EndpointName=own.endpoint)
+    config = client("sagemaker").describe_endpoint_config(EndpointConfigName=endpoint["EndpointConfigName"])
+    assert config["ProductionVariants"][0]["InstanceType"] == "ml.c5.large"
+    assert scaled()
+    choose(endpoint_max_instances=0)
+    assert deploy_endpoint() == served
+    assert not scaled()
+
+
 def test_the_recommended_threshold_comes_with_the_model(own: Installation, choose: Callable[..., None]) -> None:
     choose(threshold="recommended", threshold_target=0.5, threshold_level=0.6, gate_min_accuracy=0)
     version = train_model()

@@ -43,6 +43,7 @@ SMALL = {
     # Longer than a record takes; one that is lost is waited for in vain.
     "SCONES_CAPTURE_MAX_SECONDS": "12",
     "SCONES_SMOKE_CAPTURE_SECONDS": "12",
+    "SCONES_ENDPOINT_MAX_INSTANCES": "2",
     # Every door is closed.
     "SCONES_KMS_KEY": "arn:aws:kms:us-east-1:000000000000:key/scones",
     "SCONES_VPC_SUBNETS": "subnet-0a1b2c3d",
@@ -82,6 +83,8 @@ print("SECOND", find(installation().endpoint).endpoint_config_name, flush=True)
 input()
 # An endpoint that stands at night only.
 import os
+from tasks.serving import scaling
+scaling.stop_scaling(installation().endpoint, print)
 from flows.nightly_evaluation import nightly_evaluation
 from settings import settings
 from tasks.serving.endpoint import delete_endpoint
@@ -121,6 +124,10 @@ BY_AWS = {
     "logs:DescribeResourcePolicies": "Step Functions logs executions",
     "logs:DescribeLogGroups": "Step Functions logs executions",
     "logs:DescribeLogStreams": "SageMaker continues a log stream",
+    "sagemaker:UpdateEndpointWeightsAndCapacities": "Application Auto Scaling calls it for the flow runner",
+    "cloudwatch:PutMetricAlarm": "Application Auto Scaling calls it for the flow runner",
+    "cloudwatch:DeleteAlarms": "Application Auto Scaling calls it for the flow runner",
+    "iam:CreateServiceLinkedRole": "Application Auto Scaling calls it for the flow runner, once in an account",
     "lambda:GetFunction": "CloudFormation calls it for the flow runner",
     "lambda:GetFunctionConfiguration": "CloudFormation calls it for the flow runner",
     "lambda:UpdateFunctionConfiguration": "CloudFormation calls it for the flow runner",
@@ -315,7 +322,7 @@ def sagemaker_calls(aws: StandaloneAws) -> list[tuple[str, str]]:
     calls = []
     for text in re.findall(r"request (\{.*\})", sagemaker_log(aws)):
         request = json.loads(text)
-        calls.append((request["access_key"], f"sagemaker:{request['operation']}"))
+        calls.append((request["access_key"], f"{request['service']}:{request['operation']}"))
         if request["operation"].startswith("Create") and request["tagged"]:
             calls.append((request["access_key"], "sagemaker:AddTags"))
     return calls

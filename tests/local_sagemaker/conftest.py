@@ -209,7 +209,18 @@ def answer_or_none(server: Server, endpoint: str) -> Any:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder: Path = tmp_path_factory.mktemp("sagemaker")
-    quick = ("--stop-grace", "2", "--model-seconds", "6", "--capture-interval", "0.3", "--instances", "12")
+    quick = (
+        "--scaling-period",
+        "0.5",
+        "--stop-grace",
+        "2",
+        "--model-seconds",
+        "6",
+        "--capture-interval",
+        "0.3",
+        "--instances",
+        "12",
+    )
     with StandaloneAws(folder, *quick, "--requests-per-instance", "6") as aws:
         yield Server(aws)
 

@@ -24,6 +24,7 @@ OPTIONS = {
     "worker_delay": "seconds that an instance in service answers 503 for want of a worker",
     "calls_per_second": "control-plane calls beyond this rate are ThrottlingException; 0 for no limit",
     "model_seconds": "seconds that a model has to answer",
+    "scaling_period": "seconds between looks at endpoints that scale by themselves; a minute on AWS",
     "stop_grace": "seconds that a stopped training job has to end by itself",
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 import jmespath
 import urllib3
 
+from local_sagemaker import account
 from local_sagemaker.protocol import ApiError
 from local_sagemaker.resources import (
     ENDPOINT,
@@ -55,6 +56,7 @@ CONDITIONS = {
     "sagemaker:VpcSubnets": "VpcConfig.Subnets",
     "sagemaker:TargetModel": "TargetModel",
 }
+AUTO_SCALING = "application-autoscaling"
 ROLES = ("RoleArn", "ExecutionRoleArn")
 # A changed policy takes a moment on AWS too.
 KEPT_SECONDS = 5.0
@@ -78,7 +80,10 @@ class Request:
 
 
 def requests_of(
-    operation: str, payload: dict[str, Any], tags_of: Callable[[str], dict[str, str]] = lambda arn: {}
+    operation: str,
+    payload: dict[str, Any],
+    tags_of: Callable[[str], dict[str, str]] = lambda arn: {},
+    service: str = "sagemaker",
 ) -> Iterator[Request]:
     """Everything that a call has to be allowed.
 
@@ -86,6 +91,9 @@ def requests_of(
         payload: the members of the request, as the API names them.
         tags_of: the tags of a resource, by ARN; none if it does not exist.
     """
+    if service == AUTO_SCALING:
+        yield _of_scaling(operation, payload)
+        return
     conditions = {key: jmespath.search(path, payload) for key, path in CONDITIONS.items()}
     conditions = {key: _text(value) for key, value in conditions.items() if value not in (None, [])}
     added = {tag["Key"]: tag["Value"] for tag in payload.get("Tags") or []}
@@ -102,6 +110,14 @@ def requests_of(
     for name in ROLES:
         if operation.startswith("Create") and payload.get(name):
             yield Request("iam:PassRole", payload[name], {"iam:PassedToService": "sagemaker.amazonaws.com"})
+
+
+def _of_scaling(operation: str, payload: dict[str, Any]) -> Request:
+    """https://docs.aws.amazon.com/service-authorization/latest/reference/list_awsapplicationautoscaling.html"""
+    named = {"service-namespace": "ServiceNamespace", "scalable-dimension": "ScalableDimension"}
+    conditions = {f"{AUTO_SCALING}:{key}": payload[field] for key, field in named.items() if payload.get(field)}
+    target = f"arn:aws:{AUTO_SCALING}:{account.region()}:{account.account_id()}:scalable-target/any"
+    return Request(f"{AUTO_SCALING}:{operation}", "*" if operation.startswith("Describe") else target, conditions)
 
 
 def _resources(operation: str, payload: dict[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ class Variant:
 
     plan: Record
     instances: list[Instance] = field(default_factory=list)
+    invocations: int = 0
     failures: int = 0
     retry_at: float = 0.0
 

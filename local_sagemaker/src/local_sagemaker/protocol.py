@@ -71,11 +71,12 @@ def service_model(service: str = "sagemaker") -> ServiceModel:
     return model
 
 
-def operation(name: str) -> OperationModel:
+def operation(name: str, service: str = "sagemaker") -> OperationModel:
     """The description of one operation; raises ApiError (UnknownOperationException) if AWS has none of that name."""
-    if name not in service_model().operation_names:
-        raise ApiError("UnknownOperationException", f"SageMaker has no operation {name!r}")
-    return service_model().operation_model(name)
+    model = service_model(service)
+    if name not in model.operation_names:
+        raise ApiError("UnknownOperationException", f"{model.metadata['serviceId']} has no operation {name!r}")
+    return model.operation_model(name)
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -126,8 +127,15 @@ def matches(pattern: str, value: str) -> bool:
 
 @cache
 def _compiled(pattern: str) -> regex.Pattern[str]:
-    # Java's names for ASCII ranges; the API has \p{Print} within brackets and \p{ASCII} without.
-    for java, python in ((r"\p{Print}", r"\x20-\x7e"), (r"\p{ASCII}", r"[\x00-\x7f]"), (r"\z", r"\Z")):
+    # Java's names for ASCII ranges, within brackets and without; and its characters beyond the first 65,536, which it
+    # writes as two halves.
+    for java, python in (
+        (r"[\p{Print}]", r"[\x20-\x7e]"),
+        (r"\p{Print}", r"[\x20-\x7e]"),
+        (r"\p{ASCII}", r"[\x00-\x7f]"),
+        (r"\z", r"\Z"),
+        (r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF"),
+    ):
         pattern = pattern.replace(java, python)
     return regex.compile(pattern)
 

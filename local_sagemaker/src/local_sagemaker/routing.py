@@ -42,6 +42,7 @@ class Routing:
             if instance.in_flight >= self._queue:
                 raise Unavailable(f"Every instance of variant {variant.name} has {self._queue} requests in flight.")
             instance.in_flight += 1
+            variant.invocations += 1
             return Lease(fleet, variant, instance)
 
     def release(self, lease: Lease) -> None:

@@ -1,4 +1,4 @@
-"""The web application: the control plane at POST /, the runtime at POST /endpoints/NAME/invocations."""
+"""The web application: the control planes at POST /, the runtime at POST /endpoints/NAME/invocations."""
 
 import asyncio
 import json
@@ -16,11 +16,13 @@ from typing import Any
 from aiohttp import web
 from botocore.exceptions import BotoCoreError, ClientError
 
-from local_sagemaker.authorization import Authorizer, Request
+from local_sagemaker.authorization import AUTO_SCALING, Authorizer, Request
+from local_sagemaker.autoscaling import PERIOD_SECONDS, AutoScaling
 from local_sagemaker.capture import CaptureSpool
 from local_sagemaker.control_plane import ControlPlane
 from local_sagemaker.hosting import Endpoints
 from local_sagemaker.instances import Instances
+from local_sagemaker.operations.autoscaling import AutoScalingOperations
 from local_sagemaker.operations.endpoints import EndpointOperations
 from local_sagemaker.operations.model_packages import ModelPackageOperations
 from local_sagemaker.operations.models import EndpointConfigOperations, ModelOperations
@@ -34,6 +36,8 @@ from local_sagemaker.training import STOP_GRACE_SECONDS, TrainingJobs
 
 logger = logging.getLogger(__name__)
 
+# What begins X-Amz-Target of Application Auto Scaling's operations.
+SCALING_TARGET = "AnyScaleFrontendService."
 JSON = "application/x-amz-json-1.1"
 RUNTIME = web.AppKey("runtime", Runtime)
 
@@ -56,6 +60,7 @@ class ServerConfig:
     authorizer: str = ""
     model_seconds: float = MODEL_SECONDS
     stop_grace: float = STOP_GRACE_SECONDS
+    scaling_period: float = PERIOD_SECONDS
 
 
 def create_app(config: ServerConfig) -> web.Application:
@@ -68,25 +73,32 @@ def create_app(config: ServerConfig) -> web.Application:
     capture = CaptureSpool(config.state / "capture", config.capture_interval, config.capture_delay, config.capture_loss)
     rate = Rate(config.calls_per_second)
     authorizer = Authorizer(config.authorizer) if config.authorizer else None
-    control_plane = ControlPlane(
+    endpoint_operations = EndpointOperations(resources, endpoints, config.instances)
+    scaling = AutoScaling(resources, routing, endpoint_operations, config.scaling_period)
+    sagemaker = ControlPlane(
         resources,
         authorizer,
+        resources,
         TrainingJobOperations(resources, jobs),
         ModelOperations(resources),
         EndpointConfigOperations(resources),
-        EndpointOperations(resources, endpoints, config.instances),
+        endpoint_operations,
         ModelPackageOperations(resources),
     )
+    auto_scaling = ControlPlane(resources, authorizer, AutoScalingOperations(resources), service=AUTO_SCALING)
     # Operations may wait for the store; the loop goes on answering invocations.
     threads = ThreadPoolExecutor(8, thread_name_prefix="control")
 
     callers: set[tuple[str, str | None]] = set()
 
     async def control(request: web.Request) -> web.Response:
-        name = request.headers.get("X-Amz-Target", "").removeprefix("SageMaker.")
+        target = request.headers.get("X-Amz-Target", "")
+        control_plane, name = sagemaker, target.removeprefix("SageMaker.")
+        if target.startswith(SCALING_TARGET):
+            control_plane, name = auto_scaling, target.removeprefix(SCALING_TARGET)
         try:
             payload = parse(await request.read())
-            _log_request(request, name, payload)
+            _log_request(request, name, payload, control_plane.service)
             rate.take()
             call = partial(control_plane.call, name, payload, _access_key(request))
             answer = await asyncio.get_running_loop().run_in_executor(threads, call)
@@ -120,7 +132,7 @@ def create_app(config: ServerConfig) -> web.Application:
         yield
         await app[RUNTIME].close()
         with ThreadPoolExecutor() as stopping:
-            list(stopping.map(lambda part: part.shutdown(), (jobs, endpoints, capture)))
+            list(stopping.map(lambda part: part.shutdown(), (jobs, scaling, endpoints, capture)))
 
     app = web.Application(
         client_max_size=MAX_BODY_BYTES + 1,
@@ -193,11 +205,11 @@ def _unknown_operation(name: str) -> Handler:
     return refuse
 
 
-def _log_request(request: web.Request, operation: str, payload: dict[str, Any]) -> None:
+def _log_request(request: web.Request, operation: str, payload: dict[str, Any], service: str = "sagemaker") -> None:
     """One line a request: who called what on which resource, and whether it sets tags."""
     names = {field: value for field, value in payload.items() if field.endswith("Name") and isinstance(value, str)}
-    line = {"operation": operation, "access_key": _access_key(request), "tagged": bool(payload.get("Tags")), **names}
-    logger.info("request %s", json.dumps(line))
+    line = {"service": service, "operation": operation, "access_key": _access_key(request)}
+    logger.info("request %s", json.dumps({**line, "tagged": bool(payload.get("Tags")), **names}))
 
 
 def _access_key(request: web.Request) -> str | None:

@@ -7,6 +7,7 @@ from itertools import count, takewhile
 from typing import Any
 
 from local_sagemaker.hosting import STARTUP_SECONDS, Endpoints, Shift
+from local_sagemaker.operations.autoscaling import deregister, targets_of
 from local_sagemaker.protocol import ResourceLimitExceeded, ValidationException
 from local_sagemaker.resources import ENDPOINT, ENDPOINT_CONFIG, MODEL, MODEL_PACKAGE, Resources
 from local_sagemaker.store import Record
@@ -50,6 +51,7 @@ class EndpointOperations:
             endpoint = self._settled(name)
             plan = self._plan(request["EndpointConfigName"])
             _check_same_variants(name, endpoint["Plan"], plan)
+            self._check_scaled(name, endpoint["Plan"], plan)
             if request.get("RetainAllVariantProperties"):
                 _retain(endpoint["Plan"], plan, request.get("ExcludeRetainedVariantProperties", []))
             deployment = request.get("DeploymentConfig")
@@ -115,6 +117,9 @@ class EndpointOperations:
         with self._resources.store.lock:
             self._settled(name, "InService", "Failed")
             self._resources.update(ENDPOINT, name, EndpointStatus="Deleting")
+            # As AWS does without notice: endpoint-scaling-delete.
+            for target in targets_of(self._resources, name):
+                deregister(self._resources, target["ResourceId"])
         self._endpoints.delete(name)
 
     def _settled(self, name: str, *allowed: str) -> Record:
@@ -152,6 +157,7 @@ class EndpointOperations:
             "VariantName": variant["VariantName"],
             "Weight": variant.get("InitialVariantWeight", 1.0),
             "InstanceCount": variant["InitialInstanceCount"],
+            "InstanceType": variant.get("InstanceType"),
             "ModelName": variant["ModelName"],
             # Every deployment downloads its model anew; restarts and further instances of it do not.
             "ModelFolder": f"{variant['ModelName']}-{uuid.uuid4().hex[:12]}",
@@ -163,6 +169,22 @@ class EndpointOperations:
             "NetworkIsolation": model.get("EnableNetworkIsolation", False),
             "StartupSeconds": variant.get("ContainerStartupHealthCheckTimeoutInSeconds", STARTUP_SECONDS),
         }
+
+    def _check_scaled(self, name: str, present: Record, wanted: Record) -> None:
+        """Raises ValidationException if a variant that scales by itself would get another instance type.
+
+        https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-scaling-update.html
+        """
+        before, after = (
+            {each["VariantName"]: each.get("InstanceType") for each in plan["Variants"]} for plan in (present, wanted)
+        )
+        for target in targets_of(self._resources, name):
+            variant = target["ResourceId"].rpartition("/")[2]
+            if before.get(variant) != after.get(variant):
+                raise ValidationException(
+                    f"Cannot update endpoint {name}: variant {variant} is a scalable target of Application Auto "
+                    f"Scaling, and its instance type would change; deregister it first."
+                )
 
     def _check_limit(self, name: str, plan: Record) -> None:
         """Raises ResourceLimitExceeded if the endpoints would have more instances than this server is to run."""
