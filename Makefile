@@ -26,7 +26,7 @@ help: ## explain the targets
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 	@echo
-	@echo "  make demo DATASET=PATH-OR-NAME   an archive in CIFAR-100's layout, 'cifar100' or 'generated'"
+	@echo "  make demo DATASET=PATH-OR-NAME   a folder of images, an archive, 'cifar100' or 'generated'"
 	@echo "  make up AWS=real                 Prefect server and worker only, for your own AWS account"
 	@echo "  make test TESTS=tests/unit       a part of the tests"
 	@echo "  make setup PIP_ARGS='...'        arguments for pip, such as PyTorch's CPU index (see README)"
@@ -36,6 +36,7 @@ $(VENV)/.installed: requirements.lock local_sagemaker/pyproject.toml
 	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e ./local_sagemaker
+	@ln -sf ../../scones $(VENV)/bin/scones
 	@touch $@
 
 setup: $(VENV)/.installed ## virtual environment with the locked requirements
@@ -43,8 +44,8 @@ setup: $(VENV)/.installed ## virtual environment with the locked requirements
 # Before anything is installed for it.
 .PHONY: check-dataset
 check-dataset:
-	@case "$(DATASET)" in ''|cifar100|generated) ;; *) test -f "$(DATASET)" || { \
-	  echo "error: DATASET=$(DATASET) is neither cifar100, generated nor a file" >&2; exit 1; } ;; esac
+	@case "$(DATASET)" in ''|cifar100|generated) ;; *) test -e "$(DATASET)" || { \
+	  echo "error: DATASET=$(DATASET) is neither cifar100, generated, a file nor a folder" >&2; exit 1; } ;; esac
 
 demo: check-dataset setup ## run the whole pipeline on this machine and show what came of it
 	@$(RUN) demo.py $(if $(DATASET),--dataset "$(DATASET)")

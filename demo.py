@@ -21,6 +21,7 @@ from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
 from local_aws.errors import print_error
 from settings import SettingsError, run_id, settings
+from tasks.data import folder
 from tasks.data.dataset import DatasetError, from_archive
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ QUIET_LOGGERS = ("sagemaker", "httpx", "botocore")
 QUIET_MESSAGES = ("Finished in state", "View at", "Running hook", "Hook ")
 
 
+def _check(dataset: str) -> None:
+    """Raises DatasetError before anything is started for it."""
+    if folder.is_own(dataset):
+        folder.classes_of(folder.local_entries(Path(dataset)), dataset)
+    else:
+        from_archive(Path(dataset), settings().classes)
+
+
 class PipelineFailed(Exception):
     """The flow run did not complete; the message has its state's."""
 
@@ -44,7 +53,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument(
         "--dataset",
-        help="'cifar100', 'generated' or the path of an archive in CIFAR-100's layout; by default cifar100 if it "
+        help="'cifar100', 'generated', the path of an archive in CIFAR-100's layout, or your own images: a folder with "
+        "one per class, or a CSV or JSON Lines file of paths and labels; by default cifar100 if it "
         "can be downloaded at once, else generated images",
     )
     dataset = parser.parse_args().dataset
@@ -55,7 +65,7 @@ def main() -> int:
         config = LocalConfig()
         if dataset and dataset not in ("cifar100", "generated"):
             dataset = str(Path(dataset).expanduser().resolve())
-            from_archive(Path(dataset), settings().classes)  # before anything is started for it
+            _check(dataset)
         print("starting the services")
         bring_up(config)
         quick = {name: value for setting, (name, value) in QUICK.items() if setting not in os.environ}

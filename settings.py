@@ -39,6 +39,8 @@ TEST_PREFIX = "test/"
 MANIFESTS_PREFIX = "manifests/"
 CODE_PREFIX = "code/"
 MODELS_PREFIX = "models/"
+# Photographs that somebody has classified by themselves.
+ADHOC_PREFIX = "adhoc/"
 CAPTURE_PREFIX = "data-capture/"
 # Of a bulk run at the same time, if nothing else is set; each asks the endpoint with 8 threads.
 BATCHES_PER_INSTANCE = 2
@@ -118,13 +120,26 @@ class Settings(BaseSettings):
 
     # Data
     classes: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("bicycle", "motorcycle"), min_length=2, description="CIFAR-100 fine labels, separated by commas."
+        default=("bicycle", "motorcycle"),
+        min_length=2,
+        max_length=100,
+        description="CIFAR-100 fine labels, separated by commas. Those of your own images are their folders' names.",
     )
     dataset: str = Field(
         default="cifar100",
         min_length=1,
-        description="'cifar100', 'generated', or the path of an archive in CIFAR-100's layout. Used if nothing was "
-        "prepared yet; afterwards an installation keeps its data set until prepare-data is given another one.",
+        description="'cifar100', 'generated', the path of an archive in CIFAR-100's layout, or your own images: a "
+        "folder with one per class, a CSV or JSON Lines file, or an s3:// prefix. Used if nothing was prepared yet; "
+        "afterwards an installation keeps its data set until prepare-data is given another one.",
+    )
+    dataset_test_share: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of your own images that are for testing, where there is no folder test/; drawn by content.",
+    )
+    dataset_strict: bool = Field(
+        default=False, description="Whether your own images are refused if a file is broken, doubled or mislabelled."
     )
     cifar_url: str = Field(
         default="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", description="Where 'cifar100' comes from."

@@ -14,14 +14,16 @@ from tasks.review import training_set
 def prepare_data(
     dataset: str | None = None, fall_back_to_generated: bool = False, include_reviewed: bool | None = None
 ) -> DatasetNote:
-    """dataset: 'cifar100', 'generated' or the path of an archive; by default what was prepared before.
+    """dataset: 'cifar100', 'generated', the path of an archive, or your own images: a folder with one per class, a CSV
+    or JSON Lines file of paths and labels, or an s3:// prefix. By default what was prepared before.
 
     If nothing was prepared yet, that is the setting's. fall_back_to_generated: draw images then if the archive
     can't be had at once. include_reviewed: train on what people said about queued images too, or not any more; by
     default as before. Returns the note that describes the images in the bucket.
     """
-    bucket = stacks.deploy_infrastructure().bucket
-    chosen = images.load_dataset(bucket, dataset, fall_back_to_generated)
+    installed = stacks.deploy_infrastructure(images.classes_of(dataset))
+    bucket = installed.bucket
+    chosen = images.load_dataset(installed, dataset, fall_back_to_generated)
     if chosen is not None:
         images.upload_dataset(bucket, chosen)
     return training_set.include(bucket, include_reviewed)

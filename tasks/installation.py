@@ -31,11 +31,12 @@ class ServingEndpoint:
 class DatasetNote(Record, frozen=True, kw_only=True):
     """manifests/dataset.json: which images are in the bucket.
 
-    given: what prepare-data was given: cifar100, generated, or the path of an archive. since: when the images became
-    these, ISO 8601 in UTC. source: what the images are of, for people. train, test: numbers of images.
+    given: what prepare-data was given: cifar100, generated, or the path of an archive or folder. since: when the images
+    became these, ISO 8601 in UTC. source: what the images are of, for people. train, test: numbers of images.
     manifests_sha256: of both manifests and of the images, which tells one set of images from another.
     include_reviewed: whether images that people have looked at are to be among the training images, of which `reviewed`
-    are such; None if nobody has said so yet. originals_sha256: as manifests_sha256, without these.
+    are such; None if nobody has said so yet. originals_sha256: as manifests_sha256, without these. left_out: files of
+    one's own images that could not be used.
     """
 
     given: str | None = None
@@ -49,6 +50,7 @@ class DatasetNote(Record, frozen=True, kw_only=True):
     include_reviewed: bool | None = None
     reviewed: int = 0
     originals_sha256: str | None = None
+    left_out: int = 0
 
 
 def capture_destination(version: str) -> str:

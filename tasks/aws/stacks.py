@@ -40,15 +40,18 @@ class InfrastructureError(SconesError):
 
 
 @task(task_run_name="deploy infrastructure")
-def deploy_infrastructure() -> Installation:
-    """Creates or updates the stacks; unchanged ones are left alone."""
-    return deploy_stacks(get_run_logger().info)
+def deploy_infrastructure(classes: tuple[str, ...] | None = None) -> Installation:
+    """Creates or updates the stacks; unchanged ones are left alone.
+
+    classes: what the model tells apart; by default the setting's, or if that is not set what the stack has already.
+    """
+    return deploy_stacks(get_run_logger().info, classes)
 
 
-def deploy_stacks(progress: Log) -> Installation:
+def deploy_stacks(progress: Log, classes: tuple[str, ...] | None = None) -> Installation:
     """The same outside of a flow run."""
     bucket = deploy_storage_stack(progress)
-    deploy_workflow_stack(bucket, progress)
+    deploy_workflow_stack(bucket, progress, classes)
     if settings().alarms:
         deploy_alarms_stack(progress)
     elif delete_stack(settings().alarms_stack):
@@ -72,15 +75,17 @@ def deploy_storage_stack(progress: Log) -> str:
     return stack_outputs(name)["Bucket"]
 
 
-def deploy_workflow_stack(bucket: str, progress: Log) -> None:
+def deploy_workflow_stack(bucket: str, progress: Log, classes: tuple[str, ...] | None) -> None:
     """Uploads the functions and the state machine's definition and creates or updates the workflow stack."""
     chosen = settings()
+    if classes is None and ("classes" in chosen.model_fields_set or not find_outputs(chosen.stack)):
+        classes = chosen.classes
     keys = _upload_code(bucket)
     parameters: dict[str, str | None] = {
         "Stack": chosen.stack,
         "Bucket": bucket,
         "EndpointName": chosen.endpoint,
-        "Classes": ",".join(chosen.classes),
+        "Classes": ",".join(classes) if classes else None,
         "Threshold": None,  # deploy-endpoint changes it, with the model
         "Runtime": chosen.lambda_runtime,
         "ReservedConcurrency": str(chosen.lambda_concurrency),

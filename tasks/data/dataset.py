@@ -43,7 +43,8 @@ class Split:
 class Dataset:
     """Both splits, the class names in label order, and where they come from.
 
-    source: for people. given: what to ask for to get them again: a name, or the path of an archive.
+    source: for people. given: what to ask for to get them again: a name, or the path of an archive or folder. left_out:
+    files that could not be used.
     """
 
     train: Split
@@ -52,6 +53,7 @@ class Dataset:
     source: str
     synthetic: bool
     given: str
+    left_out: int = 0
 
 
 def generated(classes: Sequence[str], train_per_class: int, test_per_class: int, size: int = SIZE) -> Dataset:

@@ -1,36 +1,58 @@
 """The data set on its way to S3: chosen, checked, uploaded and described."""
 
+import errno
 import hashlib
 from dataclasses import dataclass
+from dataclasses import replace as replace_dataset
 from pathlib import Path
 
+import numpy as np
 from msgspec.structs import replace
 from prefect import task
+from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
 from settings import MANIFESTS_PREFIX, TEST_PREFIX, TRAIN_PREFIX, settings
 from tasks.aws import storage
+from tasks.aws.stacks import find_outputs
+from tasks.data import folder
 from tasks.data.dataset import Dataset, DatasetError, download, from_archive, generated, manifest, png, resized
-from tasks.installation import DatasetNote
+from tasks.installation import DatasetNote, Installation
 from tasks.run import Log, iso, utc_now
 
 # Describes the images in the bucket.
 NOTE_KEY = f"{MANIFESTS_PREFIX}dataset.json"
 # Of images below train/ that people have looked at.
 REVIEWED_FOLDER = "reviewed/"
+# Files that the table of what is wrong names.
+MOST_TOLD = 1000
 # How long a demo waits for the real archive before it draws images instead.
 FALLBACK_PATIENCE_SECONDS = 10.0
 
 
+def classes_of(dataset: str | None) -> tuple[str, ...] | None:
+    """What an installation is to tell apart for a data set: the folders' names of one's own images, else the setting's.
+
+    None, which means as before, if no data set is named and the installation stands. Raises DatasetError.
+    """
+    if dataset is None:
+        if find_outputs(settings().stack):
+            return None
+        dataset = settings().dataset
+    if not folder.is_own(dataset):
+        return settings().classes
+    return folder.classes_of(_entries(dataset), dataset)
+
+
 @task(task_run_name="load images")
-def load_dataset(bucket: str, dataset: str | None, fall_back_to_generated: bool) -> Dataset | None:
+def load_dataset(installed: Installation, dataset: str | None, fall_back_to_generated: bool) -> Dataset | None:
     """The named data set; by default the one that the installation was given before, and the setting's at first.
 
     fall_back_to_generated: draw images if the archive can't be had; only if nothing was prepared yet.
     None, which means that the images in the bucket stay, if those are of an archive that can't be had any more.
     """
     logger, chosen = get_run_logger(), settings()
-    note = find_note(bucket)
+    note = find_note(installed.bucket)
     name, kept = dataset or (_given(note) if note else chosen.dataset), note if dataset is None else None
     if kept and "dataset" in chosen.model_fields_set and _named(chosen.dataset) != name:
         logger.warning(
@@ -38,9 +60,9 @@ def load_dataset(bucket: str, dataset: str | None, fall_back_to_generated: bool)
             *(chosen.dataset, name, chosen.dataset),
         )
     try:
-        return _load(name, FALLBACK_PATIENCE_SECONDS if fall_back_to_generated else None)
+        return _load(name, installed.classes, FALLBACK_PATIENCE_SECONDS if fall_back_to_generated else None)
     except DatasetError as error:
-        if kept and kept.classes == chosen.classes:
+        if kept and kept.classes == installed.classes:
             logger.warning("%s", error)
             logger.warning("the images in the bucket stay: %s", kept.source)
             return None
@@ -48,25 +70,85 @@ def load_dataset(bucket: str, dataset: str | None, fall_back_to_generated: bool)
             raise
         logger.warning("%s", error)
         logger.warning("using GENERATED images instead of photographs")
-        return _load("generated", None)
+        return _load("generated", installed.classes, None)
 
 
-def _load(name: str, patience: float | None) -> Dataset:
+def _load(name: str, classes: tuple[str, ...], patience: float | None) -> Dataset:
     """patience: seconds after which a download is given up; None waits. Raises DatasetError."""
     chosen, logger = settings(), get_run_logger()
     if name == "generated":
         counts = chosen.generated_per_class, chosen.generated_test_per_class
-        return generated(chosen.classes, *counts, chosen.image_size)
+        return generated(classes, *counts, chosen.image_size)
     if name == "cifar100":
         archive = download(chosen.cifar_url, chosen.cifar_md5, chosen.cache, logger.info, patience)
-        dataset = from_archive(archive, chosen.classes, official=True, given=name)
+        dataset = from_archive(archive, classes, official=True, given=name)
+    elif folder.is_own(name):
+        return _own(name, classes)
     else:
-        dataset = from_archive(Path(_named(name)), chosen.classes)
+        dataset = from_archive(Path(_named(name)), classes)
     return resized(dataset, chosen.image_size)
+
+
+def _own(name: str, classes: tuple[str, ...]) -> Dataset:
+    """One's own images, with a table of what is wrong with them. Raises DatasetError."""
+    chosen, logger = settings(), get_run_logger()
+    entries = _entries(name)
+    found = folder.classes_of(entries, name)
+    if found != classes:
+        raise DatasetError(
+            f"{name} has the classes {', '.join(found)}, and this installation tells {', '.join(classes)} apart",
+            f"run prepare-data with dataset={name} to change that",
+        )
+    checked = folder.load(
+        entries,
+        classes,
+        size=chosen.image_size,
+        share=chosen.dataset_test_share,
+        strict=chosen.dataset_strict,
+        where=_named(name),
+        progress=logger.info,
+    )
+    found_wrong = checked.warnings + checked.problems
+    for line in folder.told(found_wrong):
+        logger.warning(line)
+    counts = np.bincount(checked.dataset.train.labels), np.bincount(checked.dataset.test.labels)
+    rows = [
+        {"class": each, "to train": int(train), "to test": int(test)}
+        for each, train, test in zip(classes, *counts, strict=True)
+    ]
+    create_table_artifact(rows, key="own-images", description=f"Images of {name} by class")
+    create_table_artifact(
+        [{"file": each.path or "(all)", "what is wrong": each.what} for each in found_wrong[:MOST_TOLD]],
+        key="own-images-left-out",
+        description=f"{len(checked.problems)} files of {name} are left out",
+    )
+    return replace_dataset(checked.dataset, left_out=len(checked.problems))
+
+
+def _entries(name: str) -> list[folder.Entry]:
+    """The files of one's own images, on this machine or below a prefix of S3. Raises DatasetError."""
+    if not name.startswith("s3://"):
+        return folder.local_entries(Path(_named(name)))
+    bucket, _, prefix = name.removeprefix("s3://").partition("/")
+
+    def read(key: str) -> bytes:
+        content = storage.get(bucket, key)
+        if content is None:
+            raise FileNotFoundError(errno.ENOENT, "it is gone", key)
+        return content
+
+    if name.endswith(folder.LISTS):
+        text = read(prefix).decode("utf-8-sig", "replace")
+        root = prefix.rpartition("/")[0]
+        return folder.listed(text, name, lambda path: lambda: read(f"{root}/{path}" if root else path))
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    return folder.stored_entries(list(storage.list_etags(bucket, prefix)), prefix, read)
 
 
 def _named(dataset: str) -> str:
     """A data set's name, or the whole path of an archive: relative ones mean something else in another folder."""
+    if dataset.startswith("s3://"):
+        return dataset
     return dataset if dataset in ("cifar100", "generated") else str(Path(dataset).expanduser().resolve())
 
 
@@ -129,6 +211,7 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
         include_reviewed=before.include_reviewed if before is not None else None,
         reviewed=len(reviewed),
         originals_sha256=sha256,
+        left_out=dataset.left_out,
     )
     storage.put_json(bucket, NOTE_KEY, note.to_json())
     return note

@@ -49,9 +49,14 @@ def executions_of(subject: Subject, shown: Iterable[str]) -> list[History]:
         if attempt.execution_arn
     }
     return [
-        History(row.inference_id, row.key, str(row.execution_arn), row.attempt, _steps(str(row.execution_arn)))
+        history_of(row.inference_id, row.key, str(row.execution_arn), row.attempt)
         for row in list(attempts.values())[:SHOWN]
     ]
+
+
+def history_of(inference_id: str, key: str, arn: str, attempt: int) -> History:
+    """The history of one execution."""
+    return History(inference_id, key, arn, attempt, _steps(arn))
 
 
 def _steps(arn: str) -> tuple[Step, ...]:

@@ -137,6 +137,11 @@ def read_window(
     )
 
 
+def find_run(bucket: str, run: str | None) -> tuple[str, str]:
+    """Date and run of one evaluation or bulk run; without a run of the newest evaluation. Raises ReportError."""
+    return _newest(bucket, None) if run is None else (_date_of(bucket, run), run)
+
+
 def _newest(bucket: str, date: str | None) -> tuple[str, str]:
     """Date and run of the evaluation that stopped last, of one day or of all."""
     keys = summary_keys(bucket, date)

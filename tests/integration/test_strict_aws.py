@@ -288,9 +288,10 @@ def called_actions(aws: StandaloneAws, keys: dict[str, str], allowed: dict[str, 
             calls[keys[key]].add(action)
             if action in ("sagemaker:CreateTrainingJob", "sagemaker:CreateModel"):
                 calls[keys[key]].add("iam:PassRole")
+    cloudtrail = aws.client("cloudtrail")
     for key, role in keys.items():
-        wanted = allowed.get(role, set()) - calls[role]
-        calls[role] |= {action for action in wanted if cloudtrail_has(aws, key, action)}
+        wanted = allowed.get(role, set()) - calls[role] - set(BY_AWS)
+        calls[role] |= {action for action in wanted if cloudtrail_has(cloudtrail, key, action)}
     return calls
 
 
@@ -328,24 +329,23 @@ def sagemaker_calls(aws: StandaloneAws) -> list[tuple[str, str]]:
     return calls
 
 
-def cloudtrail_has(aws: StandaloneAws, key: str, action: str) -> bool:
+def cloudtrail_has(cloudtrail: Any, key: str, action: str) -> bool:
     """Whether ministack recorded the call. It names some calls by their HTTP method."""
     service, name = action.split(":")
     for event_name in EVENT_NAMES.get(action, [f"POST.{service}" if service == "cloudformation" else name]):
-        for event in cloudtrail_events(aws, {"AccessKeyId": key, "EventName": event_name}):
+        for event in cloudtrail_events(cloudtrail, {"AccessKeyId": key, "EventName": event_name}):
             parameters = json.loads(event["CloudTrailEvent"]).get("requestParameters") or {}
             if parameters.get("Action", name) == name:
                 return True
     return False
 
 
-def cloudtrail_events(aws: StandaloneAws, wanted: dict[str, str]) -> Iterator[dict[str, Any]]:
+def cloudtrail_events(cloudtrail: Any, wanted: dict[str, str]) -> Iterator[dict[str, Any]]:
     """Events with these attributes, newest first; ministack answers at most 50 of a call, and has no next page."""
     attributes = [{"AttributeKey": field, "AttributeValue": value} for field, value in wanted.items()]
-    client = aws.client("cloudtrail")
     end = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
     while True:
-        found = client.lookup_events(LookupAttributes=attributes, EndTime=end, MaxResults=50)["Events"]
+        found = cloudtrail.lookup_events(LookupAttributes=attributes, EndTime=end, MaxResults=50)["Events"]
         yield from found
         if len(found) < 50:
             return

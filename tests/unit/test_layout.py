@@ -25,6 +25,7 @@ FLOORS = (
 # Folders that run somewhere else, or by themselves, and import nothing else of this project.
 ISLANDS = ("lambdas", "classifier", "local_aws", "local_sagemaker")
 PROJECT = {
+    "cli",
     "flows",
     "tasks",
     "settings",

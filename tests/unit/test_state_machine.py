@@ -120,7 +120,7 @@ def test_no_policy_allows_everything() -> None:
                 unbounded = re.compile(
                     "ecr:GetAuthorizationToken|cloudwatch:(PutMetricData|DescribeAlarms)|ec2:.*|sagemaker:List.*|xray:.*|"
                     "logs:(.*LogDeliver.*|PutResourcePolicy|DescribeResourcePolicies|DescribeLogGroups)|"
-                    "servicequotas:ListServiceQuotas|lambda:GetAccountSettings"
+                    "servicequotas:ListServiceQuotas|lambda:GetAccountSettings|application-autoscaling:Describe.*"
                 )
                 bounded = [action for action in actions if not unbounded.fullmatch(action)]
                 assert statement["Resource"] != "*" or not bounded, name

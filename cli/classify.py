@@ -1,0 +1,77 @@
+"""`scones classify`: photographs through the workflow, and what it says of each."""
+
+from pathlib import Path
+from typing import Any
+
+from cli.output import FAILED, progress, show_json, show_table
+from tasks.aws.stacks import installation
+from tasks.evaluation.adhoc import Photo, PhotoError, classify, read_photo
+from tasks.evaluation.results import Result
+from tasks.serving.endpoint import serving
+
+WORDS = {
+    "accepted": "accepted",
+    "below_threshold": "not accepted: below the threshold",
+    "not_a_class": "not accepted: looks like none of the classes",
+    "failed": "failed",
+}
+
+
+def run(paths: list[Path], as_json: bool) -> int:
+    """0 if all were accepted, 1 if one was not, 2 if one failed or could not be read."""
+    photos: list[Photo] = []
+    unread: dict[Path, str] = {}
+    for path in paths:
+        try:
+            photos.append(read_photo(path))
+        except PhotoError as error:
+            unread[path] = str(error)
+            progress(f"error: {error}")
+            continue
+        if photos[-1].note:
+            progress(f"{path}: {photos[-1].note}")
+    results: list[Result] = []
+    if photos:
+        installed = installation()
+        version = serving(installed).model_version
+        results = classify(
+            installed, version, photos, lambda closed, running: progress(f"{closed} of {len(photos)} are classified")
+        )
+    if as_json:
+        show_json([_document(photo, row) for photo, row in zip(photos, results, strict=True)] + _unread(unread))
+    elif results:
+        rows = [_row(photo, row) for photo, row in zip(photos, results, strict=True)]
+        show_table(("file", "class", "confidence", "threshold", "decision", "inference id"), rows)
+        progress("`scones why INFERENCE-ID` tells more of one")
+    if unread or any(row.status == "failed" for row in results):
+        return FAILED
+    return int(any(row.status != "accepted" for row in results))
+
+
+def _row(photo: Photo, row: Result) -> tuple[str, ...]:
+    said = WORDS[row.status] + (f": {row.error}: {row.cause or ''}"[:200] if row.status == "failed" else "")
+    confidence = "-" if row.confidence is None else f"{row.confidence:.3f}"
+    return f"{photo.path}", row.predicted_class or "-", confidence, f"{row.threshold:g}", said, row.inference_id
+
+
+def _document(photo: Photo, row: Result) -> dict[str, Any]:
+    return {
+        "file": f"{photo.path}",
+        "note": photo.note or None,
+        "status": row.status,
+        "predicted_class": row.predicted_class,
+        "confidence": row.confidence,
+        "threshold": row.threshold,
+        "probabilities": row.probabilities,
+        "outlier_score": row.outlier_score,
+        "model_version": row.model_version,
+        "inference_id": row.inference_id,
+        "execution_arn": row.execution_arn,
+        "key": row.key,
+        "error": row.error,
+        "cause": row.cause,
+    }
+
+
+def _unread(unread: dict[Path, str]) -> list[dict[str, Any]]:
+    return [{"file": f"{path}", "status": "unread", "error": error} for path, error in unread.items()]

@@ -1,0 +1,62 @@
+"""How commands show what they found: tables for people, JSON for programs, errors in lines of their own."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# What went wrong, apart from what was found.
+FAILED = 2
+
+
+def console() -> Console:
+    """Of standard output; as wide as the text where it is no terminal, so that no line is broken."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def show_json(value: Any) -> None:
+    """One JSON document."""
+    sys.stdout.write(json.dumps(msgspec.to_builtins(value), ensure_ascii=False, indent=2) + "\n")
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Cells are text as it is: names of files may hold anything."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    wide = None if sys.stdout.isatty() else 10_000
+    Console(width=wide, highlight=False).print(table)
+
+
+def show_line(text: str = "", style: str = "") -> None:
+    console().print(Text(printable(text)), style=style or None)
+
+
+def progress(text: str) -> None:
+    """To standard error, which a pipe does not take along."""
+    sys.stderr.write(f"{printable(text)}\n")
+
+
+def printable(text: str) -> str:
+    """Without what would move a terminal's cursor."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+@contextmanager
+def errors_in_lines(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds end the command with their message, a line each, and the status FAILED."""
+    try:
+        yield
+    except kinds as error:
+        for line in str(error).splitlines():
+            progress(f"error: {line}")
+        raise typer.Exit(FAILED) from error

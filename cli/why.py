@@ -1,0 +1,73 @@
+"""`scones why`: the story of one image on one screen."""
+
+from itertools import islice
+
+from cli.output import show_json, show_line
+from tasks.aws.stacks import installation
+from tasks.report.history import History
+from tasks.report.story import Story, stories
+
+TOLD = {
+    "accepted": "accepted",
+    "below_threshold": "not accepted: below the threshold",
+    "not_a_class": "not accepted: looks like none of the classes",
+    "failed": "failed",
+    "not_submitted": "not submitted: the evaluation stopped before its turn",
+}
+DETAIL = 160
+
+
+def run(image: str, last: int, runs: int, as_json: bool) -> None:
+    """Prints the image's stories. Raises NothingKnown."""
+    found = list(islice(stories(installation(), image, runs), last))
+    if as_json:
+        show_json(found)
+        return
+    for number, story in enumerate(found):
+        if number:
+            show_line()
+        _tell(story)
+
+
+def _tell(story: Story) -> None:
+    row = story.result
+    where = f"run {story.run} of {story.date}" if story.run else "classified by itself"
+    show_line(f"{row.key}, {where}", "bold")
+    figures = "" if row.confidence is None else f", {row.predicted_class} with {row.confidence:.3f}"
+    told = f"{TOLD[row.status]}{figures}, threshold {row.threshold:g}"
+    _field("came of it", told + (f", labelled {row.label}" if row.label else ""))
+    if row.outlier_score is not None:
+        _field("outlier score", f"{row.outlier_score:.2f}, over 1 of an image of no class")
+    if row.status == "failed":
+        _field("failed in", row.failed_state or "no state of its own")
+        _field("error", f"{row.error}: {row.cause or 'no cause'}")
+    if row.model_version:
+        _field("model", row.model_version)
+    for history in story.histories:
+        _states(history)
+    for captured in story.captures:
+        figures = f"{captured.predicted_class} with {captured.confidence:.3f} by {captured.model_version}"
+        _field("captured", f"{captured.time}  {captured.inference_id}  {figures}")
+    if not story.captures:
+        _field("captured", "no record of it")
+    if story.waiting:
+        _field("review", f"queued {story.waiting.queued} because {story.waiting.reason}")
+    for label in story.labels:
+        _field("", f"{label.time[:19]}  {label.reviewer}: {label.label or label.answer}")
+    if story.report:
+        _field("report", story.report)
+
+
+def _states(history: History) -> None:
+    _field(f"attempt {history.attempt}", history.arn)
+    if not history.steps:
+        _field("", "Step Functions has no history of it any more")
+    for step in history.steps:
+        # What a state was given and gave back; the events between are AWS's own.
+        if step.event.endswith(("StateEntered", "StateExited", "Failed", "TimedOut", "Aborted", "Succeeded")):
+            detail = step.detail if len(step.detail) <= DETAIL else f"{step.detail[:DETAIL]}…"
+            _field("", f"{step.time}  {step.state or '-':<20} {step.event:<22} {detail}".rstrip())
+
+
+def _field(name: str, text: str) -> None:
+    show_line(f"  {name:<14} {text}")

@@ -1,0 +1,291 @@
+"""One's own images: a folder per class, a CSV or JSON Lines file of paths and labels, on this machine or in S3.
+
+Every picture becomes one of the model's size as the endpoint makes it of what it is asked (pictures.as_served), so that
+training and serving see the same.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from tasks.data.dataset import Dataset, DatasetError, Split, check
+from tasks.data.pictures import as_served
+from tasks.run import Log
+
+ENDINGS = (".png", ".jpg", ".jpeg")
+LISTS = (".csv", ".jsonl")
+# What the folders of splits are called.
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+CLASS_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_ -]{0,62}")
+MOST_CLASSES = 100
+# Below this many images of a class nothing can be learnt, or said about what was.
+FEWEST_TRAIN, FEWEST_TEST = 10, 2
+MOST_BYTES = 50_000_000
+# One class a hundred times another.
+IMBALANCE = 100
+PROGRESS_IMAGES = 1000
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image file. path: relative, for people. split: None if its content decides."""
+
+    path: str
+    label: str
+    split: str | None
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a file, or with the whole if `path` is empty."""
+
+    path: str
+    what: str
+
+
+@dataclass
+class Checked:
+    """A data set, and what is wrong: files in `problems` are left out of it; `warnings` are about the whole."""
+
+    dataset: Dataset
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
+
+
+def is_own(dataset: str) -> bool:
+    """Whether a data set's name leads to images of one's own, not to an archive or a set of the project's."""
+    return dataset.startswith("s3://") or dataset.endswith(LISTS) or Path(dataset).expanduser().is_dir()
+
+
+def classes_of(entries: list[Entry], where: str) -> tuple[str, ...]:
+    """Names of the classes in their order. Raises DatasetError if they are too few, too many or can't be names."""
+    found = sorted({entry.label for entry in entries})
+    wrong = [name for name in found if not CLASS_NAME.fullmatch(name)]
+    if wrong:
+        raise DatasetError(
+            f"{where}: {wrong[0][:80]!r} can't be the name of a class", "letters, digits, spaces, - and _, at most 63"
+        )
+    if not 2 <= len(found) <= MOST_CLASSES:
+        raise DatasetError(
+            f"{where} has images of {len(found)} classes ({', '.join(found[:SHOWN]) or 'none'}); 2 to {MOST_CLASSES} "
+            "can be told apart",
+            "a folder per class with PNG or JPEG files in it, with train/ and test/ above them or without",
+        )
+    return tuple(found)
+
+
+def local_entries(path: Path) -> list[Entry]:
+    """The image files of a folder, or of a CSV or JSON Lines file. Raises DatasetError."""
+    path = path.expanduser()
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
+        return _by_folder(
+            [(each.relative_to(path).as_posix(), each.read_bytes) for each in files if _is_image(each.name)], str(path)
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} can't be read: {error}") from error
+
+    def reader(name: str) -> Callable[[], bytes]:
+        return (path.parent / name).read_bytes
+
+    return listed(text, path.name, reader)
+
+
+def stored_entries(keys: list[str], prefix: str, read: Callable[[str], bytes]) -> list[Entry]:
+    """The image files below a prefix of S3. keys: all of it; read: an object's content."""
+
+    def reader(key: str) -> Callable[[], bytes]:
+        return lambda: read(key)
+
+    images = [(key.removeprefix(prefix), reader(key)) for key in sorted(keys) if _is_image(key)]
+    return _by_folder([(name, of_it) for name, of_it in images if not _hidden(PurePosixPath(name))], prefix)
+
+
+def listed(text: str, where: str, reader: Callable[[str], Callable[[], bytes]]) -> list[Entry]:
+    """The lines of a CSV file with a header, or of JSON Lines: path, label, and split if it is not to be drawn."""
+    entries: list[Entry] = []
+    for number, line in enumerate(_lines(text, where), start=1):
+        path, label, split = line.get("path"), line.get("label"), line.get("split") or None
+        if not (isinstance(path, str) and path and isinstance(label, str) and label):
+            raise DatasetError(f"{where}: record {number} has no path and label", "path and label, and maybe split")
+        if split is not None and split not in SPLITS:
+            raise DatasetError(f"{where}: record {number} is of split {split!r}; there are train and test")
+        entries.append(Entry(path, label, SPLITS[split] if split else None, reader(path)))
+    return _whole_splits(entries, where)
+
+
+def load(
+    entries: list[Entry], classes: tuple[str, ...], *, size: int, share: float, strict: bool, where: str, progress: Log
+) -> Checked:
+    """Reads, checks and shrinks the images. What is wrong with single files is left out and told.
+
+    share: of the images without a split, by their content, that are for testing. strict: refuse if anything is wrong.
+    Raises DatasetError.
+    """
+    problems: list[Problem] = []
+    rows: dict[str, list[tuple[np.ndarray, int, str]]] = {"train": [], "test": []}
+    # By what the model sees: its label, split and path.
+    seen: dict[bytes, tuple[str, str, str]] = {}
+    looks: dict[int, tuple[str, str]] = {}
+    # Images for testing first: where one is in both splits, the other is left out.
+    for number, entry in enumerate(sorted(entries, key=lambda entry: entry.split != "test"), start=1):
+        if number % PROGRESS_IMAGES == 0:
+            progress(f"read {number:,} of {len(entries):,} images")
+        pixels, content, problem = _pixels(entry, size)
+        if pixels is None:
+            problems.append(Problem(entry.path, problem))
+            continue
+        digest = hashlib.sha256(content).digest()
+        split = entry.split or ("test" if int.from_bytes(digest[:4]) / 2**32 < share else "train")
+        image = hashlib.sha256(pixels.tobytes()).digest()
+        if image in seen:
+            label, other, path = seen[image]
+            if label != entry.label:
+                problems.append(Problem(entry.path, f"the same image as {path}, which is labelled {label}"))
+            elif other != split:
+                problems.append(Problem(entry.path, f"the same image as {path}, which is in the other split"))
+            else:
+                problems.append(Problem(entry.path, f"the same image as {path}"))
+            continue
+        look = _look(pixels)
+        if look in looks and looks[look][0] != split:
+            problems.append(Problem(entry.path, f"nearly the same image as {looks[look][1]}, in the other split"))
+            continue
+        seen[image], looks[look] = (entry.label, split, entry.path), (split, entry.path)
+        rows[split].append((pixels, classes.index(entry.label), _name(entry, digest)))
+    warnings = _about_the_whole(rows, classes, where)
+    if strict and (problems or warnings):
+        raise DatasetError(
+            f"{where}: {len(problems)} files and {len(warnings)} things are wrong, and SCONES_DATASET_STRICT is set\n"
+            + "\n".join(told(problems + warnings))
+        )
+    dataset = Dataset(_split(rows["train"], size), _split(rows["test"], size), classes, where, False, where)
+    check(dataset)
+    return Checked(dataset, problems, warnings)
+
+
+def told(problems: list[Problem], most: int = SHOWN) -> Iterator[str]:
+    """A line for each of the first problems, and how many more there are."""
+    for each in islice(problems, most):
+        yield f"{each.path}: {each.what}" if each.path else each.what
+    if len(problems) > most:
+        yield f"and {len(problems) - most} more"
+
+
+def _by_folder(files: list[tuple[str, Callable[[], bytes]]], where: str) -> list[Entry]:
+    entries = []
+    for name, read in files:
+        parts = PurePosixPath(name).parts
+        split = SPLITS.get(parts[0].lower()) if len(parts) > 2 else None
+        label = parts[1] if split else parts[0]
+        if len(parts) < 2:
+            raise DatasetError(f"{where}: {name} is in no class's folder", "a folder per class with its images in it")
+        entries.append(Entry(name, label, split, read))
+    return _whole_splits(entries, where)
+
+
+def _whole_splits(entries: list[Entry], where: str) -> list[Entry]:
+    """Raises DatasetError if some entries say their split and others do not, or only one split is there."""
+    counts = Counter(entry.split for entry in entries)
+    if set(counts) not in ({None}, {"train", "test"}, set()):
+        said = ", ".join(f"{count} {split or 'without a split'}" for split, count in counts.items())
+        raise DatasetError(f"{where}: {said}", "train/ and test/ above all classes, or above none")
+    return entries
+
+
+def _lines(text: str, where: str) -> Iterator[dict[str, object]]:
+    if where.endswith(".csv"):
+        yield from csv.DictReader(io.StringIO(text))
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise DatasetError(f"{where}: line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise DatasetError(f"{where}: line {number} is not a JSON object")
+        yield record
+
+
+def _pixels(entry: Entry, size: int) -> tuple[np.ndarray | None, bytes, str]:
+    """Pixels and content; or None and what is wrong."""
+    try:
+        content = entry.read()
+    except OSError as error:
+        return None, b"", f"can't be read: {error.strerror or error}"
+    if len(content) > MOST_BYTES:
+        return None, b"", f"has more than {MOST_BYTES:,} bytes"
+    pixels = as_served(content, size)
+    return pixels, content, "" if pixels is not None else "is no PNG or JPEG that can be decoded"
+
+
+def _look(pixels: np.ndarray) -> int:
+    """A fingerprint that copies of an image share when they were compressed or shrunk otherwise.
+
+    Which of 8 x 17 squares are brighter than their right neighbour (the difference hash of N. Krawetz, 2013, of twice
+    its columns).
+    """
+    grey = pixels.mean(axis=2)
+    rows, columns = (np.linspace(0, len(grey), count + 1).astype(int) for count in (8, 17))
+    cells = np.add.reduceat(np.add.reduceat(grey, rows[:-1], axis=0), columns[:-1], axis=1)
+    areas = np.outer(np.diff(rows), np.diff(columns))
+    bits = np.diff(cells / areas, axis=1) > 0
+    return int.from_bytes(np.packbits(bits).tobytes())
+
+
+def _about_the_whole(
+    rows: dict[str, list[tuple[np.ndarray, int, str]]], classes: tuple[str, ...], where: str
+) -> list[Problem]:
+    """Raises DatasetError if a class has too few images to go on."""
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for split, images in rows.items():
+        counts[split].update(label for _, label, _ in images)
+    for split, fewest in (("train", FEWEST_TRAIN), ("test", FEWEST_TEST)):
+        few = [
+            f"{name} ({counts[split][label]})" for label, name in enumerate(classes) if counts[split][label] < fewest
+        ]
+        if few:
+            raise DatasetError(
+                f"{where}: too few images to {split} with: {', '.join(few[:SHOWN])}; {fewest} of each class are needed",
+                "more images, or another SCONES_DATASET_TEST_SHARE",
+            )
+    most, least = max(counts["train"].values()), min(counts["train"].values())
+    if most >= IMBALANCE * least:
+        return [Problem("", f"one class has {most} training images, another one {least}")]
+    return []
+
+
+def _split(rows: list[tuple[np.ndarray, int, str]], size: int) -> Split:
+    rows = sorted(rows, key=lambda row: (row[1], row[2]))
+    pixels = np.stack([row[0] for row in rows]) if rows else np.zeros((0, size, size, 3), np.uint8)
+    return Split(pixels, np.array([row[1] for row in rows], dtype=int), tuple(row[2] for row in rows))
+
+
+def _name(entry: Entry, digest: bytes) -> str:
+    """What the image is called in the bucket: its class, its own name, and its content."""
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", PurePosixPath(entry.path).stem).strip("-.")[:80]
+    label = re.sub(r"[^A-Za-z0-9]+", "-", entry.label).strip("-")
+    return f"{label}_{stem or 'image'}_{digest.hex()[:8]}.png"
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
+
+
+def _hidden(path: Path | PurePosixPath) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
