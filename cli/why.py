@@ -1,5 +1,6 @@
 """`scones why`: the story of one image on one screen."""
 
+from datetime import datetime
 from itertools import islice
 
 from cli.output import show_json, show_line
@@ -14,7 +15,9 @@ TOLD = {
     "failed": "failed",
     "not_submitted": "not submitted: the evaluation stopped before its turn",
 }
-DETAIL = 160
+DETAIL = 300
+# How events end that tell of an attempt, a state or an execution that did not succeed.
+PROBLEMS = ("Failed", "TimedOut", "Aborted")
 
 
 def run(image: str, last: int, runs: int, as_json: bool) -> None:
@@ -62,11 +65,18 @@ def _states(history: History) -> None:
     _field(f"attempt {history.attempt}", history.arn)
     if not history.steps:
         _field("", "Step Functions has no history of it any more")
+    entered = ""
     for step in history.steps:
-        # What a state was given and gave back; the events between are AWS's own.
-        if step.event.endswith(("StateEntered", "StateExited", "Failed", "TimedOut", "Aborted", "Succeeded")):
-            detail = step.detail if len(step.detail) <= DETAIL else f"{step.detail[:DETAIL]}…"
-            _field("", f"{step.time}  {step.state or '-':<20} {step.event:<22} {detail}".rstrip())
+        if step.event.endswith("StateEntered"):
+            entered = step.time
+        elif step.event.endswith("StateExited"):
+            _field("", f"{entered}  {step.state:<20} {_seconds(entered, step.time):.2f} s")
+        elif step.event.endswith(PROBLEMS):
+            _field("", f"{step.time}  {step.state or 'the execution':<20} {step.event}: {step.detail[:DETAIL]}")
+
+
+def _seconds(first: str, last: str) -> float:
+    return (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
 
 
 def _field(name: str, text: str) -> None:

@@ -31,7 +31,16 @@ def main() -> None:
     from ministack.app import _build_persistence_save_dict, app
     from ministack.core.persistence import save_all
 
-    from local_aws.ministack import authorization, buckets, budgets, distributed_map, ecs, roles, state_machines
+    from local_aws.ministack import (
+        authorization,
+        buckets,
+        budgets,
+        distributed_map,
+        ecs,
+        metrics,
+        roles,
+        state_machines,
+    )
 
     buckets.install()
     budgets.install()
@@ -39,6 +48,7 @@ def main() -> None:
     state_machines.install(config.list_delay)
     distributed_map.install()
     ecs.install()
+    metrics.install()
 
     async def snapshot() -> None:
         """ministack saves its state only when it is stopped; this bounds what a kill can lose."""

@@ -33,6 +33,8 @@ MOST_BYTES = 50_000_000
 # One class a hundred times another.
 IMBALANCE = 100
 PROGRESS_IMAGES = 1000
+# Bits of 128 of fingerprints, and levels of 255 of pixels on average, by which copies of one image differ at most.
+NEAR_BITS, NEAR_LEVELS = 16, 8.0
 SHOWN = 10
 
 
@@ -61,6 +63,18 @@ class Checked:
     dataset: Dataset
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """An image that is used. pixels (size, size, 3) uint8; label: index of the class; name: in the bucket; digest:
+    SHA-256 of the file."""
+
+    pixels: np.ndarray
+    label: int
+    name: str
+    path: str
+    digest: bytes
 
 
 def is_own(dataset: str) -> bool:
@@ -136,10 +150,9 @@ def load(
     Raises DatasetError.
     """
     problems: list[Problem] = []
-    rows: dict[str, list[tuple[np.ndarray, int, str]]] = {"train": [], "test": []}
+    rows: dict[str, list[Row]] = {"train": [], "test": []}
     # By what the model sees: its label, split and path.
     seen: dict[bytes, tuple[str, str, str]] = {}
-    looks: dict[int, tuple[str, str]] = {}
     # Images for testing first: where one is in both splits, the other is left out.
     for number, entry in enumerate(sorted(entries, key=lambda entry: entry.split != "test"), start=1):
         if number % PROGRESS_IMAGES == 0:
@@ -160,19 +173,23 @@ def load(
             else:
                 problems.append(Problem(entry.path, f"the same image as {path}"))
             continue
-        look = _look(pixels)
-        if look in looks and looks[look][0] != split:
-            problems.append(Problem(entry.path, f"nearly the same image as {looks[look][1]}, in the other split"))
-            continue
-        seen[image], looks[look] = (entry.label, split, entry.path), (split, entry.path)
-        rows[split].append((pixels, classes.index(entry.label), _name(entry, digest)))
+        seen[image] = entry.label, split, entry.path
+        rows[split].append(Row(pixels, classes.index(entry.label), _name(entry, digest), entry.path, digest))
+    if any(entry.split is None for entry in entries):
+        _draw_enough(rows, len(classes))
+    near = dict(_near_copies(rows["train"], rows["test"]))
+    problems += [
+        Problem(rows["train"][index].path, f"nearly the same image as {path}, which is in the other split")
+        for index, path in near.items()
+    ]
+    rows["train"] = [row for index, row in enumerate(rows["train"]) if index not in near]
     warnings = _about_the_whole(rows, classes, where)
     if strict and (problems or warnings):
         raise DatasetError(
             f"{where}: {len(problems)} files and {len(warnings)} things are wrong, and SCONES_DATASET_STRICT is set\n"
             + "\n".join(told(problems + warnings))
         )
-    dataset = Dataset(_split(rows["train"], size), _split(rows["test"], size), classes, where, False, where)
+    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, where, False, where)
     check(dataset)
     return Checked(dataset, problems, warnings)
 
@@ -234,27 +251,51 @@ def _pixels(entry: Entry, size: int) -> tuple[np.ndarray | None, bytes, str]:
     return pixels, content, "" if pixels is not None else "is no PNG or JPEG that can be decoded"
 
 
-def _look(pixels: np.ndarray) -> int:
-    """A fingerprint that copies of an image share when they were compressed or shrunk otherwise.
+def _draw_enough(rows: dict[str, list[Row]], classes: int) -> None:
+    """Has as many images of each class for testing as are needed, where chance drew fewer of a small class."""
+    for label in range(classes):
+        missing = FEWEST_TEST - sum(row.label == label for row in rows["test"])
+        drawn = sorted((row for row in rows["train"] if row.label == label), key=lambda row: row.digest)
+        for row in drawn[: max(missing, 0)]:
+            rows["train"].remove(row)
+            rows["test"].append(row)
+
+
+def _near_copies(train: list[Row], test: list[Row]) -> Iterator[tuple[int, str]]:
+    """Training images that are copies of one for testing, compressed or shrunk otherwise: index, and path of the other.
+
+    Candidates have nearly the same fingerprint, and copies among them nearly the same pixels.
+    """
+    if not (train and test):
+        return
+    looks = np.stack([_look(row.pixels) for row in test])
+    for index, row in enumerate(train):
+        differing = np.bitwise_count(looks ^ _look(row.pixels)).sum(axis=1)
+        for candidate in np.flatnonzero(differing <= NEAR_BITS):
+            other = test[candidate]
+            if np.abs(row.pixels.astype(int) - other.pixels).mean() <= NEAR_LEVELS:
+                yield index, other.path
+                break
+
+
+def _look(pixels: np.ndarray) -> np.ndarray:
+    """A fingerprint (16,) uint8 that changes little if an image is compressed or shrunk otherwise.
 
     Which of 8 x 17 squares are brighter than their right neighbour (the difference hash of N. Krawetz, 2013, of twice
     its columns).
     """
     grey = pixels.mean(axis=2)
-    rows, columns = (np.linspace(0, len(grey), count + 1).astype(int) for count in (8, 17))
-    cells = np.add.reduceat(np.add.reduceat(grey, rows[:-1], axis=0), columns[:-1], axis=1)
-    areas = np.outer(np.diff(rows), np.diff(columns))
-    bits = np.diff(cells / areas, axis=1) > 0
-    return int.from_bytes(np.packbits(bits).tobytes())
+    rows, columns = (np.linspace(0, len(grey), count + 1).astype(int)[:-1] for count in (8, 17))
+    cells = np.add.reduceat(np.add.reduceat(grey, rows, axis=0), columns, axis=1)
+    areas = np.outer(np.diff([*rows, len(grey)]), np.diff([*columns, len(grey)]))
+    return np.packbits(np.diff(cells / areas, axis=1) > 0)
 
 
-def _about_the_whole(
-    rows: dict[str, list[tuple[np.ndarray, int, str]]], classes: tuple[str, ...], where: str
-) -> list[Problem]:
+def _about_the_whole(rows: dict[str, list[Row]], classes: tuple[str, ...], where: str) -> list[Problem]:
     """Raises DatasetError if a class has too few images to go on."""
     counts: dict[str, Counter[int]] = defaultdict(Counter)
     for split, images in rows.items():
-        counts[split].update(label for _, label, _ in images)
+        counts[split].update(row.label for row in images)
     for split, fewest in (("train", FEWEST_TRAIN), ("test", FEWEST_TEST)):
         few = [
             f"{name} ({counts[split][label]})" for label, name in enumerate(classes) if counts[split][label] < fewest
@@ -270,10 +311,13 @@ def _about_the_whole(
     return []
 
 
-def _split(rows: list[tuple[np.ndarray, int, str]], size: int) -> Split:
-    rows = sorted(rows, key=lambda row: (row[1], row[2]))
-    pixels = np.stack([row[0] for row in rows]) if rows else np.zeros((0, size, size, 3), np.uint8)
-    return Split(pixels, np.array([row[1] for row in rows], dtype=int), tuple(row[2] for row in rows))
+def _split(rows: list[Row]) -> Split:
+    rows = sorted(rows, key=lambda row: (row.label, row.name))
+    return Split(
+        np.stack([row.pixels for row in rows]),
+        np.array([row.label for row in rows], dtype=int),
+        tuple(row.name for row in rows),
+    )
 
 
 def _name(entry: Entry, digest: bytes) -> str:

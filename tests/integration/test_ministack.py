@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError
 
@@ -99,3 +100,24 @@ def test_an_input_of_too_many_bytes_starts_nothing(installed: Any) -> None:
             stateMachineArn=installed.state_machine_arn, input=json.dumps({"key": "x" * LIMIT})
         )
     assert raised.value.response["Error"]["Code"] == "ValidationException"
+
+
+def test_metrics_are_put_only_into_the_namespace_that_a_policy_names(installed: Any) -> None:
+    arn = role("cloudwatch:PutMetricData")
+    name, condition = arn.rsplit("/")[-1], {"StringEquals": {"cloudwatch:namespace": "Scones"}}
+    statement = {"Effect": "Allow", "Action": "cloudwatch:PutMetricData", "Resource": "*", "Condition": condition}
+    document = json.dumps({"Version": "2012-10-17", "Statement": statement})
+    client("iam").put_role_policy(RoleName=name, PolicyName="policy", PolicyDocument=document)
+    trust = {"Effect": "Allow", "Principal": {"AWS": arn.split(":")[4]}, "Action": "sts:AssumeRole"}
+    trusts = json.dumps({"Version": "2012-10-17", "Statement": trust})
+    client("iam").update_assume_role_policy(RoleName=name, PolicyDocument=trusts)
+    session = eventually(lambda: client("sts").assume_role(RoleArn=arn, RoleSessionName="test")["Credentials"])
+    metrics = boto3.Session().client(
+        "cloudwatch",
+        aws_access_key_id=session["AccessKeyId"],
+        aws_secret_access_key=session["SecretAccessKey"],
+        aws_session_token=session["SessionToken"],
+    )
+    metrics.put_metric_data(Namespace="Scones", MetricData=[{"MetricName": "Age", "Value": 1}])
+    with pytest.raises(ClientError, match="AccessDenied"):
+        metrics.put_metric_data(Namespace="Other", MetricData=[{"MetricName": "Age", "Value": 1}])
