@@ -34,8 +34,16 @@ LIMIT = "#D55E00"
 POINTS = 5_000
 CROSSES = 400
 STEPS = 2_000
-SIZE = (9.0, 5.2)
-DPI = 120
+# As wide as half of the report's page or a phone shows it, so that text is read at the size that it is drawn in.
+SIZE = (6.4, 5.2)
+DPI = 160
+# Classes that a legend names; of more, those that were predicted most, and the rest as one.
+NAMED = 8
+# Classes whose counts a confusion matrix writes down, and whose names it shows.
+COUNTED, TICKS = 12, 20
+# Share of the width that the name of a model version takes.
+VERSION_SHARE = 0.07
+NOTE_CHARACTERS, DATASET_CHARACTERS = 88, 48
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,7 @@ def threshold_bar(table: pd.DataFrame, classes: tuple[str, ...], caption: Captio
     if table["outlier_score"].notna().any():
         sides["not a class\n(not accepted)"] = outlier
     base = np.zeros(len(sides))
-    for label, colour, hatch in zip(classes, COLOURS, HATCHES, strict=False):
-        rows = table["predicted_class"] == label
+    for (label, rows), colour, hatch in zip(_named(table, classes), COLOURS, HATCHES, strict=False):
         counts = np.array([(rows & side).sum() for side in sides.values()])
         axes.bar(
             list(sides),
@@ -159,14 +166,15 @@ def confidence_histogram(table: pd.DataFrame, classes: tuple[str, ...], caption:
     """How many inferences have which confidence, by predicted class."""
     figure, axes = _figure("Distribution of confidence", caption, len(table))
     edges = np.linspace(1 / len(classes) if len(classes) == 2 else 0, 1, 26)
-    groups = [table.loc[table["predicted_class"] == label, "confidence"] for label in classes]
+    named = _named(table, classes)
+    groups = [table.loc[rows, "confidence"] for _, rows in named]
     _, _, containers = axes.hist(
         groups,
         bins=edges.tolist(),
         stacked=True,
-        color=[COLOURS[index % len(COLOURS)] for index in range(len(classes))],
+        color=COLOURS[: len(named)],
         edgecolor="white",
-        label=[f"predicted {label} (n = {len(group)})" for label, group in zip(classes, groups, strict=True)],
+        label=[f"predicted {label} (n = {len(group):,})" for (label, _), group in zip(named, groups, strict=True)],
     )
     for container, hatch in zip(containers if isinstance(containers, list) else [containers], HATCHES, strict=False):
         for patch in container:  # type: ignore[union-attr]
@@ -253,7 +261,7 @@ def threshold_choices(table: pd.DataFrame, classes: tuple[str, ...], caption: Ca
     errors.set_ylim(bottom=0)
     errors.spines["top"].set_visible(False)
     axes.plot([], [], color=COLOURS[3], linestyle=":", linewidth=2, label="errors per 1,000 (right)")
-    _legend(axes, right=1.12)
+    _legend(axes)
     return figure
 
 
@@ -264,17 +272,19 @@ def confusion_at_threshold(table: pd.DataFrame, classes: tuple[str, ...], captio
     if table.empty:
         return figure
     above = offered_confidence(table) >= caption.threshold
+    every = max(1, -(-len(classes) // TICKS))
+    ticks, names = range(0, len(classes), every), [_shortened(name, 16) for name in classes[::every]]
+    size = 10 if len(classes) <= 4 else 8 if len(classes) <= COUNTED else 6
     for position, (side, title) in enumerate(((above, "accepted"), (~above, "not accepted"))):
+        box = axes.inset_axes((0.52 * position, 0, 0.48, 0.92))
         counts = confusion(table.loc[side, "label"], table.loc[side, "predicted_class"], classes)
-        box = axes.inset_axes((0.08 + 0.5 * position, 0.12, 0.4, 0.76))
         box.imshow(counts, cmap="Blues", vmin=0, vmax=max(int(counts.to_numpy().max()), 1) * 1.6, aspect="auto")
-        for (row, column), count in np.ndenumerate(counts.to_numpy()):
-            box.text(
-                column, row, f"{count:,}", ha="center", va="center", fontweight="bold" if row == column else "normal"
-            )
+        for (row, column), count in np.ndenumerate(counts.to_numpy()) if len(classes) <= COUNTED else ():
+            weight = "bold" if row == column else "normal"
+            box.text(column, row, f"{count:,}", ha="center", va="center", fontsize=size, fontweight=weight)
         box.set_title(f"{title} (n = {int(side.sum()):,})", fontsize=10)
-        box.set_xticks(range(len(classes)), classes, rotation=30 if len(classes) > 3 else 0)
-        box.set_yticks(range(len(classes)), classes if position == 0 else [])
+        box.set_xticks(ticks, names, rotation=90 if len(classes) > 2 else 0, fontsize=size)
+        box.set_yticks(ticks, names if position == 0 else [], fontsize=size)
         box.set_xlabel("predicted class (count)")
         if position == 0:
             box.set_ylabel("label")
@@ -317,12 +327,20 @@ def trend(nights: pd.DataFrame, caption: Caption) -> Figure:
         nights["stopped"], nights["threshold"], where="post", color="#555555", linewidth=1.2, linestyle="--",
         label="threshold",
     )  # fmt: skip
+    moved = nights[(nights["threshold"] != nights["threshold"].shift()) & nights["threshold"].shift().notna()]
+    axes.plot(
+        moved["stopped"], moved["threshold"], "D", color="#555555", markersize=7, markerfacecolor="white",
+        label=f"threshold changed (n = {len(moved)})" if len(moved) else "_none",
+    )  # fmt: skip
     changed = nights[nights["model_version"] != nights["model_version"].shift()]
+    span = max(mdates.date2num(nights["stopped"].max()) - mdates.date2num(nights["stopped"].min()), 1e-9)
+    named = -np.inf
     for row in changed.itertuples():
-        axes.axvline(mdates.date2num(row.stopped), color="#999999", linewidth=0.8)
-        axes.annotate(
-            str(row.model_version), (mdates.date2num(row.stopped), 1.03), fontsize=8, ha="left", annotation_clip=False
-        )
+        moment = mdates.date2num(row.stopped)
+        axes.axvline(moment, color="#999999", linewidth=0.8)
+        if moment - named > VERSION_SHARE * span:  # the names of versions that change more often run into each other
+            named = moment
+            axes.annotate(str(row.model_version), (moment, 1.03), fontsize=8, ha="left", annotation_clip=False)
     _time_axis(axes, nights["stopped"], pd.Timedelta(days=1))
     axes.set_xlabel("end of the evaluation (UTC)")
     axes.set_ylabel("share of images")
@@ -352,8 +370,8 @@ def _labelled(table: pd.DataFrame) -> pd.DataFrame:
 
 def _points(axes: Axes, table: pd.DataFrame, classes: tuple[str, ...]) -> None:
     """Each inference by itself, in the colour and shape of its predicted class."""
-    for label, colour, marker in zip(classes, COLOURS, MARKERS, strict=False):
-        rows = table[table["predicted_class"] == label]
+    for (label, of_class), colour, marker in zip(_named(table, classes), COLOURS, MARKERS, strict=False):
+        rows = table[of_class]
         axes.scatter(
             rows["time"],
             rows["confidence"],
@@ -363,8 +381,21 @@ def _points(axes: Axes, table: pd.DataFrame, classes: tuple[str, ...]) -> None:
             alpha=0.75,
             edgecolors="white",
             linewidths=0.4,
-            label=f"predicted {label} (n = {len(rows)})",
+            label=f"predicted {label} (n = {len(rows):,})",
         )
+
+
+def _named(table: pd.DataFrame, classes: tuple[str, ...]) -> list[tuple[str, "pd.Series[bool]"]]:
+    """What a legend tells apart, at most NAMED: each class, or those that were predicted most and the others as one."""
+    predicted = table["predicted_class"]
+    if len(classes) <= NAMED:
+        return [(label, predicted == label) for label in classes]
+    counts = predicted.value_counts()
+    most = sorted(classes, key=lambda label: (-int(counts.get(label, 0)), classes.index(label)))[: NAMED - 1]
+    return [
+        *((label, predicted == label) for label in most),
+        (f"{len(classes) - len(most)} others", ~predicted.isin(most)),
+    ]
 
 
 def _density(figure: Figure, axes: Axes, table: pd.DataFrame) -> None:
@@ -387,7 +418,7 @@ def _time_axis(axes: Axes, times: "pd.Series[pd.Timestamp]", beside: pd.Timedelt
         return
     if times.min() == times.max():
         axes.set_xlim(mdates.date2num(times.min() - beside), mdates.date2num(times.max() + beside))
-    locator = AutoDateLocator(minticks=3, maxticks=6)  # more times of day than that run into each other
+    locator = AutoDateLocator(minticks=3, maxticks=5)  # more times of day than that run into each other
     axes.xaxis.set_major_locator(locator)
     # Seconds and minutes with the hour that they are of.
     formats = ["%Y", "%b", "%d", "%H:%M", "%H:%M", "%H:%M:%S"]
@@ -397,9 +428,23 @@ def _time_axis(axes: Axes, times: "pd.Series[pd.Timestamp]", beside: pd.Timedelt
 def _figure(title: str, caption: Caption, n: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(title, loc="left", fontsize=14, fontweight="bold", pad=24)
-    notes = [f"run {caption.run} of {caption.date}", f"model {caption.model_version}", f"n = {n:,}", caption.dataset]
-    axes.text(0, 1.02, "  ·  ".join(notes), transform=axes.transAxes, fontsize=9, color="#444444")
+    notes = [
+        f"run {caption.run} of {caption.date}",
+        f"model {caption.model_version}",
+        f"n = {n:,}",
+        _shortened(caption.dataset, DATASET_CHARACTERS),
+    ]
+    lines = _wrapped(notes)
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12 + 12 * len(lines))
+    axes.annotate(
+        "\n".join(lines),
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 6),
+        textcoords="offset points",
+        fontsize=8.5,
+        color="#444444",
+    )
     warnings = []
     if caption.synthetic:
         warnings.append("SYNTHETIC DATA: drawn by the project, not photographs")
@@ -407,7 +452,7 @@ def _figure(title: str, caption: Caption, n: int) -> tuple[Figure, Axes]:
         warnings.append("PROVISIONAL: capture records are missing")
     if warnings:
         box = {"facecolor": "#fff3cd", "edgecolor": "#8a6d00", "boxstyle": "round,pad=0.3"}
-        figure.supxlabel("   ".join(warnings), fontsize=9, bbox=box)
+        figure.suptitle("\n".join(warnings), fontsize=8.5, bbox=box)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -421,5 +466,27 @@ def _threshold_line(draw: object, caption: Caption) -> None:
     draw(caption.threshold, color=LIMIT, linestyle="--", linewidth=1.6, label=f"threshold {caption.threshold:g}")
 
 
-def _legend(axes: Axes, right: float = 1.01) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(right, 1), fontsize=9, frameon=False, borderaxespad=0)
+def _wrapped(notes: list[str]) -> list[str]:
+    """The notes in lines that a chart is wide enough for; none is broken."""
+    lines = [notes[0]]
+    for note in notes[1:]:
+        longer = f"{lines[-1]}  ·  {note}"
+        if len(longer) <= NOTE_CHARACTERS:
+            lines[-1] = longer
+        else:
+            lines.append(note)
+    return lines
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+
+
+def _legend(axes: Axes) -> None:
+    """Below the axes, so that all of the width is the data's."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    entries, labels = axes.get_legend_handles_labels()
+    if entries:
+        shown = [_shortened(label, 46) for label in labels]
+        figure.legend(entries, shown, loc="outside lower left", ncols=2, fontsize=8.5, frameon=False, borderaxespad=0.2)
