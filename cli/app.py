@@ -110,15 +110,13 @@ def report(
 ) -> None:
     """Print where the report of an evaluation is, and open it."""
     with _installation(aws):
-        from settings import settings
         from tasks.aws.stacks import installation
         from tasks.report.story import report_address
         from tasks.report.subject import ReportError, find_run
 
         bucket = installation().bucket
         date, name = find_run(bucket, run or None)
-        here = settings().reports / date / name / "report.html"
-        address = here.as_uri() if here.is_file() else report_address(bucket, date, name)
+        address = report_address(bucket, date, name)
         if address is None:
             raise ReportError(f"run {name} of {date} has no report yet", "run the confidence-report deployment")
         show_line(address)

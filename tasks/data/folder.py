@@ -142,12 +142,20 @@ def listed(text: str, where: str, reader: Callable[[str], Callable[[], bytes]]) 
 
 
 def load(
-    entries: list[Entry], classes: tuple[str, ...], *, size: int, share: float, strict: bool, where: str, progress: Log
+    entries: list[Entry],
+    classes: tuple[str, ...],
+    *,
+    size: int,
+    share: float,
+    strict: bool,
+    where: str,
+    source: str,
+    progress: Log,
 ) -> Checked:
     """Reads, checks and shrinks the images. What is wrong with single files is left out and told.
 
-    share: of the images without a split, by their content, that are for testing. strict: refuse if anything is wrong.
-    Raises DatasetError.
+    where: as it was asked for. source: what it is called for people. share: of the images without a split, by their
+    content, that are for testing. strict: refuse if anything is wrong. Raises DatasetError.
     """
     problems: list[Problem] = []
     rows: dict[str, list[Row]] = {"train": [], "test": []}
@@ -189,7 +197,7 @@ def load(
             f"{where}: {len(problems)} files and {len(warnings)} things are wrong, and SCONES_DATASET_STRICT is set\n"
             + "\n".join(told(problems + warnings))
         )
-    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, where, False, where)
+    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, source, False, where)
     check(dataset)
     return Checked(dataset, problems, warnings)
 

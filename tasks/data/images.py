@@ -4,7 +4,7 @@ import errno
 import hashlib
 from dataclasses import dataclass
 from dataclasses import replace as replace_dataset
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from msgspec.structs import replace
@@ -106,6 +106,7 @@ def _own(name: str, classes: tuple[str, ...]) -> Dataset:
         share=chosen.dataset_test_share,
         strict=chosen.dataset_strict,
         where=_named(name),
+        source=PurePosixPath(name.rstrip("/")).name,
         progress=logger.info,
     )
     found_wrong = checked.warnings + checked.problems

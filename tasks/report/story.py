@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
-from settings import BULK_PREFIX, EVALUATIONS_PREFIX, REPORTS_PREFIX, REVIEW_LABELS_PREFIX, REVIEW_QUEUE_PREFIX
+from settings import (
+    BULK_PREFIX,
+    EVALUATIONS_PREFIX,
+    REPORTS_PREFIX,
+    REVIEW_LABELS_PREFIX,
+    REVIEW_QUEUE_PREFIX,
+    settings,
+)
 from tasks.aws import storage
 from tasks.capture import collect
 from tasks.capture.window import Window, read
@@ -178,7 +185,10 @@ def _captures(bucket: str, window: Window, classes: tuple[str, ...], ids: list[s
 
 
 def report_address(bucket: str, date: str, run: str) -> str | None:
-    """Where a run's report opens in a browser; None if there is none yet."""
+    """Where a run's report opens in a browser, on this machine if it is here too; None if there is none yet."""
+    here = settings().reports / date / run / "report.html"
+    if here.is_file():
+        return here.as_uri()
     key = f"{REPORTS_PREFIX}{date}/{run}/report.html"
     return storage.web_address(bucket, key) if key in storage.list_etags(bucket, key) else None
 

@@ -32,6 +32,7 @@ EXPECTED = {
     "classify-images",
     "confidence-report",
     "queue-review",
+    "generate-traffic",
     "pipeline",
     "teardown",
 }

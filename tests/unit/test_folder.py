@@ -37,7 +37,16 @@ def fill(folder: Path, *classes: str, first: int = 0, each: int = 14) -> Path:
 def read(path: Path, strict: bool = False, share: float = 0.3) -> Checked:
     entries = local_entries(path)
     classes = classes_of(entries, str(path))
-    return load(entries, classes, size=32, share=share, strict=strict, where=str(path), progress=lambda line: None)
+    return load(
+        entries,
+        classes,
+        size=32,
+        share=share,
+        strict=strict,
+        where=str(path),
+        source=path.name,
+        progress=lambda line: None,
+    )
 
 
 def counts(dataset: Dataset) -> dict[str, list[int]]:
