@@ -29,6 +29,8 @@ TILES = 12
 ROWS = 500
 # Lines of the reconciliation and of the quarantine; the files have them all.
 LINES = 50
+# Newest reports of which the index shows trends and what to look at, how many of the latter, and a trend's pixels.
+RECENT, LOOK_FIRST, TREND_SIZE = 30, 5, (160, 36)
 
 TEMPLATES = Environment(
     # Nothing from a record reaches the page unescaped.
@@ -117,7 +119,40 @@ def render_index(
             reports.append(report)
     reports.sort(key=lambda report: (report.stopped or report.date, report.run), reverse=True)
     rows = [(report, link(report) if link else f"{report.date}/{report.run}/report.html") for report in reports]
-    return TEMPLATES.get_template("index.html.j2").render(rows=rows, bucket=bucket)
+    first = [(each, where) for each, where in rows[:RECENT] if each.outcome not in (PASSED, None) or each.alerts]
+    return TEMPLATES.get_template("index.html.j2").render(
+        rows=rows, bucket=bucket, first=first[:LOOK_FIRST], trends=list(_trends(reports))
+    )
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Accuracies of a model version's reports, the oldest first, and the same as points of an SVG of TREND_SIZE."""
+
+    model_version: str
+    accuracies: list[float]
+    points: str
+
+
+def _trends(reports: Sequence[IndexedReport]) -> Iterator[Trend]:
+    """Of the versions that were reported on last; of each with two accuracies at least."""
+    found: dict[str, list[float]] = {}
+    for report in reports:  # the latest first
+        if report.accuracy is not None and report.model_version:
+            found.setdefault(report.model_version, []).append(report.accuracy)
+    width, height = TREND_SIZE
+    for version, newest_first in found.items():
+        values = newest_first[:RECENT][::-1]
+        if len(values) < 2:
+            continue
+        # At least a tenth from bottom to top, so that a hundredth is no cliff.
+        top = max(values)
+        bottom = min(*values, top - 0.1)
+        places = [
+            (2 + index * (width - 4) / (len(values) - 1), 2 + (top - value) / (top - bottom) * (height - 4))
+            for index, value in enumerate(values)
+        ]
+        yield Trend(version, values, " ".join(f"{x:.1f},{y:.1f}" for x, y in places))
 
 
 def summaries_below(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -476,7 +476,21 @@ def test_the_index_is_of_one_installation_with_misses_marked_and_the_latest_firs
         summary = summary_of(about, table(0), bucket=bucket)
         (tmp_path / "2026-11-22" / f"r{number}").mkdir(parents=True)
         (tmp_path / "2026-11-22" / f"r{number}" / "summary.json").write_text(json.dumps(summary.to_json()))
-    text = render_index(summaries_below(tmp_path), "ours")
+    first, text = render_index(summaries_below(tmp_path), "ours").split("<h2>All reports</h2>")
+    assert re.findall(r'href="([^"]*)"', first) == ["2026-11-22/r1/report.html"] and "Look at these first" in first
     assert re.findall(r'href="([^"]*)"', text) == ["2026-11-22/r1/report.html", "2026-11-22/r0/report.html"]
     assert text.count('class="bad"') == 1 and "✗ missed" in text
     assert "2026-11-22 01:40" in text and text.count("Passed: all well") == 2
+
+
+def test_the_index_shows_how_accurate_each_model_was(tmp_path: Path) -> None:
+    for number, (version, accuracy) in enumerate((("v1", 0.9), ("v2", 0.95), ("v1", 0.8), ("v1", 0.85))):
+        about = replace(ABOUT, model_version=version, stopped=f"2026-11-2{number}T03:40:00", run=Run(f"r{number}", "x"))
+        summary = structs.replace(summary_of(about, table(0), bucket="ours"), accuracy=accuracy)
+        (tmp_path / "x" / f"r{number}").mkdir(parents=True)
+        (tmp_path / "x" / f"r{number}" / "summary.json").write_text(json.dumps(summary.to_json()))
+    text = render_index(summaries_below(tmp_path), "ours")
+    assert "v1: 0.900 to 0.850 in 3 reports" in text and "v2:" not in text
+    points = [tuple(map(float, point.split(","))) for point in text.split('points="')[1].split('"')[0].split()]
+    # The oldest on the left; the best at the top and the worst at the bottom.
+    assert points == [(2.0, 2.0), (80.0, 34.0), (158.0, 18.0)]
