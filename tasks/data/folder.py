@@ -330,9 +330,13 @@ def _split(rows: list[Row]) -> Split:
 
 def _name(entry: Entry, digest: bytes) -> str:
     """What the image is called in the bucket: its class, its own name, and its content."""
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", PurePosixPath(entry.path).stem).strip("-.")[:80]
     label = re.sub(r"[^A-Za-z0-9]+", "-", entry.label).strip("-")
-    return f"{label}_{stem or 'image'}_{digest.hex()[:8]}.png"
+    return f"{label}_{plain_stem(entry.path)}_{digest.hex()[:8]}.png"
+
+
+def plain_stem(path: str) -> str:
+    """A file's name without its folder and ending, as it is part of the name of an image in the bucket."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", PurePosixPath(path).stem).strip("-.")[:80] or "image"
 
 
 def _is_image(name: str) -> bool:

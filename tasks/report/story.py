@@ -17,6 +17,7 @@ from settings import (
 from tasks.aws import storage
 from tasks.capture import collect
 from tasks.capture.window import Window, read
+from tasks.data.folder import plain_stem
 from tasks.errors import SconesError
 from tasks.evaluation import executions
 from tasks.evaluation.results import Planned, Result, iterate_results, newest_summaries, read_summary, result
@@ -68,8 +69,9 @@ class Story:
 def stories(installation: Installation, wanted: str, runs: int) -> Iterator[Story]:
     """The image's stories, those of the newest runs first.
 
-    wanted: an inference id, an execution's ARN or name, an S3 URI, a key, or the end of a key after a slash. runs: in
-    how many of the newest evaluations and bulk runs is looked. Raises NothingKnown if it is in none of them.
+    wanted: an inference id, an execution's ARN or name, an S3 URI, a key, the end of a key after a slash, or the name
+    of a file of one's own. runs: in how many of the newest evaluations and bulk runs is looked. Raises NothingKnown if
+    it is in none of them.
     """
     wanted = wanted.removeprefix(f"s3://{installation.bucket}/")
     if wanted.startswith("arn:"):
@@ -79,22 +81,27 @@ def stories(installation: Installation, wanted: str, runs: int) -> Iterator[Stor
         return
     identified = INFERENCE_ID.fullmatch(wanted)
     summaries = _summaries(installation.bucket, identified["run"] if identified else None, runs)
-    found = False
-    for summary in summaries:
-        for row in iterate_results(installation.bucket, summary):
-            if _is(row, wanted):
-                found = True
-                yield _of_run(installation, summary, row)
-    if not found:
-        where = f"run {identified['run']}" if identified else f"the {len(summaries)} newest runs"
-        raise NothingKnown(
-            f"{wanted!r} is in none of {where}", "an image's key, such as test/bicycle-0001.png, or an id"
-        )
+    for told in (_is, _is_called):
+        found = False
+        for summary in summaries:
+            for row in iterate_results(installation.bucket, summary):
+                if told(row, wanted):
+                    found = True
+                    yield _of_run(installation, summary, row)
+        if found:
+            return
+    where = f"run {identified['run']}" if identified else f"the {len(summaries)} newest runs"
+    raise NothingKnown(f"{wanted!r} is in none of {where}", "an image's key, such as test/bicycle-0001.png, or an id")
 
 
 def _is(row: Result, wanted: str) -> bool:
     ids = (row.inference_id, *(earlier.inference_id for earlier in row.previous_attempts))
     return wanted in (row.key, *ids) or row.key.endswith(f"/{wanted}")
+
+
+def _is_called(row: Result, wanted: str) -> bool:
+    """Whether it was made of a file of that name by prepare-data, which calls IMG_1.jpg cat_IMG-1_1a2b3c4d.png."""
+    return f"_{plain_stem(wanted)}_" in row.key.rpartition("/")[2]
 
 
 def _summaries(bucket: str, run: str | None, most: int) -> list[EvaluationSummary]:
