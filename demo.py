@@ -5,12 +5,15 @@ Ctrl-C cancels the flow run and stops all services.
 
 import argparse
 import asyncio
+import fcntl
 import json
 import os
 import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,12 +59,13 @@ def main() -> int:
     dataset = parser.parse_args().dataset
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    started, own = time.monotonic(), 0
+    started, own, alone = time.monotonic(), 0, ExitStack()
     try:
         config = LocalConfig()
         if dataset and dataset not in ("cifar100", "generated"):
             dataset = str(Path(dataset).expanduser().resolve())
             own = _check(dataset)
+        alone.enter_context(_only_demo(config))
         print("starting the services")
         bring_up(config)
         chosen = {"SCONES_FOLDS": QUICK["SCONES_FOLDS"], "SCONES_EPOCHS": ("epochs", _epochs(own))}
@@ -80,6 +84,20 @@ def main() -> int:
         print("\ninterrupted: stopping all services", file=sys.stderr)
         services.down(config)
         return 130
+    finally:
+        alone.close()
+
+
+@contextmanager
+def _only_demo(config: LocalConfig) -> Iterator[None]:
+    """Raises PipelineFailed if another demo is under way: each would stop the services under the other's feet."""
+    config.state.mkdir(parents=True, exist_ok=True)
+    with (config.state / "demo.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PipelineFailed("another `make demo` is under way here; wait until it has ended, or stop it") from None
+        yield
 
 
 def _check(dataset: str) -> int:

@@ -41,6 +41,8 @@ FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 START_SECONDS = 90
 STOP_SECONDS = 40
 BUSY_SECONDS = 10
+# What a first demo writes below the state folder, several times over.
+LEAST_FREE_BYTES = 500_000_000
 
 
 class ServicesError(Exception):
@@ -75,6 +77,7 @@ def up(config: LocalConfig, real_aws: bool = False) -> list[str]:
             return _renew_worker(config, settings, busy)
         _stop(config)
         _check_ports(config, real_aws)
+        _check_space(config)
         if not real_aws:
             ensure_certificate(config.certificate, config.key)
         (config.state / "mode").write_text(wanted)
@@ -355,6 +358,16 @@ def _socket(config: LocalConfig) -> Path:
     # Not below the state folder: a socket's path has about 100 characters at most.
     digest = hashlib.sha256(_mark(config).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"scones-{os.getuid()}-{digest}.sock"
+
+
+def _check_space(config: LocalConfig) -> None:
+    """Raises ServicesError if the disk is so full that databases and images would break in the middle of a run."""
+    free = shutil.disk_usage(config.state).free
+    if free < LEAST_FREE_BYTES:
+        raise ServicesError(
+            f"only {free / 1e6:.0f} MB are free for {config.state}, and the services need "
+            f"{LEAST_FREE_BYTES / 1e6:.0f}: make room, or choose another folder with SCONES_STATE"
+        )
 
 
 @contextmanager

@@ -136,6 +136,11 @@ def test_ctrl_c_in_the_demo_stops_everything(own: tuple[LocalConfig, dict[str, s
         if "epoch=1/" in line:  # a training job runs in a session of its own by now
             break
     assert "epoch=1/" in seen[-1], "".join(seen)
+    second = subprocess.run(
+        ["make", "demo", "DATASET=generated"], cwd=ROOT, env=environment, text=True, capture_output=True
+    )
+    assert second.returncode != 0 and "another `make demo` is under way" in second.stderr
+    assert listening(config)  # of the first, which goes on
     os.killpg(demo.pid, signal.SIGINT)
     output = demo.communicate(timeout=90)[0]
     assert demo.returncode != 0

@@ -245,3 +245,12 @@ def test_an_endpoint_of_an_earlier_version_can_be_deleted_and_made_again(tmp_pat
         assert time.monotonic() < deadline
     assert "earlier version" in record["FailureReason"]
     endpoints.shutdown()
+
+
+def test_a_full_disk_is_told_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LocalConfig(state=tmp_path)
+    services._check_space(config)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=90_000_000))
+    with pytest.raises(services.ServicesError, match="only 90 MB are free"):
+        services._check_space(config)
