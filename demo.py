@@ -210,9 +210,11 @@ def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -
     accuracy = "-" if summary["accuracy"] is None else f"{summary['accuracy']:.3f}"
     low, high = summary["accuracy_interval_95"]
     kind = "GENERATED images (not photographs)" if summary["dataset"]["synthetic"] else summary["dataset"]["source"]
+    unused = summary["dataset"].get("left_out")
+    left_out = f", {unused} files left out" if unused else ""
     lines = {
         "verdict": summary["verdict"],
-        "data": f"{kind}: {summary['dataset']['train']} training, {summary['dataset']['test']} test images",
+        "data": f"{kind}: {summary['dataset']['train']} training, {summary['dataset']['test']} test images{left_out}",
         "images planned": counts["planned"],
         "accepted": f"{counts['accepted']} (confidence >= {summary['threshold']:g})",
         "below threshold": counts["below_threshold"],
