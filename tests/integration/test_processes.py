@@ -219,7 +219,7 @@ def test_status_and_help_explain(own: tuple[LocalConfig, dict[str, str]], tmp_pa
     shutil.copy(ROOT / "Makefile", tmp_path)
     assert "Nothing is set up" in call(environment, "make", "status", cwd=tmp_path).stdout
     wrong = call(environment, "make", "demo", "DATASET=none.tar.gz", cwd=tmp_path)
-    assert wrong.returncode != 0 and "neither cifar100, generated nor a file" in wrong.stderr
+    assert wrong.returncode != 0 and "neither cifar100, generated, a file nor a folder" in wrong.stderr
     assert not (tmp_path / ".venv").exists()
     text = call(environment, "make").stdout
     for target in ("demo", "test", "up", "down", "status", "logs", "lint", "check", "clean"):
