@@ -97,7 +97,7 @@ up: setup ## start Prefect server, worker and the embedded AWS, and deploy prefe
 	@$(RUN) deploy.py --aws $(AWS)
 
 deploy: setup ## bring the stacks and deployments of ENV=dev or ENV=prod to environments/ENV.env (AWS=real for an account)
-	@$(RUN) environment.py --aws $(AWS) deploy $(ENV)
+	@$(RUN) environment.py --aws $(AWS) deploy $(ENV) $(if $(BUILD),--build)
 
 drift: setup ## show what was changed by hand in the stacks of ENV
 	@$(RUN) environment.py --aws $(AWS) drift $(ENV)

@@ -6,6 +6,7 @@ Each has its settings in environments/NAME.env and with them stacks of its own, 
 import argparse
 import asyncio
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -68,6 +69,20 @@ def deployments(name: str, work_pool: str) -> dict[str, Any]:
     return document
 
 
+def image_steps(image: str) -> dict[str, list[dict[str, Any]]]:
+    """Prefect's steps that build the image of flow runs and push it, of one deployment. image: REPOSITORY:TAG."""
+    shell, registry = "prefect.deployments.steps.run_shell_script", image.split("/")[0]
+    # A step's script is no shell's, and the password goes from one program to the other.
+    push = (
+        f"aws ecr get-login-password | docker login --username AWS --password-stdin {registry} && docker push {image}"
+    )
+    where = {"directory": str(ROOT), "stream_output": True}
+    return {
+        "build": [{shell: {"script": f"make image IMAGE={image}", **where}}],
+        "push": [{shell: {"script": f"sh -c {shlex.quote(push)}", **where}}],
+    }
+
+
 def job_template(outputs: dict[str, str]) -> dict[str, Any]:
     """Of the ECS work pool: the runner stack's cluster, task definition and network, as its defaults."""
     from prefect_aws.workers.ecs_worker import ECSWorker
@@ -104,8 +119,11 @@ async def _create_or_update_pool(name: str, template: dict[str, Any]) -> None:
             await client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
 
 
-def deploy(name: str, config: LocalConfig) -> None:
-    """Stacks, and if they run on ECS the work pool and the deployments. What is as it should be is left alone."""
+def deploy(name: str, config: LocalConfig, build: bool = False) -> None:
+    """Stacks, and if they run on ECS the work pool and the deployments. What is as it should be is left alone.
+
+    build: build the image of flow runs too, and push it, which takes Docker.
+    """
     from tasks.aws.stacks import deploy_runner_stack, deploy_stacks
 
     deploy_stacks(print)
@@ -119,12 +137,16 @@ def deploy(name: str, config: LocalConfig) -> None:
     print(f"work pool {pool}: type ecs")
     folder = config.state / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    apply_document(deployments(name, pool), name, folder / f"prefect-{name}.yaml", folder / f"deploy-{name}.log")
+    document = deployments(name, pool)
+    if build:
+        # Once: steps above all deployments would run for each of them.
+        document["deployments"][0] |= image_steps(f"{outputs['RepositoryUri']}:{chosen.runner_image_tag}")
+    apply_document(document, name, folder / f"prefect-{name}.yaml", folder / f"deploy-{name}.log")
     print(f"deployments: applied, such as pipeline/{name}")
     if not chosen.runner_workers:
         print(
-            f"no worker runs yet: build and push {outputs['RepositoryUri']}:{chosen.runner_image_tag} (`make image`), "
-            "then set SCONES_RUNNER_WORKERS=1 and run this again"
+            f"no worker runs yet: have {outputs['RepositoryUri']}:{chosen.runner_image_tag} built and pushed "
+            "(BUILD=yes), then set SCONES_RUNNER_WORKERS=1 and run this again"
         )
 
 
@@ -171,6 +193,8 @@ def main() -> int:
     for command, explained in (("deploy", deploy.__doc__), ("drift", show_drift.__doc__)):
         one = commands.add_parser(command, help=str(explained).split(".")[0])
         one.add_argument("environment", help="a file of environments/, without .env")
+        if command == "deploy":
+            one.add_argument("--build", action="store_true", help="build the image of flow runs and push it, by Docker")
     two = commands.add_parser("promote", help=str(promote.__doc__))
     two.add_argument("version", type=int, help="its number, such as 7")
     two.add_argument("--source", required=True)
@@ -190,7 +214,7 @@ def main() -> int:
         if chosen.command == "remove":
             remove(chosen.confirm)
             return 0
-        deploy(chosen.environment, LocalConfig())
+        deploy(chosen.environment, LocalConfig(), chosen.build)
     except (services.ServicesError, DeploymentError, SettingsError, ConfigError, SconesError) as error:
         return print_error(error)
     return 0

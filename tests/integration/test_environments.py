@@ -16,6 +16,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 import environment
+from deploy import apply_document
 from local_aws.config import LocalConfig
 from settings import ROOT, settings
 from tasks.aws import storage
@@ -94,6 +95,50 @@ def test_prod_is_deployed_promoted_to_watched_for_drift_and_removed(
     stacks = client("cloudformation").describe_stacks()["Stacks"]
     assert not [each["StackName"] for each in stacks if each["StackName"].startswith(PROD)]
     assert PROD not in str(client("ecr").describe_repositories()["repositories"])
+
+
+def test_the_image_is_built_and_pushed_once_before_the_deployments(
+    environments: Path, stack: LocalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect runs the steps; programs of these names write down what they are asked, in place of Docker."""
+    (tmp_path / "bin").mkdir()
+    for name in ("docker", "aws"):
+        program = tmp_path / "bin" / name
+        says = "echo secret" if name == "aws" else "true"
+        program.write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n{says}\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    steps = environment.image_steps("123.dkr.ecr.us-east-1.amazonaws.com/prod-runner:7")
+    pull = [{"prefect.deployments.steps.set_working_directory": {"directory": "/opt/scones"}}]
+    of_flows: list[dict[str, Any]] = [
+        {"name": "built", "entrypoint": f"flows/{flow}.py:{flow}", "work_pool": {"name": "local"}}
+        for flow in ("preflight", "teardown")
+    ]
+    of_flows[0] |= steps
+    document = {"prefect-version": "3.8.8", "name": "scones-unlimited", "pull": pull, "deployments": of_flows}
+    try:
+        apply_document(document, "built", tmp_path / "prefect.yaml", tmp_path / "log")
+        made = {each.entrypoint for each in built_deployments()}
+        assert made == {"flows/preflight.py:preflight", "flows/teardown.py:teardown"}
+    finally:
+        with get_client(sync_client=True) as prefect:
+            for each in built_deployments():
+                prefect.delete_deployment(each.id)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    image = "123.dkr.ecr.us-east-1.amazonaws.com/prod-runner:7"
+    # Of a pipe either program may begin.
+    assert [calls[0], *sorted(calls[1:3]), calls[3]] == [
+        f"docker build --platform linux/amd64 --tag {image} .",
+        "aws ecr get-login-password",
+        f"docker login --username AWS --password-stdin {image.split('/')[0]}",
+        f"docker push {image}",
+    ]
+    assert "secret" not in (tmp_path / "log").read_text()
+
+
+def built_deployments() -> list[Any]:
+    with get_client(sync_client=True) as prefect:
+        return [each for each in prefect.read_deployments() if each.name == "built"]
 
 
 def champion_of(name: str) -> Any:
