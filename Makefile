@@ -36,10 +36,12 @@ $(VENV)/.installed: requirements.lock local_sagemaker/pyproject.toml
 	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e ./local_sagemaker
-	@ln -sf ../../scones $(VENV)/bin/scones
 	@touch $@
 
-setup: $(VENV)/.installed ## virtual environment with the locked requirements
+$(VENV)/bin/scones: $(VENV)/.installed
+	@ln -sf ../../scones $@
+
+setup: $(VENV)/bin/scones ## virtual environment with the locked requirements
 
 # Before anything is installed for it.
 .PHONY: check-dataset
