@@ -36,7 +36,9 @@ def generate_traffic(
     logger.info("a report of it: prefect deployment run confidence-report/NAME %s", parameters)
     for error, count in sent.failed.items():
         logger.warning("%d images: %s", count, error)
-    state: Any = (Failed if sent.failed else Completed)(message=message, data=sent)
+    state: Any = Completed(message=message, data=sent)
+    if sent.failed:
+        state = Failed(message=message, data=traffic.TrafficFailed(message, "the log has their errors"))
     returned: traffic.Sent = state  # callers get the data of a state
     return returned
 

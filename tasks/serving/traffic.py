@@ -21,6 +21,7 @@ from tasks.aws import storage
 from tasks.aws.clients import client, retry_transient
 from tasks.aws.errors import AwsError
 from tasks.data.generated import FAR, draw
+from tasks.data.pictures import read_rgb
 from tasks.errors import SconesError
 from tasks.evaluation import executions
 from tasks.installation import Installation
@@ -45,6 +46,10 @@ BLUR, BRIGHTNESS = 1 / 12, 0.3
 
 class TrafficError(SconesError):
     """Traffic that can't be made; the message says why."""
+
+
+class TrafficFailed(SconesError):
+    """Some of the images were not answered; the message says how many, and the log why."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,8 @@ def changed(image: bytes, drift: Drift, seed: int) -> bytes:
 def _images(bucket: str) -> Sequence[bytes]:
     """Test images, in an order that has nothing to do with their classes."""
     keys = sorted(storage.list_etags(bucket, TEST_PREFIX), key=lambda key: hashlib.sha256(key.encode()).digest())
-    found = [content for key in keys[:IMAGES] if (content := storage.get(bucket, key))]
+    read = (storage.get(bucket, key) for key in keys[:IMAGES])
+    found = [content for content in read if content and read_rgb(content)]
     if not found:
         raise TrafficError("there are no test images", "run the prepare-data deployment first")
     return found
