@@ -23,7 +23,7 @@ from deploy import DeploymentError, bring_up
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
 from local_aws.errors import print_error
-from settings import SettingsError, run_id, settings
+from settings import PREFIX, SettingsError, run_id, settings
 from tasks.data import folder
 from tasks.data.dataset import DatasetError, from_archive
 
@@ -37,7 +37,7 @@ QUICK = {"SCONES_FOLDS": ("folds", 3), "SCONES_EPOCHS": ("epochs", 24)}
 # Images that the training of a demo sees in all: of a few own images, each more often.
 SEEN_IMAGES, MOST_EPOCHS = 24_000, 160
 # Nobody knows yet how well one's own classes can be told apart: a first model serves and is reported on however it is.
-LENIENT = {"SCONES_GATE_MIN_ACCURACY": "gate_min_accuracy", "SCONES_SMOKE_MIN_ACCURACY": "smoke_min_accuracy"}
+LENIENT = ("gate_min_accuracy", "smoke_min_accuracy")
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 20
 QUIET_LOGGERS = ("sagemaker", "httpx", "botocore")
@@ -68,7 +68,7 @@ def main() -> int:
         alone.enter_context(_only_demo(config))
         print("starting the services")
         bring_up(config)
-        chosen = {"SCONES_FOLDS": QUICK["SCONES_FOLDS"], "SCONES_EPOCHS": ("epochs", _epochs(own))}
+        chosen = QUICK | {"SCONES_EPOCHS": ("epochs", _epochs(own))}
         quick = {name: value for setting, (name, value) in chosen.items() if setting not in os.environ}
         parameters = {"dataset": dataset, "fall_back_to_generated": dataset is None, "hyperparameters": quick}
         state, evaluation = asyncio.run(_run_pipeline(parameters))
@@ -108,7 +108,8 @@ def _check(dataset: str) -> int:
     entries = folder.local_entries(Path(dataset))
     classes = folder.classes_of(entries, dataset)
     print(f"{len(entries):,} images of {len(classes)} classes: {', '.join(classes)}")
-    for variable in [name for name, field in LENIENT.items() if field not in settings().model_fields_set]:
+    for name in sorted(set(LENIENT) - settings().model_fields_set):
+        variable = PREFIX + name.upper()
         os.environ[variable] = "0"
         print(f"{variable}=0 for this run: a first model is reported on, however accurate it is")
     settings.cache_clear()

@@ -3,18 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from cli.output import FAILED, progress, show_json, show_table
+from cli.output import FAILED, TOLD, progress, show_json, show_table
 from tasks.aws.stacks import installation
-from tasks.evaluation.adhoc import Photo, PhotoError, classify, read_photo
 from tasks.evaluation.results import Result
+from tasks.serving.adhoc import Photo, PhotoError, classify, read_photo
 from tasks.serving.endpoint import serving
-
-WORDS = {
-    "accepted": "accepted",
-    "below_threshold": "not accepted: below the threshold",
-    "not_a_class": "not accepted: looks like none of the classes",
-    "failed": "failed",
-}
 
 
 def run(paths: list[Path], as_json: bool) -> int:
@@ -49,7 +42,7 @@ def run(paths: list[Path], as_json: bool) -> int:
 
 
 def _row(photo: Photo, row: Result) -> tuple[str, ...]:
-    said = WORDS[row.status] + (f": {row.error}: {row.cause or ''}"[:200] if row.status == "failed" else "")
+    said = TOLD[row.status] + (f": {row.error}: {row.cause or ''}"[:200] if row.status == "failed" else "")
     confidence = "-" if row.confidence is None else f"{row.confidence:.3f}"
     return f"{photo.path}", row.predicted_class or "-", confidence, f"{row.threshold:g}", said, row.inference_id
 

@@ -14,6 +14,14 @@ from rich.text import Text
 
 # What went wrong, apart from what was found.
 FAILED = 2
+# What came of an image, in words.
+TOLD = {
+    "accepted": "accepted",
+    "below_threshold": "not accepted: below the threshold",
+    "not_a_class": "not accepted: looks like none of the classes",
+    "failed": "failed",
+    "not_submitted": "not submitted: the evaluation stopped before its turn",
+}
 
 
 def console() -> Console:

@@ -3,18 +3,11 @@
 from datetime import datetime
 from itertools import islice
 
-from cli.output import show_json, show_line
+from cli.output import TOLD, show_json, show_line
 from tasks.aws.stacks import installation
 from tasks.report.history import History
 from tasks.report.story import Story, stories
 
-TOLD = {
-    "accepted": "accepted",
-    "below_threshold": "not accepted: below the threshold",
-    "not_a_class": "not accepted: looks like none of the classes",
-    "failed": "failed",
-    "not_submitted": "not submitted: the evaluation stopped before its turn",
-}
 DETAIL = 300
 # How events end that tell of an attempt, a state or an execution that did not succeed.
 PROBLEMS = ("Failed", "TimedOut", "Aborted")

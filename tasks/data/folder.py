@@ -197,7 +197,7 @@ def load(
             f"{where}: {len(problems)} files and {len(warnings)} things are wrong, and SCONES_DATASET_STRICT is set\n"
             + "\n".join(told(problems + warnings))
         )
-    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, source, False, where)
+    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, source, False, where, len(problems))
     check(dataset)
     return Checked(dataset, problems, warnings)
 

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 from dataclasses import dataclass
-from dataclasses import replace as replace_dataset
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -123,7 +122,7 @@ def _own(name: str, classes: tuple[str, ...]) -> Dataset:
         key="own-images-left-out",
         description=f"{len(checked.problems)} files of {name} are left out",
     )
-    return replace_dataset(checked.dataset, left_out=len(checked.problems))
+    return checked.dataset
 
 
 def _entries(name: str) -> list[folder.Entry]:

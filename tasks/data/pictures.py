@@ -17,7 +17,7 @@ def read_rgb(content: bytes) -> Image.Image | None:
             if image.width * image.height > MAX_PIXELS:
                 return None
             image.load()
-            return _rgb(image)
+            return as_rgb(image)
     except Exception:  # a damaged file can make a decoder raise nearly anything
         return None
 
@@ -29,20 +29,22 @@ def as_served(content: bytes, size: int) -> np.ndarray | None:
             if image.width * image.height > MAX_PIXELS:
                 return None
             image.load()
-            picture = _rgb(_upright(image))
+            picture = as_rgb(upright(image))
     except Exception:  # as above
         return None
     return np.array(picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data says."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged metadata says nothing about the picture
         return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB: 16 bits scaled, transparent parts white."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.evaluation.adhoc import MAX_BYTES, PhotoError, read_photo
+from tasks.serving.adhoc import MAX_BYTES, PhotoError, read_photo
 
 
 def noise(width: int, height: int) -> Image.Image:

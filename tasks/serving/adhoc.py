@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from settings import ADHOC_PREFIX, settings
 from tasks.aws import storage
+from tasks.data.pictures import FORMATS, as_rgb, upright
 from tasks.errors import SconesError
 from tasks.evaluation.executions import Executions, Progress
 from tasks.evaluation.results import Planned, Result, result
 from tasks.installation import Installation
 from tasks.run import iso, utc_now
 
-# What the workflow takes: MAX_IMAGE_BYTES and SIGNATURES of lambdas/serialize_image_data.py.
+# What the workflow takes: MAX_IMAGE_BYTES of lambdas/serialize_image_data.py.
 MAX_BYTES = 180_000
-FORMATS = ("PNG", "JPEG")
 MAX_FILE_BYTES = 200_000_000
 # Longest sides and quality of the JPEG that a larger photograph is sent as; the first that is small enough.
 SIDES = (1024, 768, 512, 384, 256)
@@ -72,11 +72,7 @@ def _photo(path: Path, content: bytes) -> Photo:
         image.load()
         if kind in FORMATS and len(content) <= MAX_BYTES:
             return Photo(path, content)
-        picture = ImageOps.exif_transpose(image)
-        if "A" in picture.getbands() or "transparency" in picture.info:
-            above = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", above.size, (255, 255, 255, 255)), above)
-        picture = picture.convert("RGB")
+        picture = as_rgb(upright(image))
     for side in SIDES:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
