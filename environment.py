@@ -182,7 +182,7 @@ def promote(number: int, source: str, target: str, real_aws: bool) -> None:
     choose(source, real_aws)
     version, classes = find_version(number), installation().classes
     choose(target, real_aws)
-    promotion.promote(version, classes, installation().bucket, print)
+    promotion.promote(version, classes, installation(), print)
     print(f"deploy it: prefect deployment run 'deploy-endpoint/{target}'")
 
 

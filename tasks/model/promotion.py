@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from settings import MODELS_PREFIX, settings
 from tasks.aws.clients import client, retry_transient
 from tasks.errors import SconesError
+from tasks.installation import Installation
 from tasks.model.registry import APPROVED, ModelVersion, decide, register_copy, versions
 from tasks.run import Log
 
@@ -17,16 +18,16 @@ class NotPromoted(SconesError):
     """A version that cannot be promoted; the message says why."""
 
 
-def promote(source: ModelVersion, classes: tuple[str, ...], bucket: str, progress: Log) -> ModelVersion:
-    """Copies an approved version's artifact into the bucket and registers it; one that is here already is found again.
+def promote(source: ModelVersion, classes: tuple[str, ...], target: Installation, progress: Log) -> ModelVersion:
+    """Copies an approved version's artifact into the target's bucket and registers it, unless it is there already.
 
     classes: of the installation it comes from. Raises NotPromoted if it is not approved, or tells other classes apart.
     The caller's credentials read the one bucket and write the other.
     """
     if source.status != APPROVED:
         raise NotPromoted(f"{source.arn} is {source.status}: only an approved version is promoted")
-    if classes != settings().classes:
-        raise NotPromoted(f"{source.arn} tells {', '.join(classes)} apart, not {', '.join(settings().classes)}")
+    if classes != target.classes:
+        raise NotPromoted(f"{source.arn} tells {', '.join(classes)} apart, not {', '.join(target.classes)}")
     for version in versions():
         if version.metadata.get(ORIGIN) == source.arn:
             progress(f"{source.arn} is {version.name} here already, {version.status}")
@@ -34,12 +35,12 @@ def promote(source: ModelVersion, classes: tuple[str, ...], bucket: str, progres
     address = urlsplit(source.artifact_uri)
     key = f"{MODELS_PREFIX}promoted-{hashlib.sha256(source.arn.encode()).hexdigest()[:12]}/model.tar.gz"
     retry_transient(
-        f"copy {source.artifact_uri} to s3://{bucket}/{key}",
+        f"copy {source.artifact_uri} to s3://{target.bucket}/{key}",
         lambda: client("s3").copy_object(
-            Bucket=bucket, Key=key, CopySource={"Bucket": address.netloc, "Key": address.path.lstrip("/")}
+            Bucket=target.bucket, Key=key, CopySource={"Bucket": address.netloc, "Key": address.path.lstrip("/")}
         ),
     )
-    made = register_copy(source, f"s3://{bucket}/{key}", {ORIGIN: source.arn})
+    made = register_copy(source, f"s3://{target.bucket}/{key}", {ORIGIN: source.arn})
     decided = decide(made, APPROVED, f"promoted from {source.arn}, which was approved: {source.reason}")
     progress(f"{source.arn} is {decided.name} of {settings().model_package_group}")
     return decided

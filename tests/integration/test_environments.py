@@ -21,6 +21,7 @@ from local_aws.config import LocalConfig
 from settings import ROOT, settings
 from tasks.aws import storage
 from tasks.aws.clients import client
+from tasks.aws.stacks import installation
 from tasks.data.dataset import png
 from tasks.data.generated import draw
 from tasks.model.registry import APPROVED, versions
@@ -158,11 +159,13 @@ def test_a_version_that_is_not_approved_is_not_promoted(environments: Path) -> N
 
     from tasks.model.promotion import NotPromoted, promote
 
-    champion = champion_of("dev")
+    champion, here = champion_of("dev"), installation()
     with pytest.raises(NotPromoted, match="only an approved version"):
-        promote(replace(champion, status="Rejected"), settings().classes, "bucket", print)
+        promote(replace(champion, status="Rejected"), here.classes, here, print)
     with pytest.raises(NotPromoted, match="not bicycle, motorcycle"):
-        promote(champion, ("bicycle", "tank"), "bucket", print)
+        promote(champion, ("bicycle", "tank"), here, print)
+    with pytest.raises(NotPromoted, match="not cat, dog"):  # the classes of own images, which no setting has
+        promote(champion, here.classes, replace(here, classes=("cat", "dog")), print)
 
 
 def test_an_unknown_environment_is_refused_with_those_there_are(environments: Path) -> None:
