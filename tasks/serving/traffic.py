@@ -1,7 +1,6 @@
 """Traffic as users would make it: test images at a rate, and from half way on other ones than the model knows."""
 
 import hashlib
-import io
 import math
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from settings import ADHOC_PREFIX, TEST_PREFIX
 from tasks.aws import storage
 from tasks.aws.clients import client, retry_transient
 from tasks.aws.errors import AwsError
+from tasks.data.dataset import png
 from tasks.data.generated import FAR, draw
 from tasks.data.pictures import read_rgb
 from tasks.errors import SconesError
@@ -118,7 +118,7 @@ def send(installation: Installation, plan: Plan, run: str) -> Sent:
         failed.update(_name_of(error) for each in done if (error := each.exception()))
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        for number, moment in enumerate(plan.moments()):
+        for number, moment in enumerate(plan.moments().tolist()):
             time.sleep(max(started + moment - time.monotonic(), 0))
             if len(under_way) >= AT_ONCE:
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
@@ -144,8 +144,8 @@ def changed(image: bytes, drift: Drift, seed: int) -> bytes:
     """The image as it is under a drift: blurred, dark, or another one, of something that is none of the classes."""
     if drift == "none":
         return image
-    with Image.open(io.BytesIO(image)) as opened:
-        picture = opened.convert("RGB")
+    picture = read_rgb(image)
+    assert picture is not None, "only such are sent"
     if drift == "blur":
         picture = picture.filter(ImageFilter.GaussianBlur(picture.width * BLUR))
     elif drift == "darkness":
@@ -153,9 +153,7 @@ def changed(image: bytes, drift: Drift, seed: int) -> bytes:
     else:
         names = sorted(FAR)
         picture = Image.fromarray(draw(names[seed % len(names)], seed, picture.width))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(np.asarray(picture))
 
 
 def _images(bucket: str) -> Sequence[bytes]:

@@ -21,7 +21,8 @@ def test_a_drift_that_begins_half_way_is_in_the_report(installed: Any) -> None:
     names = {path.name for path in (reports_folder() / summary.date / summary.run).iterdir()}
     assert "report.html" in names and "confidence_scatter.png" in names
     written = read_json(reports_folder() / summary.date / summary.run / "summary.json")
-    assert written["captured"] >= 180 if "captured" in written else summary.alerts is not None
+    assert written["captured"] >= calm.sent + drifted.sent  # the demo may have ended in the same minute
+    assert any("images" in alert for alert in summary.alerts), summary.alerts
 
 
 def test_traffic_through_the_workflow_starts_executions(installed: Any) -> None:
