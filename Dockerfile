@@ -17,6 +17,7 @@ COPY classifier classifier
 COPY lambdas lambdas
 COPY statemachine statemachine
 COPY infrastructure infrastructure
+RUN python -m tasks.aws.function_packages
 
 # Its home, caches and reports vanish with the task; all that lasts is in the bucket and in the Prefect server.
 RUN useradd --create-home --uid 10001 scones

@@ -26,6 +26,7 @@ from local_aws.errors import print_error
 from settings import PREFIX, SettingsError, run_id, settings
 from tasks.data import folder
 from tasks.data.dataset import DatasetError, from_archive
+from tasks.model.sizing import in_words, sizing, suited
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -35,7 +36,7 @@ DEPLOYMENT = "pipeline/local"
 # Less than a training that is meant to be used: under a minute instead of five.
 QUICK = {"SCONES_FOLDS": ("folds", 3), "SCONES_EPOCHS": ("epochs", 24)}
 # Images that the training of a demo sees in all: of a few own images, each more often.
-SEEN_IMAGES, MOST_EPOCHS = 24_000, 160
+SEEN_IMAGES, FEWEST_EPOCHS, MOST_EPOCHS = 24_000, 6, 160
 # Nobody knows yet how well one's own classes can be told apart: a first model serves and is reported on however it is.
 LENIENT = ("gate_min_accuracy", "smoke_min_accuracy")
 POLL_SECONDS = 1.0
@@ -66,10 +67,12 @@ def main() -> int:
             dataset = str(Path(dataset).expanduser().resolve())
             own = _check(dataset)
         alone.enter_context(_only_demo(config))
+        shortened = QUICK | {"SCONES_EPOCHS": ("epochs", _epochs(own))}
+        quick = {name: value for setting, (name, value) in shortened.items() if setting not in os.environ}
+        if own:
+            _announce(own, quick)
         print("starting the services")
         bring_up(config)
-        chosen = QUICK | {"SCONES_EPOCHS": ("epochs", _epochs(own))}
-        quick = {name: value for setting, (name, value) in chosen.items() if setting not in os.environ}
         parameters = {"dataset": dataset, "fall_back_to_generated": dataset is None, "hyperparameters": quick}
         state, evaluation = asyncio.run(_run_pipeline(parameters))
         if evaluation is None or not _print_summary(config, evaluation, time.monotonic() - started):
@@ -117,9 +120,22 @@ def _check(dataset: str) -> int:
 
 
 def _epochs(own: int) -> int:
-    """Of a demo's training; more of few images, as it takes no longer."""
+    """Of a demo's training; more of few images, as it takes no longer, and fewer of many."""
     usual: int = QUICK["SCONES_EPOCHS"][1]
-    return max(usual, min(MOST_EPOCHS, SEEN_IMAGES // own)) if own else usual
+    return min(max(SEEN_IMAGES // own, FEWEST_EPOCHS), MOST_EPOCHS) if own else usual
+
+
+def _announce(own: int, quick: dict[str, int]) -> None:
+    """Says how long the training of own images takes, here in short and on AWS in full."""
+    chosen = settings()
+    images = round(own * (1 - chosen.dataset_test_share))
+    full = {"repeats": str(chosen.repeats), "classifier": chosen.classifier}
+    full |= {name: str(value) for name, value in suited(images, chosen).items()}
+    here = full | {name: str(value) for name, value in quick.items()}
+    print(in_words(sizing(images, chosen.image_size, here), "", True, chosen.training_max_seconds)[0])
+    if here != full:
+        print("without the demo's shortcuts, ", end="")
+        print(*in_words(sizing(images, chosen.image_size, full), "", True, chosen.training_max_seconds), sep="\n")
 
 
 def _interrupt(number: int, frame: object) -> None:

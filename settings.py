@@ -164,7 +164,11 @@ class Settings(BaseSettings):
         "deployed model recommends, or 'every-class' for the one at which what is accepted as each class reaches the "
         "target; without it the stack keeps its own (0.93 at first).",
     )
-    lambda_runtime: str = Field(default="python3.13", description="Runtime of the functions.")
+    lambda_runtime: str = Field(
+        default="python3.13",
+        pattern=r"^(python3\.(1[2-9]|[2-9][0-9])|provided\.al2023)$",
+        description="Runtime of the functions: python3.12 or later, for which lambdas/requirements.txt names Pillow.",
+    )
     lambda_concurrency: int = Field(default=0, ge=0, description="Reserved concurrency of each function; 0 for none.")
 
     # Training
@@ -173,11 +177,22 @@ class Settings(BaseSettings):
         description="What serves: 'single' is one network fitted to all training images, 'ensemble' the mean of those "
         "that are each fitted without a fold, which takes longer to answer.",
     )
-    epochs: int = Field(default=84, ge=1)
+    epochs: int = Field(
+        default=84,
+        ge=1,
+        description="How often each network is shown its images; without it as often as suits their number: 84 of 401 "
+        "to 2,000.",
+    )
     learning_rate: float = Field(default=0.004, gt=0)
     mini_batch_size: int = Field(default=64, ge=2)
     seed: int = Field(default=1, ge=0)
-    folds: int = Field(default=5, ge=2, le=10, description="Parts of the training images that are left out in turn.")
+    folds: int = Field(
+        default=5,
+        ge=2,
+        le=10,
+        description="Parts of the training images that are left out in turn; without it as many as suit their number: "
+        "5 of 201 to 10,000.",
+    )
     repeats: int = Field(default=1, ge=1, le=10, description="How often the folds are dealt anew.")
     outlier_share: float = Field(
         default=0.02,

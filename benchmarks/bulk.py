@@ -131,9 +131,9 @@ def _many_lines(config: LocalConfig, installed: Any, lines: int) -> Iterator[Fig
     from settings import settings
     from tasks.aws import storage
     from tasks.aws.clients import client
-    from tasks.aws.stacks import function_package
+    from tasks.aws.function_packages import function_package
 
-    name, package = f"{settings().stack}-classifyBatch", function_package("classify_batch")
+    name, package = f"{settings().stack}-classifyBatch", function_package("classify_batch", settings().lambda_runtime)
     client("lambda").update_function_code(FunctionName=name, ZipFile=_without_model(package))
     manifest = "".join(json.dumps({"key": f"incoming/{number:08}.png"}) + "\n" for number in range(lines))
     storage.put(installed.bucket, "incoming/many.jsonl", manifest.encode())

@@ -181,11 +181,12 @@ def _fitted(there: World, known: dict[int, int], num_classes: int, seed: int) ->
         final=True,
     )
     torch.manual_seed(seed)
-    rows = list(known)
+    rows, labels = torch.tensor(list(known)), torch.zeros(len(there.labels), dtype=torch.long)
+    labels[rows] = torch.tensor(list(known.values()))
     with open(os.devnull, "w") as nowhere:
         before, sys.stdout = sys.stdout, nowhere
         try:
-            return fit(there.pixels[rows], torch.tensor([known[row] for row in rows]), options, "")
+            return fit(there.pixels, labels, rows, options, "")
         finally:
             sys.stdout = before
 

@@ -27,9 +27,17 @@ class ModelFailed(Exception):
 
 def main() -> None:
     options = _options()
-    pixels, labels, names = load(options.train, options.train_lst, options.image_shape, options.num_classes)
+    with tempfile.TemporaryDirectory() as folder:
+        _evaluate(options, Path(folder) / "pixels.npy")
+
+
+def _evaluate(options: argparse.Namespace, file: Path) -> None:
+    """file: where the images are put together."""
+    pixels, labels, names = load(options.train, options.train_lst, options.image_shape, options.num_classes, file)
     rows = nobody_selected(names)
-    pixels, labels, names = pixels[rows], labels[rows], [name for name, kept in zip(names, rows, strict=True) if kept]
+    if not rows.all():
+        pixels, labels = pixels[rows], labels[rows]
+        names = [name for name, kept in zip(names, rows, strict=True) if kept]
     images = pixels.numpy()
     comparison: dict[str, object] = {"schema_version": 1}
     answered: dict[str, np.ndarray | None] = {"challenger": None, "champion": None}

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from network import BATCH, Classifier, features, normalize
+from network import Classifier, batches, features, normalize
 from torch import Tensor, nn
 
 WEIGHT_DECAY = 0.05
@@ -17,17 +17,19 @@ SHIFT = 3
 # Turned images among those of a batch, as a share of the others, and the weight of telling them apart.
 TURNED_SHARE = 0.5
 TURNED_WEIGHT = 0.5
+# Of as many pixels at most are patches looked at, a row of 27 numbers each.
+WHITENED_PIXELS = 1_500_000
 
 
-def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: str) -> Classifier:
-    """Trains a network on what it is given and returns the average of its weights over the last epochs.
+def fit(pixels: Tensor, labels: Tensor, rows: Tensor, options: argparse.Namespace, member: str) -> Classifier:
+    """Trains a network on some of the images and returns the average of its weights over the last epochs.
 
-    Besides the classes it learns to tell upright images from turned ones, as examples of what is of no class. member:
-    how its lines of progress begin.
+    Besides the classes it learns to tell upright images from turned ones, as examples of what is of no class. pixels:
+    (n, 3, height, width) uint8, which may be a file's; a batch at a time is in memory. labels: (n,). rows: indices of
+    those to train on. member: how its lines of progress begin.
     """
-    images = normalize(pixels)
     model = Classifier(options.num_classes, options.image_shape)
-    model.whiten(images)
+    model.whiten(normalize(pixels[_enough(rows, pixels)]))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model)
     # Scales and offsets are not decayed: nothing is overfitted with so few of them.
@@ -39,7 +41,7 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: str
         lr=options.learning_rate,
         betas=(0.9, 0.99),
     )
-    steps = math.ceil(len(labels) / options.mini_batch_size)
+    steps = math.ceil(len(rows) / options.mini_batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=options.learning_rate, total_steps=options.epochs * steps, pct_start=0.2
     )
@@ -50,11 +52,11 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: str
         started = time.monotonic()
         model.train()
         total_loss = correct = 0.0
-        for batch in torch.randperm(len(labels)).split(options.mini_batch_size):  # type: ignore[no-untyped-call]
+        for batch in rows[torch.randperm(len(rows))].split(options.mini_batch_size):  # type: ignore[no-untyped-call]
             if len(batch) < 2:  # batch normalization needs two
                 continue
-            sample = torch.randperm(len(labels))[: max(round(len(batch) * TURNED_SHARE), 1)]
-            varied = torch.cat([augment(images[batch]), turned(augment(images[sample]))])
+            sample = rows[torch.randperm(len(rows))][: max(round(len(batch) * TURNED_SHARE), 1)]
+            varied = torch.cat([augment(normalize(pixels[batch])), turned(augment(normalize(pixels[sample])))])
             with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
                 outputs = model(varied.contiguous(memory_format=torch.channels_last)).float()
             logits, is_turned = outputs[: len(batch), :-1], (torch.arange(len(varied)) >= len(batch)).float()
@@ -71,15 +73,23 @@ def fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, member: str
             correct += (logits.argmax(1) == labels[batch]).sum().item()
         print(
             f"member={member} epoch={epoch}/{options.epochs} "
-            f"train_loss={total_loss / len(labels):.4f} "
-            f"train_accuracy={correct / len(labels):.4f} seconds={time.monotonic() - started:.2f}\n",
+            f"train_loss={total_loss / len(rows):.4f} "
+            f"train_accuracy={correct / len(rows):.4f} seconds={time.monotonic() - started:.2f}\n",
             end="",  # the line end in the same write: other members print too
             flush=True,
         )
     average.eval()
-    found = torch.cat([features(average, part, options.final) for part in images.split(BATCH)])  # type: ignore[no-untyped-call]
-    average.direction.copy_(found.mean(0))
+    total = torch.zeros(average.direction.shape, dtype=torch.float64)
+    for part in batches(rows, pixels):
+        total += features(average, normalize(pixels[part]), options.final).sum(0)
+    average.direction.copy_(total / len(rows))
     return average
+
+
+def _enough(rows: Tensor, pixels: Tensor) -> Tensor:
+    """As many of the rows, drawn at random, as WHITENED_PIXELS allow."""
+    most = WHITENED_PIXELS // (pixels.shape[2] * pixels.shape[3])
+    return rows if len(rows) <= most else rows[torch.randperm(len(rows))[:most]]
 
 
 def multiplies_bfloat16() -> bool:

@@ -18,8 +18,8 @@ CHANNELS = (32, 64, 128)
 # Of the training images of bicycles and motorcycles; any other images are near enough.
 MEAN = (0.531, 0.516, 0.491)
 STD = (0.260, 0.259, 0.269)
-# Images that are answered at once.
-BATCH = 256
+# Of the images that are answered at once: 256 of 32 x 32.
+BATCH_PIXELS = 256 * 32 * 32
 
 
 @dataclass(frozen=True)
@@ -196,15 +196,15 @@ class Model(nn.Module):
         """Answers (n, channels, height, width) uint8, each image by the members whose training left out its fold: none
         of them was fitted on it, whether or not it was among the training images.
         """
-        n, images = len(pixels), normalize(pixels)
+        n = len(pixels)
         found = Answers(torch.zeros(n, self.shape.num_classes), torch.zeros(n), torch.zeros(n))
         for repeat in range(self.shape.repeats):
             assigned = assign_folds(pixels.numpy(), self.shape.folds, repeat)
             for fold in range(self.shape.folds):
                 member = self.members[repeat * self.shape.folds + fold]
                 rows_of_fold = torch.from_numpy(np.flatnonzero(assigned == fold))
-                for rows in rows_of_fold.split(BATCH):  # type: ignore[no-untyped-call]
-                    of_member = answers(member, images[rows], shifted=self.shape.final)
+                for rows in batches(rows_of_fold, pixels):
+                    of_member = answers(member, normalize(pixels[rows]), shifted=self.shape.final)
                     for total, part in zip(found, of_member, strict=True):
                         total[rows] += part / self.shape.repeats
         return found
@@ -226,6 +226,12 @@ def assign_folds(pixels: np.ndarray, folds: int, repeat: int) -> np.ndarray:
     salt = f"{repeat}/".encode()
     digests = (hashlib.sha256(salt + image.tobytes()).digest() for image in pixels)
     return np.array([int.from_bytes(digest[:8], "big") % folds for digest in digests], dtype=int)
+
+
+def batches(rows: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
+    """Indices of images, parted so that what a network makes of a part fits into memory."""
+    parts: tuple[Tensor, ...] = rows.split(max(BATCH_PIXELS // (pixels.shape[2] * pixels.shape[3]), 1))  # type: ignore[no-untyped-call]
+    return parts
 
 
 def normalize(pixels: Tensor) -> Tensor:

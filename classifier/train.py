@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import tempfile
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -52,10 +53,16 @@ def main() -> None:
     container's toolkit takes from tracebacks that name one of Python's own exceptions.
     """
     options = _options()
-    pixels, labels, names = load(options.train, options.train_lst, options.image_shape, options.num_classes)
+    with tempfile.TemporaryDirectory() as folder:
+        _train(options, Path(folder) / "pixels.npy")
+
+
+def _train(options: argparse.Namespace, file: Path) -> None:
+    """file: where the images are put together; every process reads them from it."""
+    pixels, labels, names = load(options.train, options.train_lst, options.image_shape, options.num_classes, file)
     if len(labels) != options.num_training_samples:
         raise ValueError(f"num_training_samples is {options.num_training_samples}, the manifest has {len(labels)}")
-    model = cross_fit(pixels, labels, options)
+    model = cross_fit(pixels, labels, options, file)
     answered = model.out_of_fold(pixels)
     rows = nobody_selected(names)
     raw, judged = answered.of(rows), labels[rows].numpy()
@@ -70,14 +77,22 @@ def main() -> None:
 
 
 def load(
-    images: Path, manifest_folder: Path, image_shape: tuple[int, int, int], num_classes: int
+    images: Path, manifest_folder: Path, image_shape: tuple[int, int, int], num_classes: int, file: Path
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Images (n, 3, height, width) uint8, labels (n,) and names; raises ValueError with the bad file or line."""
+    """Images (n, 3, height, width) uint8, labels (n,) and names. The images are written to `file`, and read from there
+    as they are needed: they may be more than fit into memory.
+
+    Raises ValueError with the bad file or line.
+    """
     manifests = sorted(manifest_folder.glob("*.lst"))
     if len(manifests) != 1:
         raise ValueError(f"the channel train_lst must hold one .lst file, it has {len(manifests)}")
-    pixels, labels, names = [], [], []
-    for number, line in enumerate(manifests[0].read_text().splitlines(), start=1):
+    lines = manifests[0].read_text().splitlines()
+    if not lines:
+        raise ValueError(f"{manifests[0].name} is empty")
+    pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (len(lines), *image_shape))
+    labels, names = [], []
+    for number, line in enumerate(lines, start=1):
         try:
             _, label, name = line.split("\t")
             labels.append(int(label))
@@ -87,14 +102,20 @@ def load(
             raise ValueError(f"{manifests[0].name}, line {number}: {error}") from error
         if array.shape != (*image_shape[1:], image_shape[0]):
             raise ValueError(f"{name} has shape {array.shape}, not image_shape {image_shape}")
-        pixels.append(array)
+        pixels[number - 1] = array.transpose(2, 0, 1)
         names.append(name)
-    if not labels or min(labels) < 0 or max(labels) >= num_classes:
+    if min(labels) < 0 or max(labels) >= num_classes:
         raise ValueError(f"labels must be 0 to {num_classes - 1}; the manifest has {sorted(set(labels))}")
     missing = sorted(set(range(num_classes)) - set(labels))
     if missing:
         raise ValueError(f"the manifest has no image of label {', '.join(map(str, missing))}")
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels), names
+    pixels.flush()
+    return read_pixels(file), torch.tensor(labels), names
+
+
+def read_pixels(file: Path) -> Tensor:
+    """What `load` put together, read as it is needed; what is written to it stays in memory."""
+    return torch.from_numpy(np.load(file, mmap_mode="c"))
 
 
 def nobody_selected(names: list[str]) -> Tensor:
@@ -108,10 +129,9 @@ def nobody_selected(names: list[str]) -> Tensor:
     return rows
 
 
-def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> Model:
-    """A model whose networks are each trained in a process and on a core of their own."""
+def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, file: Path) -> Model:
+    """A model whose networks are each trained in a process and on a core of their own. file: what has the pixels."""
     model = Model(Shape(options.num_classes, options.folds, options.repeats, options.final, options.image_shape))
-    images = pixels.numpy()
     # numpy arrays: torch would share tensors through file descriptors, of which there may be too few.
     jobs: list[Future[Any]] = []
     networks = ([model.final] if model.final is not None else []) + list(model.members)
@@ -119,24 +139,25 @@ def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace) -> Mo
     context.set_forkserver_preload(["__main__"])  # PyTorch is loaded once, not by every process
     with ProcessPoolExecutor(os.cpu_count() or 1, context) as pool:
         if model.final is not None:  # which takes longest
-            jobs.append(pool.submit(_fit_network, images, labels.numpy(), options, len(networks), len(networks)))
+            rows = np.arange(len(labels))
+            jobs.append(pool.submit(_fit_network, file, labels.numpy(), rows, options, len(networks), len(networks)))
         for repeat in range(options.repeats):
-            assigned = assign_folds(images, options.folds, repeat)
+            assigned = assign_folds(pixels.numpy(), options.folds, repeat)
             for fold in range(options.folds):
-                rows, member = assigned != fold, repeat * options.folds + fold + 1
-                part = images[rows], labels.numpy()[rows]
-                jobs.append(pool.submit(_fit_network, *part, options, member, len(networks)))
+                rows, member = np.flatnonzero(assigned != fold), repeat * options.folds + fold + 1
+                jobs.append(pool.submit(_fit_network, file, labels.numpy(), rows, options, member, len(networks)))
         for network, job in zip(networks, jobs, strict=True):
             network.load_state_dict({name: torch.from_numpy(value) for name, value in job.result().items()})
     return model.eval()
 
 
 def _fit_network(
-    pixels: np.ndarray, labels: np.ndarray, options: argparse.Namespace, member: int, of: int
+    file: Path, labels: np.ndarray, rows: np.ndarray, options: argparse.Namespace, member: int, of: int
 ) -> dict[str, np.ndarray]:
     torch.manual_seed(options.seed * 1000 + member)
     torch.set_num_threads(1)
-    network = fit(torch.from_numpy(pixels), torch.from_numpy(labels), options, f"{member}/{of}")
+    chosen = torch.from_numpy(rows)
+    network = fit(read_pixels(file), torch.from_numpy(labels), chosen, options, f"{member}/{of}")
     return {name: np.array(value) for name, value in network.state_dict().items()}
 
 

@@ -36,7 +36,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def classify(
-    photos: Annotated[list[Path], typer.Argument(help="Image files: PNG, JPEG, WebP and what else Pillow reads.")],
+    photos: Annotated[list[Path], typer.Argument(help="Image files: PNG, JPEG or WebP.")],
     aws: AwsOption = Aws.LOCAL,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,6 +125,24 @@ def report(
 
 
 @app.command()
+def check(
+    dataset: Annotated[
+        str, typer.Argument(help="A folder with one per class, a CSV or JSON Lines file of paths and labels, or s3://.")
+    ],
+    aws: AwsOption = Aws.LOCAL,
+    as_json: JsonOption = False,
+) -> None:
+    """Check your own images before anything starts: classes, what is wrong, and what a training takes.
+
+    Exit status: 0 if nothing is wrong, 1 if files would be left out, 2 if they can't be used.
+    """
+    with _installation(aws, needed=dataset.startswith("s3://")):
+        from cli.check import run
+
+        raise typer.Exit(run(dataset, as_json))
+
+
+@app.command()
 def doctor(aws: AwsOption = Aws.LOCAL, as_json: JsonOption = False) -> None:
     """Check the installation as the preflight deployment does; exit status 1 if something is missing."""
     with _installation(aws):
@@ -145,8 +163,8 @@ def _share(value: float | None) -> str:
 
 
 @contextmanager
-def _installation(aws: Aws) -> Iterator[None]:
-    """In the environment of an installation; what its user can mend is told in lines."""
+def _installation(aws: Aws, needed: bool = True) -> Iterator[None]:
+    """In the environment of an installation, if one is needed; what its user can mend is told in lines."""
     from deploy import DeploymentError, enter_installation
     from local_aws.config import ConfigError
     from local_aws.services import ServicesError
@@ -154,7 +172,8 @@ def _installation(aws: Aws) -> Iterator[None]:
     from tasks.errors import SconesError
 
     with errors_in_lines(ServicesError, DeploymentError, SettingsError, ConfigError, SconesError):
-        enter_installation(aws is Aws.REAL)
+        if needed:
+            enter_installation(aws is Aws.REAL)
         yield
 
 

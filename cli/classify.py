@@ -20,9 +20,6 @@ def run(paths: list[Path], as_json: bool) -> int:
         except PhotoError as error:
             unread[path] = str(error)
             progress(f"error: {error}")
-            continue
-        if photos[-1].note:
-            progress(f"{path}: {photos[-1].note}")
     results: list[Result] = []
     if photos:
         installed = installation()
@@ -35,6 +32,9 @@ def run(paths: list[Path], as_json: bool) -> int:
     elif results:
         rows = [_row(photo, row) for photo, row in zip(photos, results, strict=True)]
         show_table(("file", "class", "confidence", "threshold", "decision", "inference id"), rows)
+        for photo, row in zip(photos, results, strict=True):
+            if row.sent_as:
+                progress(f"{photo.path} was classified as a {row.sent_as}")
         progress("`scones why INFERENCE-ID` tells more of one")
     if unread or any(row.status == "failed" for row in results):
         return FAILED
@@ -50,13 +50,13 @@ def _row(photo: Photo, row: Result) -> tuple[str, ...]:
 def _document(photo: Photo, row: Result) -> dict[str, Any]:
     return {
         "file": f"{photo.path}",
-        "note": photo.note or None,
         "status": row.status,
         "predicted_class": row.predicted_class,
         "confidence": row.confidence,
         "threshold": row.threshold,
         "probabilities": row.probabilities,
         "outlier_score": row.outlier_score,
+        "sent_as": row.sent_as,
         "model_version": row.model_version,
         "inference_id": row.inference_id,
         "execution_arn": row.execution_arn,

@@ -32,6 +32,8 @@ def _tell(story: Story) -> None:
     figures = "" if row.confidence is None else f", {row.predicted_class} with {row.confidence:.3f}"
     told = f"{TOLD[row.status]}{figures}, threshold {row.threshold:g}"
     _field("came of it", told + (f", labelled {row.label}" if row.label else ""))
+    if row.sent_as:
+        _field("classified as", f"a {row.sent_as}")
     if row.outlier_score is not None:
         _field("outlier score", f"{row.outlier_score:.2f}, over 1 of an image of no class")
     if row.status == "failed":

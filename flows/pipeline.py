@@ -11,11 +11,11 @@ from flows.preflight import preflight
 from flows.prepare_data import prepare_data
 from flows.report_place import report_place
 from flows.train_model import train_model
+from tasks.aws.clients import on_aws
 from tasks.aws.stacks import installation
 from tasks.evaluation.outcome import GateMissed
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.model.registry import APPROVED
-from tasks.preflight import on_aws
 
 
 @flow(name="pipeline", flow_run_name=run_name, log_prints=True, **endings(on_crashed=[undo], on_cancellation=[undo]))

@@ -106,6 +106,7 @@ class _Batch:
             "confidence": None,
             "outlier_score": None,
             "probabilities": None,
+            "sent_as": None,
             "threshold": self._batch["threshold"],
             "model_version": self._batch["model_version"],
             "error": None,
@@ -140,6 +141,7 @@ class _Batch:
             "confidence": event["confidence"],
             "outlier_score": event["outlier_score"],
             "probabilities": event["inferences"],
+            "sent_as": event["sent_as"],
             "stopped": _now(),
         }
 

@@ -1,8 +1,8 @@
 """Sends one image to the SageMaker endpoint and passes its inferences on, without the image.
 
-Event: {"bucket", "key", "image_data", "inference_id"}. Result: {"bucket", "key", "inference_id", "inferences",
-"outlier_score"}: how far the image is from the training images, over 1 for one of no class; null of a model that tells
-none.
+Event: {"bucket", "key", "image_data", "sent_as", "inference_id"}. Result: {"bucket", "key", "sent_as", "inference_id",
+"inferences", "outlier_score"}: how far the image is from the training images, over 1 for one of no class; null of a
+model that tells none.
 """
 
 import base64
@@ -91,7 +91,8 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         raise EndpointUnavailable(str(error)) from error
     answer = _answer(response["Body"].read())
     logger.info("classified %s as %s", inference_id, answer)
-    return {"bucket": event["bucket"], "key": event["key"], "inference_id": inference_id, **answer}
+    kept = {"bucket": event["bucket"], "key": event["key"], "sent_as": event.get("sent_as")}
+    return {**kept, "inference_id": inference_id, **answer}
 
 
 def _request(event: Any) -> tuple[bytes, str]:

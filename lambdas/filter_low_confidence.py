@@ -1,8 +1,8 @@
 """Compares confidence and outlier score with their limits; the state machine acts on the result.
 
-Event: {"bucket", "key", "inference_id", "inferences", "outlier_score"}, the last a number or null. Result: the event
-with predicted_class, confidence, threshold, is_a_class (no outlier_score over 1) and meets_threshold (confidence >=
-threshold).
+Event: {"bucket", "key", "sent_as", "inference_id", "inferences", "outlier_score"}, sent_as a text or null, the last a
+number or null. Result: the event with predicted_class, confidence, threshold, is_a_class (no outlier_score over 1) and
+meets_threshold (confidence >= threshold).
 """
 
 import json
@@ -34,6 +34,7 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
     result = {
         "bucket": event["bucket"],
         "key": event["key"],
+        "sent_as": event.get("sent_as"),
         "inference_id": event["inference_id"],
         "inferences": inferences,
         "outlier_score": outlier_score,

@@ -6,7 +6,11 @@ from datetime import date, datetime, timedelta
 from settings import BULK_PREFIX, Settings
 from tasks.aws import storage
 from tasks.aws.clients import client, none_if_missing, retry_transient
-from tasks.evaluation.cost import (
+from tasks.evaluation.results import newest_summaries, read_summary, summary_keys
+from tasks.evaluation.summary import EvaluationSummary
+from tasks.installation import Installation
+from tasks.model.registry import versions
+from tasks.prices import (
     FARGATE_CPU_HOUR,
     FARGATE_GB_HOUR,
     INSTANCE_HOUR,
@@ -14,10 +18,6 @@ from tasks.evaluation.cost import (
     PUBLIC_ADDRESS_HOUR,
     STORED_GB,
 )
-from tasks.evaluation.results import newest_summaries, read_summary, summary_keys
-from tasks.evaluation.summary import EvaluationSummary
-from tasks.installation import Installation
-from tasks.model.registry import versions
 
 NIGHTS = 30
 WEEKS = 52 / 12

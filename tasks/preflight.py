@@ -16,7 +16,7 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from settings import Settings, settings
-from tasks.aws.clients import client, session
+from tasks.aws.clients import client, on_aws, session
 from tasks.aws.images import inference_image, training_image
 from tasks.aws.stacks import find_outputs
 from tasks.errors import SconesError
@@ -70,11 +70,6 @@ class Finding:
     level: Level
     detail: str
     hint: str = ""
-
-
-def on_aws() -> bool:
-    """Whether the clients lead to AWS itself, not to an emulator."""
-    return ".amazonaws.com" in client("sts").meta.endpoint_url
 
 
 @task(task_run_name="look at account and Prefect")

@@ -136,3 +136,8 @@ def _passing(error: BaseException) -> bool:
 
 def _region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+
+
+def on_aws() -> bool:
+    """Whether the clients lead to AWS itself, not to an emulator."""
+    return ".amazonaws.com" in client("sts").meta.endpoint_url

@@ -1,9 +1,7 @@
 """The two CloudFormation stacks and the code that they read from the bucket."""
 
 import hashlib
-import io
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from settings import CODE_PREFIX, ROOT, VARIANT, settings
 from tasks.aws import errors, storage
 from tasks.aws.clients import client
 from tasks.aws.errors import translate_aws_errors
+from tasks.aws.function_packages import FUNCTIONS, function_package
 from tasks.aws.logs import ENDPOINT_LOGS, keep_for
 from tasks.aws.tags import tag_list
 from tasks.errors import SconesError
@@ -22,13 +21,6 @@ from tasks.installation import Installation
 from tasks.run import Log
 from tasks.waiting import look_until
 
-# The modules of each function's package, its handler's first.
-FUNCTIONS = {
-    "serialize_image_data": ("serialize_image_data",),
-    "classify_image": ("classify_image",),
-    "filter_low_confidence": ("filter_low_confidence",),
-    "classify_batch": ("classify_batch", "serialize_image_data", "classify_image", "filter_low_confidence"),
-}
 POLL_SECONDS = 1.0
 # As the template's default for the functions.
 LOG_RETENTION_DAYS = 30
@@ -332,7 +324,7 @@ def _failed_validation(name: str) -> tuple[dict[str, Any], str] | None:
 
 def _upload_code(bucket: str) -> dict[str, str]:
     """Uploads function packages and definition under keys that carry their content's hash; returns the keys."""
-    contents = {f"{name}.zip": function_package(name) for name in FUNCTIONS}
+    contents = {f"{name}.zip": function_package(name, settings().lambda_runtime) for name in FUNCTIONS}
     for stem, document in (("definition", "classify_image"), ("batch-definition", "classify_batch")):
         contents[f"{stem}.asl.json"] = (ROOT / "statemachine" / f"{document}.asl.json").read_bytes()
     keys = {}
@@ -342,14 +334,3 @@ def _upload_code(bucket: str) -> dict[str, str]:
     objects = {keys[name.split(".", 1)[0]]: content for name, content in contents.items()}
     storage.upload_changed(bucket, CODE_PREFIX, objects)
     return keys
-
-
-def function_package(name: str) -> bytes:
-    """A function's zip, the same bytes for the same source."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as package:
-        for source, mode in (*((f"{module}.py", 0o644) for module in FUNCTIONS[name]), ("bootstrap", 0o755)):
-            info = zipfile.ZipInfo(source, date_time=(1980, 1, 1, 0, 0, 0))
-            info.external_attr = mode << 16
-            package.writestr(info, (ROOT / "lambdas" / source).read_bytes())
-    return buffer.getvalue()

@@ -5,7 +5,7 @@ import io
 import json
 import mimetypes
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -103,7 +103,7 @@ def object_store(bucket: str) -> S3Store:
     )
 
 
-def upload_changed(bucket: str, prefix: str, contents: dict[str, bytes]) -> int:
+def upload_changed(bucket: str, prefix: str, contents: Mapping[str, bytes]) -> int:
     """Uploads objects below `prefix` (full keys) whose content differs from what is there; returns how many."""
     there = list_etags(bucket, prefix)
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:

@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from tasks.run import Log
 ARCHIVE_FOLDER = "cifar-100-python"
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
 OFFICIAL_PER_CLASS = {"train": 500, "test": 100}
+# More bytes of pixels than these are kept in a file.
+MOST_IN_MEMORY = 256_000_000
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 
@@ -125,6 +128,18 @@ def resized(dataset: Dataset, size: int) -> Dataset:
     if dataset.train.pixels.shape[1:3] == (size, size):
         return dataset
     return replace(dataset, train=resize(dataset.train), test=resize(dataset.test))
+
+
+def room_for_pixels(count: int, size: int) -> np.ndarray:
+    """An array (count, size, size, 3) uint8 to fill. If it is large, it is of a file that nobody else sees.
+
+    What is not needed at the moment is then not in memory, and the file is gone with the array.
+    """
+    shape = (count, size, size, 3)
+    if count * size * size * 3 <= MOST_IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 def check(dataset: Dataset) -> None:

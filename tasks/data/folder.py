@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from tasks.data.dataset import Dataset, DatasetError, Split, check
+from tasks.data.dataset import Dataset, DatasetError, Split, check, room_for_pixels
 from tasks.data.pictures import as_served
 from tasks.run import Log
 
@@ -161,6 +161,7 @@ def load(
     rows: dict[str, list[Row]] = {"train": [], "test": []}
     # By what the model sees: its label, split and path.
     seen: dict[bytes, tuple[str, str, str]] = {}
+    room, used = room_for_pixels(len(entries), size), 0
     # Images for testing first: where one is in both splits, the other is left out.
     for number, entry in enumerate(sorted(entries, key=lambda entry: entry.split != "test"), start=1):
         if number % PROGRESS_IMAGES == 0:
@@ -182,7 +183,9 @@ def load(
                 problems.append(Problem(entry.path, f"the same image as {path}"))
             continue
         seen[image] = entry.label, split, entry.path
-        rows[split].append(Row(pixels, classes.index(entry.label), _name(entry, digest), entry.path, digest))
+        room[used] = pixels
+        rows[split].append(Row(room[used], classes.index(entry.label), _name(entry, digest), entry.path, digest))
+        used += 1
     if any(entry.split is None for entry in entries):
         _draw_enough(rows, len(classes))
     near = dict(_near_copies(rows["train"], rows["test"]))
@@ -321,8 +324,11 @@ def _about_the_whole(rows: dict[str, list[Row]], classes: tuple[str, ...], where
 
 def _split(rows: list[Row]) -> Split:
     rows = sorted(rows, key=lambda row: (row.label, row.name))
+    pixels = room_for_pixels(len(rows), len(rows[0].pixels))
+    for number, row in enumerate(rows):
+        pixels[number] = row.pixels
     return Split(
-        np.stack([row.pixels for row in rows]),
+        pixels,
         np.array([row.label for row in rows], dtype=int),
         tuple(row.name for row in rows),
     )

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +16,17 @@ from settings import MANIFESTS_PREFIX, TEST_PREFIX, TRAIN_PREFIX, settings
 from tasks.aws import storage
 from tasks.aws.stacks import find_outputs
 from tasks.data import folder
-from tasks.data.dataset import Dataset, DatasetError, download, from_archive, generated, manifest, png, resized
+from tasks.data.dataset import (
+    Dataset,
+    DatasetError,
+    Split,
+    download,
+    from_archive,
+    generated,
+    manifest,
+    png,
+    resized,
+)
 from tasks.installation import DatasetNote, Installation
 from tasks.run import Log, iso, utc_now
 
@@ -90,24 +101,8 @@ def _load(name: str, classes: tuple[str, ...], patience: float | None) -> Datase
 
 def _own(name: str, classes: tuple[str, ...]) -> Dataset:
     """One's own images, with a table of what is wrong with them. Raises DatasetError."""
-    chosen, logger = settings(), get_run_logger()
-    entries = _entries(name)
-    found = folder.classes_of(entries, name)
-    if found != classes:
-        raise DatasetError(
-            f"{name} has the classes {', '.join(found)}, and this installation tells {', '.join(classes)} apart",
-            f"run prepare-data with dataset={name} to change that",
-        )
-    checked = folder.load(
-        entries,
-        classes,
-        size=chosen.image_size,
-        share=chosen.dataset_test_share,
-        strict=chosen.dataset_strict,
-        where=_named(name),
-        source=PurePosixPath(name.rstrip("/")).name,
-        progress=logger.info,
-    )
+    logger = get_run_logger()
+    checked = load_own(name, logger.info, classes)
     found_wrong = checked.warnings + checked.problems
     for line in folder.told(found_wrong):
         logger.warning(line)
@@ -123,6 +118,27 @@ def _own(name: str, classes: tuple[str, ...]) -> Dataset:
         description=f"{len(checked.problems)} files of {name} are left out",
     )
     return checked.dataset
+
+
+def load_own(name: str, progress: Log, classes: tuple[str, ...] | None = None) -> folder.Checked:
+    """One's own images, checked. classes: those that they must be of; None for any. Raises DatasetError."""
+    chosen, entries = settings(), _entries(name)
+    found = folder.classes_of(entries, name)
+    if classes not in (None, found):
+        raise DatasetError(
+            f"{name} has the classes {', '.join(found)}, and this installation tells {', '.join(classes or ())} apart",
+            f"run prepare-data with dataset={name} to change that",
+        )
+    return folder.load(
+        entries,
+        found,
+        size=chosen.image_size,
+        share=chosen.dataset_test_share,
+        strict=chosen.dataset_strict,
+        where=_named(name),
+        source=PurePosixPath(name.rstrip("/")).name,
+        progress=progress,
+    )
 
 
 def _entries(name: str) -> list[folder.Entry]:
@@ -172,6 +188,33 @@ class ReviewedImage:
         return f"{REVIEWED_FOLDER}{self.inference_id}.png"
 
 
+class EncodedImages(Mapping[str, bytes]):
+    """The PNGs of a split by their keys, each made when it is asked for: all may be more than fit into memory."""
+
+    def __init__(self, prefix: str, split: Split) -> None:
+        self._rows = {prefix + name: row for row, name in enumerate(split.names)}
+        self._pixels = split.pixels
+        self._digests: dict[str, bytes] = {}
+
+    def __getitem__(self, key: str) -> bytes:
+        content = png(self._pixels[self._rows[key]])
+        self._digests[key] = hashlib.sha256(content).digest()
+        return content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def digests(self) -> Iterator[bytes]:
+        """SHA-256 of each, in their order."""
+        for key in self:
+            if key not in self._digests:
+                self[key]
+            yield self._digests[key]
+
+
 @task(task_run_name="upload images")
 def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
     """Uploads images, then manifests, then the note that describes both; returns the note.
@@ -185,7 +228,7 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
     before = find_note(bucket)
     reviewed = _reviewed_lines(bucket) if before is not None and before.classes == dataset.classes else []
     for prefix, split in ((TRAIN_PREFIX, dataset.train), (TEST_PREFIX, dataset.test)):
-        images = {prefix + name: png(pixels) for name, pixels in zip(split.names, split.pixels, strict=True)}
+        images = EncodedImages(prefix, split)
         changed = storage.upload_changed(bucket, prefix, images)
         logger.info("%s%d images, %d of them uploaded, the rest were there", prefix, len(images), changed)
         text = manifest(split)
@@ -193,8 +236,8 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
         storage.put(bucket, _manifest_key(prefix), (text + _numbered(kept, len(images))).encode())
         storage.delete_others(bucket, prefix, {*images, *(prefix + name for _, name in kept)})
         digest.update(text.encode())
-        for content in images.values():
-            digest.update(hashlib.sha256(content).digest())
+        for sha256_of_image in images.digests():
+            digest.update(sha256_of_image)
     sha256 = digest.hexdigest()
     same = before is not None and sha256 in (before.originals_sha256, before.manifests_sha256)
     if before is not None and not same:

@@ -1,26 +1,20 @@
-"""What an evaluation costs on AWS, by list price: an estimate from above, without any free tier.
+"""What an evaluation costs on AWS, by list price (tasks/prices.py): an estimate from above, without any free tier."""
 
-Prices are those of us-east-1 in US dollars (aws.amazon.com: /step-functions/pricing, /lambda/pricing,
-/sagemaker/pricing), looked up in November 2026 where that was possible; they differ between regions and change.
-"""
-
-from datetime import date, datetime
+from datetime import datetime
 
 from tasks.evaluation.results import Result
 from tasks.evaluation.summary import Cost
+from tasks.prices import (
+    GET_REQUEST,
+    INSTANCE_HOUR,
+    LAMBDA_GB_SECOND,
+    LAMBDA_REQUEST,
+    PUT_REQUEST,
+    STATE_TRANSITION,
+)
 
-LOOKED_UP = date(2026, 11, 22)
-STATE_TRANSITION = 0.025 / 1000
-LAMBDA_REQUEST = 0.20 / 1_000_000
-LAMBDA_GB_SECOND = 0.0000166667
-# Hosting and training, an instance-hour.
-INSTANCE_HOUR = {"ml.t2.medium": 0.056, "ml.m5.large": 0.115, "ml.m5.xlarge": 0.23, "ml.c5.large": 0.102}
-# Fargate on x86, and a public IPv4 address: /fargate/pricing, /vpc/pricing.
-FARGATE_CPU_HOUR = 0.04048
-FARGATE_GB_HOUR = 0.004445
-PUBLIC_ADDRESS_HOUR = 0.005
 # Of the largest function; infrastructure/workflow.yaml sets it.
-FUNCTION_GB = 0.25
+FUNCTION_GB = 0.5
 FUNCTIONS = 3
 # Five states on the way to a decision; AWS's example of the price counts start and end as well.
 TRANSITIONS = 7
@@ -29,12 +23,7 @@ TRANSITIONS = 7
 BATCH_FUNCTION_GB = 0.5
 # A child execution: one in the parent, its only state, start and end.
 BATCH_TRANSITIONS = 4
-# S3, a request.
-GET_REQUEST = 0.0004 / 1000
-PUT_REQUEST = 0.005 / 1000
 LISTED_KEYS = 1000
-# S3, a GB and month of the class Standard.
-STORED_GB = 0.023
 
 
 def cost(results: list[Result], instance_type: str, instance_count: int) -> Cost:

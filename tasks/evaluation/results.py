@@ -54,8 +54,9 @@ class Result(Record, frozen=True, kw_only=True):
     """A line of results.jsonl: what came of one planned image. Times are ISO 8601 in UTC.
 
     label: None if nobody knows it, in a bulk run. outlier_score: over 1 of an image of no class; None if the model
-    tells none. probabilities: one per class; None in files of earlier releases. error, cause, failed_state: of a failed
-    one. previous_attempts: results of earlier executions, which do not count.
+    tells none. probabilities: one per class; None in files of earlier releases. sent_as: what the workflow made of an
+    image that was too large for it, or a WebP; None of one that it passed on as it is. error, cause, failed_state: of a
+    failed one. previous_attempts: results of earlier executions, which do not count.
     """
 
     inference_id: str
@@ -75,6 +76,7 @@ class Result(Record, frozen=True, kw_only=True):
     stopped: str | None
     outlier_score: float | None = None
     probabilities: tuple[float, ...] | None = None
+    sent_as: str | None = None
     previous_attempts: tuple["Result", ...] = ()
 
 
@@ -115,6 +117,7 @@ def result(image: Planned, execution: Execution) -> Result:
         stopped=iso(execution.stopped) if execution.stopped else None,
         outlier_score=decision.outlier_score if decision else None,
         probabilities=decision.inferences if decision else None,
+        sent_as=decision.sent_as if decision else None,
     )
 
 
@@ -147,6 +150,7 @@ class Decision(Struct, frozen=True):
     threshold: float
     outlier_score: float | None = None
     inferences: tuple[float, ...] | None = None
+    sent_as: str | None = None
 
 
 def _decision(execution: Execution) -> Decision:

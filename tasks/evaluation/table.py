@@ -19,7 +19,17 @@ pa.set_memory_pool(pa.system_memory_pool())
 # Rows that are held in memory, and of a file.
 GROUP_ROWS = 5_000
 FILE_ROWS = 1_000_000
-_TEXTS = ("execution_arn", "label", "predicted_class", "error", "cause", "failed_state", "started", "stopped")
+_TEXTS = (
+    "execution_arn",
+    "label",
+    "predicted_class",
+    "error",
+    "cause",
+    "failed_state",
+    "started",
+    "stopped",
+    "sent_as",
+)
 SCHEMA = pa.schema(
     [
         pa.field("schema_version", pa.int32(), nullable=False),

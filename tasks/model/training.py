@@ -20,6 +20,7 @@ from tasks.aws.clients import (
     client,
     ignore_existing,
     none_if_missing,
+    on_aws,
     retry_transient,
     retry_until_role_is_assumable,
     sdk,
@@ -30,6 +31,7 @@ from tasks.aws.logs import TRAINING_LOGS, LogTail
 from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.installation import DatasetNote, Installation
+from tasks.model.sizing import in_words, sizing, suited
 from tasks.run import Log
 from tasks.waiting import look_until
 
@@ -141,11 +143,15 @@ def plan_training(installation: Installation, changed: dict[str, int | float | s
         "num_classes": str(len(installation.classes)),
         "num_training_samples": str(len(manifest.splitlines())),
         **{name: str(getattr(chosen, name)) for name in TUNABLE},
+        **{name: str(value) for name, value in suited(len(manifest.splitlines()), chosen).items()},
     }
     unknown = sorted(set(changed or {}) - set(TUNABLE))
     if unknown:
         raise TrainingError(f"unknown hyperparameter {', '.join(unknown)}; there are {', '.join(sorted(TUNABLE))}")
     asked_for = hyperparameters | {name: str(value) for name, value in (changed or {}).items()}
+    size = sizing(len(manifest.splitlines()), chosen.image_size, asked_for)
+    for line in in_words(size, chosen.training_instance_type, not on_aws(), chosen.training_max_seconds):
+        get_run_logger().info(line)
     job = JobPlan("train.py", upload_source(bucket), asked_for, training_channels(bucket), METRICS)
     data = sorted(storage.list_etags(bucket, TRAIN_PREFIX).items())
 

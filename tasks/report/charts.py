@@ -62,6 +62,15 @@ class Caption:
 Chart = Callable[[pd.DataFrame, tuple[str, ...], Caption], Figure]
 
 
+@dataclass(frozen=True)
+class Point:
+    """Where a chart shows an inference: shares of the picture's width from the left and of its height from the top."""
+
+    inference_id: str
+    x: float
+    y: float
+
+
 def draw_all(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption, folder: Path) -> list[Path]:
     """Writes the charts of one evaluation as PNG files and returns their paths.
 
@@ -124,6 +133,25 @@ def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: C
     axes.set_ylim(low - 0.03, 1.03)
     _legend(axes)
     return figure
+
+
+def scatter_points(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption, most: int) -> list[Point]:
+    """Where confidence_scatter shows inferences: wrong ones first, then by confidence, the lowest first.
+
+    most: how many at most. None if it shows a density.
+    """
+    if not 0 < len(table) <= POINTS:
+        return []
+    figure = confidence_scatter(table, classes, caption)
+    figure.set_dpi(DPI)
+    figure.draw_without_rendering()  # this is when the layout is made
+    axes = figure.axes[0]
+    wrong = table["label"].notna() & ~table["correct"]
+    chosen = table.assign(right=~wrong).sort_values(["right", "confidence", "inference_id"]).head(most)
+    moments = mdates.date2num(chosen["time"].dt.tz_localize(None))
+    pixels = axes.transData.transform(np.column_stack([moments, chosen["confidence"]]))
+    places = figure.transFigure.inverted().transform(pixels)
+    return [Point(name, float(x), float(1 - y)) for name, (x, y) in zip(chosen["inference_id"], places, strict=True)]
 
 
 def threshold_bar(table: pd.DataFrame, classes: tuple[str, ...], caption: Caption) -> Figure:

@@ -16,6 +16,7 @@ from tasks.capture.window import Quarantined
 from tasks.evaluation.results import Result
 from tasks.evaluation.summary import PASSED
 from tasks.records import RecordError
+from tasks.report.charts import SIZE, Point
 from tasks.report.history import History
 from tasks.report.metrics import is_outlier
 from tasks.report.reconciliation import KINDS
@@ -27,6 +28,8 @@ from tasks.review.summary import sentence as review_sentence
 # Images of each contact sheet, and rows of the table, that a person still looks at.
 TILES = 12
 ROWS = 500
+# The chart whose points lead to their images' stories, and how many of them do.
+SCATTER, LINKED_POINTS = "confidence_scatter", 1000
 # Lines of the reconciliation and of the quarantine; the files have them all.
 LINES = 50
 # Newest reports of which the index shows trends and what to look at, how many of the latter, and a trend's pixels.
@@ -61,13 +64,15 @@ def render(
     images: Mapping[str, bytes],
     unmatched: Sequence[Unmatched],
     quarantined: Sequence[Quarantined],
+    points: Sequence[Point] = (),
 ) -> str:
     """The page. sheets: those of `interesting`. charts: PNG files by name. images: content by key, of those tiles.
+    points: of the chart SCATTER, each a link to its image's story.
 
     unmatched: lines of the reconciliation. quarantined: lines that are no records.
     """
     needing = rows_to_look_at(subject.results, set(summary.missing_captures))
-    executed = {row.inference_id for row in subject.results if row.execution_arn}
+    executed = {row.inference_id: row for row in subject.results if row.execution_arn}
     tiles = [
         (title, [_drawn(tile, images.get(tile.key), tile.inference_id in executed) for tile in rows])
         for title, rows in sheets.items()
@@ -79,8 +84,18 @@ def render(
         numbers=_numbers(summary),
         of_threshold=_threshold_sentences(summary),
         of_review=_review_sentences(summary),
+        chart_shape=f"{SIZE[0]:g} / {SIZE[1]:g}",
         alert_level=summary.calibration.level,
-        charts=[(name.replace("_", " "), base64.b64encode(content).decode()) for name, content in charts.items()],
+        charts=[
+            (
+                name.replace("_", " "),
+                base64.b64encode(content).decode(),
+                [(point, executed[point.inference_id]) for point in points if point.inference_id in executed]
+                if name == SCATTER
+                else [],
+            )
+            for name, content in charts.items()
+        ],
         sheets=tiles,
         rows=needing[:ROWS],
         needing=len(needing),
@@ -95,9 +110,19 @@ def render(
     )
 
 
-def render_executions(subject: Subject, executions: list[History]) -> str:
-    """The page that the report's images lead to: every state of their executions."""
-    return TEMPLATES.get_template("executions.html.j2").render(run=subject.run, executions=executions)
+def render_executions(subject: Subject, executions: list[History], shown: Sequence[str] = ()) -> str:
+    """The page that the report's images lead to: what came of each, and every state of its execution.
+
+    executions: those whose history was read. shown: inference ids of the images that the report leads here from.
+    """
+    by_id = {row.inference_id: row for row in subject.results}
+    read = {each.inference_id for each in executions}
+    return TEMPLATES.get_template("executions.html.j2").render(
+        run=subject.run,
+        executions=executions,
+        results=by_id,
+        others=[by_id[name] for name in dict.fromkeys(shown) if name in by_id and name not in read],
+    )
 
 
 def render_index(

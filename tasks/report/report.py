@@ -20,10 +20,18 @@ from tasks.capture.window import Captured
 from tasks.evaluation.outcome import counts_table
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.report.analysis import Analysis, analyse
-from tasks.report.charts import Caption, draw_all, drift_of_confidence, save, trend
+from tasks.report.charts import Caption, draw_all, drift_of_confidence, save, scatter_points, trend
 from tasks.report.drift import histogram
 from tasks.report.history import executions_of
-from tasks.report.page import interesting, render, render_executions, render_index, rows_to_look_at, summaries_below
+from tasks.report.page import (
+    LINKED_POINTS,
+    interesting,
+    render,
+    render_executions,
+    render_index,
+    rows_to_look_at,
+    summaries_below,
+)
 from tasks.report.subject import Subject
 from tasks.report.summary import IndexedReport, ReportSummary
 from tasks.review.certificate import sentence as certificate_sentence
@@ -69,18 +77,22 @@ def write(
     return analysis.summary
 
 
-def _draw(analysis: Analysis, folder: Path) -> list[Path]:
-    """The charts, as files in the folder."""
-    subject, summary = analysis.subject, analysis.summary
-    caption = Caption(
+def _caption(analysis: Analysis) -> Caption:
+    subject = analysis.subject
+    return Caption(
         run=subject.run.id,
         date=subject.run.date,
         dataset=subject.dataset.source,
         synthetic=subject.dataset.synthetic,
         threshold=subject.threshold,
         model_version=subject.model_version,
-        provisional=summary.provisional,
+        provisional=analysis.summary.provisional,
     )
+
+
+def _draw(analysis: Analysis, folder: Path) -> list[Path]:
+    """The charts, as files in the folder."""
+    subject, summary, caption = analysis.subject, analysis.summary, _caption(analysis)
     files = draw_all(analysis.table, subject.classes, caption, folder)
     files.append(save(trend(_trend_table(analysis.nights), caption), folder / "trend.png"))
     if summary.drift is not None:
@@ -97,12 +109,18 @@ def _write_files(bucket: str, analysis: Analysis, charts: list[Path], folder: Pa
     tiles = [tile for sheet in sheets.values() for tile in sheet]
     images = {tile.key: content for tile in tiles if (content := storage.get(bucket, tile.key))}
     drawn = {file.stem: file.read_bytes() for file in charts}
-    page = render(summary, subject, sheets, drawn, images, analysis.unmatched, analysis.quarantined)
+    points = scatter_points(analysis.table, subject.classes, _caption(analysis), LINKED_POINTS)
+    page = render(summary, subject, sheets, drawn, images, analysis.unmatched, analysis.quarantined, points)
     needing = rows_to_look_at(subject.results, set(summary.missing_captures))
     shown = [*(tile.inference_id for tile in tiles), *(row.inference_id for row in needing)]
     return [
         _text(folder / "report.html", page),
-        _text(folder / "executions.html", render_executions(subject, executions_of(subject, shown))),
+        _text(
+            folder / "executions.html",
+            render_executions(
+                subject, executions_of(subject, shown), [*shown, *(point.inference_id for point in points)]
+            ),
+        ),
         _lines(folder / "quarantine.jsonl", analysis.quarantined),
         _lines(folder / "reconciliation.jsonl", analysis.unmatched),
         _parquet(folder / "inferences.parquet", analysis.inferences),

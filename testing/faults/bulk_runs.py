@@ -18,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
 from flows.classify_images import classify_images
-from settings import run_id
+from settings import run_id, settings
 from tasks.evaluation.outcome import GateMissed
 from testing.faults.checker import BulkWorld, Verdict, World, check_bulk
 from testing.faults.nights import (
@@ -130,9 +130,9 @@ class BulkLab(Lab):
         """The function has a few seconds, within the block."""
         functions = self._direct["lambda"]
         before = functions.get_function_configuration(FunctionName=self.function)["Timeout"]
-        from tasks.aws.stacks import function_package
+        from tasks.aws.function_packages import function_package
 
-        package = function_package("classify_batch")
+        package = function_package("classify_batch", settings().lambda_runtime)
         functions.update_function_code(FunctionName=self.function, ZipFile=_with_margin(package, SHORT_MARGIN))
         functions.update_function_configuration(FunctionName=self.function, Timeout=SHORT_TIMEOUT)
         try:

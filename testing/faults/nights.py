@@ -33,13 +33,14 @@ from tasks.installation import Installation
 from testing.faults.checker import Verdict, World, check
 from testing.faults.proxy import Call, FaultProxy
 from testing.flow_runs import ended, ministack, model_servers, processes_of, started, worker_processes
+from testing.pictures import huge_png
 
 IMAGES = 24
 # What can't be classified: content by name, None for an image that vanished after it was planned.
 BAD_IMAGES: dict[str, bytes | None] = {
     "corrupt.png": b"\x89PNG\r\n\x1a\n" + b"x" * 100,
     "empty.png": b"",
-    "oversized.png": b"\x89PNG\r\n\x1a\n" + b"x" * 200_000,
+    "oversized.png": huge_png(),
     "truncated.png": png(draw("bicycle", 1))[:60],
     "vanished.png": None,
 }

@@ -35,6 +35,7 @@ from testing.faults.bulk_runs import BulkLab
 from testing.faults.checker import Verdict, check_bulk
 from testing.faults.nights import Night
 from testing.flow_runs import ended, processes_of, retried, started
+from testing.pictures import huge_png
 from testing.waiting import eventually
 from tests.integration.conftest import read_json, reports_folder, run_flow
 
@@ -105,7 +106,7 @@ def test_a_manifest_with_labels_and_bad_images(
 ) -> None:
     bucket, name = installed.bucket, f"incoming/{uuid.uuid4().hex[:8]}"
     storage.put(bucket, f"{name}/empty.png", b"")
-    storage.put(bucket, f"{name}/large.png", images[0][2] + b"0" * 200_000)
+    storage.put(bucket, f"{name}/large.png", huge_png())
     storage.put(bucket, f"{name}/ünï &=.png", images[1][2])
     lines = [{"key": key, "label": label} for key, label, _ in images]
     lines += [{"key": f"{name}/{each}"} for each in ("empty.png", "large.png", "missing.png", "ünï &=.png")]

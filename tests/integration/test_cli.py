@@ -47,15 +47,18 @@ def test_photographs_are_classified_and_each_can_be_explained(installed: Any, ph
     assert [each["file"] for each in found] == [str(path) for path in photos]
     assert all(each["status"] in ("accepted", "below_threshold", "not_a_class") for each in found)
     assert done.returncode == int(any(each["status"] != "accepted" for each in found))
-    assert [bool(each["note"]) for each in found] == [False, True, True]
+    assert [bool(each["sent_as"]) for each in found] == [False, True, True]
     # The photograph is the same image to the model, but for its size.
     small, large = found[:2]
     assert small["predicted_class"] == large["predicted_class"]
     assert abs(small["confidence"] - large["confidence"]) < 0.2
     assert small["key"] in storage.list_etags(installed.bucket, "adhoc/")
 
+    assert "made of a JPEG of 2000 x 2000" in large["sent_as"] and "WEBP of 64 x 64" in found[2]["sent_as"]
+
     told = scones("why", large["inference_id"])
     assert told.returncode == 0, told.stderr
+    assert large["sent_as"] in told.stdout
     assert "classified by itself" in told.stdout and large["execution_arn"] in told.stdout
     for state in ("SerializeImageData", "ClassifyImage"):
         assert re.search(rf"{state} +[0-9.]+ s", told.stdout), told.stdout
@@ -75,7 +78,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_classified(photos: list[Pat
     assert done.returncode == 2
     statuses = [each["status"] for each in json.loads(done.stdout)]
     assert statuses[1:] == ["unread", "unread"] and statuses[0] != "failed"
-    assert "text.jpg is no image" in done.stderr and "none.jpg: No such file" in done.stderr
+    assert "text.jpg is neither a PNG, a JPEG nor a WebP" in done.stderr and "none.jpg: No such file" in done.stderr
     assert "Traceback" not in done.stderr
 
 

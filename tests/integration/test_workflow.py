@@ -16,7 +16,9 @@ from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.data.dataset import png
 from tasks.data.generated import FAR, draw
+from tasks.data.pictures import as_served
 from tasks.evaluation.executions import Execution, ExecutionConflict, describe, start
+from testing.pictures import huge_png, noise_jpeg
 
 PAYLOAD_LIMIT = 262_144
 EVENTS = ROOT / "tests" / "events"
@@ -35,12 +37,6 @@ def classify(installed: Any, image: bytes) -> Execution:
     key = f"incoming/{uuid.uuid4().hex}.png"
     storage.put(installed.bucket, key, image)
     return execute(installed, {"bucket": installed.bucket, "key": key})
-
-
-def noise_png(bytes_at_least: int) -> bytes:
-    side = int((bytes_at_least / 3) ** 0.5) + 4
-    pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    return png(pixels)
 
 
 def decision(execution: Execution) -> dict[str, Any]:
@@ -76,7 +72,7 @@ def test_a_blend_of_both_classes_is_not_accepted(installed: Any) -> None:
     execution = classify(installed, blend)
     assert execution.status == "FAILED"
     found = decision(execution)
-    assert set(found) == {"predicted_class", "confidence", "threshold", "outlier_score", "inferences"}
+    assert set(found) == {"predicted_class", "confidence", "threshold", "outlier_score", "sent_as", "inferences"}
     assert execution.error == expected_end(found)
 
 
@@ -101,9 +97,10 @@ def test_the_fixture_is_what_its_test_says() -> None:
         (b"just text", "UnreadableImage"),
         (png(draw("bicycle", 1))[:60], "UnreadableImage"),
         (b"\x89PNG\r\n\x1a\n" + b"x" * 100, "UnreadableImage"),
-        (noise_png(190_000), "ImageTooLarge"),
+        (noise_jpeg(2000)[:200_000], "UnreadableImage"),
+        (huge_png(), "ImageTooLarge"),
     ],
-    ids=["empty", "text", "truncated", "broken", "too large"],
+    ids=["empty", "text", "truncated", "broken", "truncated and large", "too large"],
 )
 def test_a_bad_image_ends_in_its_own_error(installed: Any, image: bytes, error: str) -> None:
     execution = classify(installed, image)
@@ -128,6 +125,23 @@ def test_a_bad_location_ends_in_its_own_error(installed: Any, payload: dict[str,
     allowed = {error, "ImageAccessDenied"} if payload.get("bucket", "").startswith("no-such") else {error}
     assert execution.status == "FAILED"
     assert execution.error in allowed
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_large_photograph_is_shrunk_on_the_way_and_it_is_said(installed: Any, kind: str) -> None:
+    enlarged = Image.fromarray(draw("bicycle", 5)).resize((1600, 1600), Image.Resampling.BICUBIC)
+    grain = np.random.default_rng(3).integers(-12, 13, (1600, 1600, 3))
+    photograph = Image.fromarray((np.asarray(enlarged) + grain).clip(0, 255).astype(np.uint8))
+    buffer, whole = io.BytesIO(), io.BytesIO()
+    photograph.save(buffer, kind, quality=95)
+    photograph.save(whole, "PNG")
+    assert len(buffer.getvalue()) > 500_000
+    served = as_served(whole.getvalue(), 32)
+    assert served is not None
+    small, shrunk = decision(classify(installed, png(served))), decision(classify(installed, buffer.getvalue()))
+    assert small["sent_as"] is None
+    assert shrunk["sent_as"].startswith("JPEG of ") and f"made of a {kind} of 1600 x 1600" in shrunk["sent_as"]
+    assert abs(shrunk["inferences"][0] - small["inferences"][0]) < 0.1
 
 
 def test_payloads_stay_under_the_limit_for_the_largest_image(installed: Any) -> None:

@@ -2,17 +2,31 @@
 
 from collections.abc import Iterator
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from PIL import Image
 
-from tasks.report.charts import CHARTS, Caption, confusion_at_threshold, threshold_bar, trend
+from tasks.report.charts import (
+    CHARTS,
+    COLOURS,
+    POINTS,
+    Caption,
+    confidence_scatter,
+    confusion_at_threshold,
+    save,
+    scatter_points,
+    threshold_bar,
+    trend,
+)
 
 SPANS = {"second": 1, "ten seconds": 10, "minute": 60, "hour": 3600, "day": 86400, "month": 2.6e6, "year": 3.2e7}
 CLASSES = (2, 3, 8, 9, 20, 100)
@@ -154,3 +168,29 @@ def test_a_confusion_of_many_classes_names_some_of_them() -> None:
     figure = confusion_at_threshold(table, classes, caption())
     labels = [label.get_text() for label in figure.axes[0].child_axes[0].get_xticklabels()]
     assert len(labels) == 20
+
+
+@pytest.mark.parametrize("seconds", [1, 3600, 3.2e7])
+def test_points_are_where_the_picture_shows_them(tmp_path: Path, seconds: float) -> None:
+    table, classes = inferences(7, seconds, 2)
+    table = table.assign(label=table["predicted_class"], correct=True, outlier_score=0.5, inference_id=list("abcdefg"))
+    table["confidence"] = np.linspace(0.6, 0.9, 7)
+    picture = Image.open(save(confidence_scatter(table, classes, caption()), tmp_path / "a.png")).convert("RGB")
+    points = scatter_points(table, classes, caption(), 100)
+    assert [point.inference_id for point in points] == list("abcdefg")
+    for point, predicted in zip(points, table["predicted_class"], strict=True):
+        colour = np.array(to_rgb(COLOURS[classes.index(predicted)])) * 255
+        seen = np.array(picture.getpixel((round(point.x * picture.width), round(point.y * picture.height))))
+        assert np.abs(seen - (0.75 * colour + 0.25 * 255)).max() < 40, (point, seen)
+
+
+def test_of_many_points_wrong_and_unsure_ones_lead_somewhere() -> None:
+    table, classes = inferences(50, 60, 2)
+    table = table.assign(inference_id=[f"i{number:02}" for number in range(50)])
+    points = scatter_points(table, classes, caption(), 20)
+    wrong = set(table[~table["correct"]]["inference_id"])
+    assert len(points) == 20 and wrong <= {point.inference_id for point in points}
+    right = table[table["correct"]].nsmallest(20 - len(wrong), "confidence")
+    assert {point.inference_id for point in points} == wrong | set(right["inference_id"])
+    many, _ = inferences(POINTS + 1, 60, 2)
+    assert scatter_points(many.assign(inference_id="x"), classes, caption(), 20) == []

@@ -8,8 +8,8 @@ from msgspec import structs
 
 from settings import Settings, settings
 from tasks.costs import Training, items, table
-from tasks.evaluation.cost import LOOKED_UP
 from tasks.evaluation.summary import Cost
+from tasks.prices import LOOKED_UP
 from tests.unit.test_report import night
 
 TODAY = date(2026, 12, 1)

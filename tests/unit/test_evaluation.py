@@ -177,7 +177,7 @@ def test_the_cost_counts_every_attempt_and_the_prices_fit_the_workflow() -> None
     single, double = cost([once], "ml.m5.large", 1), cost([twice], "ml.m5.large", 1)
     assert double.state_transitions == pytest.approx(2 * single.state_transitions, abs=1e-6)
     assert single.state_transitions == pytest.approx(TRANSITIONS * 0.000025)
-    assert single.functions == pytest.approx(3 * 2e-7 + 0.25 * 0.0000166667, abs=1e-6)
+    assert single.functions == pytest.approx(3 * 2e-7 + 0.5 * 0.0000166667, abs=1e-6)
     assert single.endpoint == pytest.approx(0.115 / 3600, abs=1e-6)
     assert cost([], "ml.m5.large", 1).total is None
     template = (ROOT / "infrastructure" / "workflow.yaml").read_text()

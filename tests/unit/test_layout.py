@@ -13,7 +13,7 @@ from local_aws.config import ROOT
 # The folders and files of tasks/, each above all that it imports.
 FLOORS = (
     {"errors"},
-    {"answers", "records", "run", "exclusive", "waiting"},
+    {"answers", "prices", "records", "run", "exclusive", "waiting"},
     {"installation", "heartbeat"},
     {"aws"},
     {"data", "model", "evaluation", "capture"},

@@ -24,7 +24,7 @@ from tasks.report.analysis import (
     once_per_image,
     summarize,
 )
-from tasks.report.charts import CHARTS, POINTS, Caption, draw_all, drift_of_confidence, save, trend
+from tasks.report.charts import CHARTS, POINTS, Caption, Point, draw_all, drift_of_confidence, save, trend
 from tasks.report.drift import Drift, coverage_change, drift, histogram
 from tasks.report.history import History, Step
 from tasks.report.inputs import PROPERTIES, input_drift
@@ -465,6 +465,30 @@ def test_images_lead_to_the_history_of_their_executions() -> None:
     drawn = render_executions(ABOUT, histories)
     assert "03:30:00.000" in drawn and "no history of it any more" in drawn
     assert "<script>alert" not in drawn
+
+
+def test_points_of_the_scatter_lead_to_the_stories_of_their_images() -> None:
+    frame = table(3)
+    rows = [
+        structs.replace(
+            RESULT, inference_id=str(row.inference_id), key=str(row.key), confidence=float(str(row.confidence))
+        )
+        for row in frame.itertuples()
+    ]
+    about = replace(ABOUT, results=[*rows[:2], structs.replace(rows[2], execution_arn=None)])
+    points = [Point(row.inference_id, 0.1 + 0.2 * place, 0.5) for place, row in enumerate(rows)]
+    charts = {"confidence_scatter": b"png", "trend": b"png"}
+    text = render(summary_of(about, frame), about, {}, charts, {}, [], (), points)
+    # What no execution is known of has no story.
+    assert text.count("<circle ") == 2 and text.count("<svg ") == 1
+    assert f'href="executions.html#{rows[1].inference_id}"' in text and 'cx="30.00%" cy="50.00%"' in text
+    led = [row.inference_id for row in rows[:2]]
+    drawn = render_executions(about, [History(led[0], rows[0].key, "arn", 1, ())], [*led, *led, HOSTILE])
+    for name in led:
+        assert drawn.count(f'<section id="{name}">') == 1
+    assert f"scones why {led[1]}" in drawn and f"scones why {led[0]}" not in drawn
+    hostile = replace(about, results=[structs.replace(rows[0], inference_id=HOSTILE, key=HOSTILE, sent_as=HOSTILE)])
+    assert "<script>alert" not in render_executions(hostile, [], [HOSTILE])
 
 
 def test_the_index_is_of_one_installation_with_misses_marked_and_the_latest_first(tmp_path: Path) -> None:

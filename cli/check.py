@@ -1,0 +1,60 @@
+"""`scones check`: what own images would make, and what training on them takes, before anything starts."""
+
+import numpy as np
+
+from cli.output import progress, show_json, show_line, show_table
+from settings import settings
+from tasks.data import folder
+from tasks.data.images import load_own
+from tasks.model.sizing import in_words, sizing, suited
+from tasks.model.training import TUNABLE
+
+# Beside the setting's size, the one with which larger pictures tell more.
+LARGER = 96
+
+
+def run(dataset: str, as_json: bool) -> int:
+    """0 if nothing is wrong, 1 if files would be left out or something is said. Raises DatasetError."""
+    checked, chosen = load_own(dataset, progress), settings()
+    train, test = (np.bincount(split.labels) for split in (checked.dataset.train, checked.dataset.test))
+    images = len(checked.dataset.train.names)
+    hyperparameters = {name: str(getattr(chosen, name)) for name in TUNABLE}
+    hyperparameters |= {name: str(value) for name, value in suited(images, chosen).items()}
+    sizes = {side: sizing(images, side, hyperparameters) for side in dict.fromkeys((chosen.image_size, LARGER))}
+    if as_json:
+        show_json(
+            {
+                "classes": {
+                    name: {"train": int(train[label]), "test": int(test[label])}
+                    for label, name in enumerate(checked.dataset.classes)
+                },
+                "left_out": checked.problems,
+                "warnings": [each.what for each in checked.warnings],
+                "training": [
+                    {
+                        "image_size": side,
+                        "epochs": size.epochs,
+                        "folds": size.folds,
+                        "instance_type": size.suggested_instance(),
+                        "dollars": size.dollars(size.suggested_instance()),
+                    }
+                    for side, size in sizes.items()
+                ],
+            }
+        )
+    else:
+        rows = [(name, f"{train[label]:,}", f"{test[label]:,}") for label, name in enumerate(checked.dataset.classes)]
+        show_table(("class", "to train", "to test"), rows)
+        for line in folder.told(checked.warnings):
+            show_line(f"warning: {line}")
+        if checked.problems:
+            show_line(f"{len(checked.problems)} files would be left out:")
+            for line in folder.told(checked.problems, most=100):
+                show_line(f"  {line}")
+        for side, size in sizes.items():
+            show_line()
+            if side != chosen.image_size:
+                show_line(f"With SCONES_IMAGE_SIZE={side}:")
+            for line in in_words(size, chosen.training_instance_type, True, chosen.training_max_seconds):
+                show_line(line)
+    return int(bool(checked.problems or checked.warnings))
