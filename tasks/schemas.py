@@ -13,6 +13,7 @@ from settings import ROOT
 from tasks.bulk.bulk import BulkPlan
 from tasks.bulk.manifest import BulkImage
 from tasks.capture.window import Quarantined
+from tasks.data.dataset import LeftOut
 from tasks.evaluation.results import Planned, Result
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote
@@ -29,6 +30,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # By the name of the schema.
 TYPES: dict[str, type[Any]] = {
     "dataset": DatasetNote,
+    "left-out-line": LeftOut,
     "manifest-line": Planned,
     "result-line": Result,
     "evaluation-summary": EvaluationSummary,

@@ -19,6 +19,7 @@ from PIL import Image
 
 from tasks.data.generated import SIZE, draw
 from tasks.errors import SconesError
+from tasks.records import Record
 from tasks.run import Log
 
 ARCHIVE_FOLDER = "cifar-100-python"
@@ -31,6 +32,13 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 class DatasetError(SconesError):
     """The data can't be used; the message says why and what to do."""
+
+
+class LeftOut(Record, frozen=True, kw_only=True):
+    """A line of manifests/left-out/SHA256.jsonl: a file of one's own images that could not be used, and why."""
+
+    path: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Dataset:
     source: str
     synthetic: bool
     given: str
-    left_out: int = 0
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def generated(classes: Sequence[str], train_per_class: int, test_per_class: int, size: int = SIZE) -> Dataset:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from tasks.data.dataset import Dataset, DatasetError, Split, check, room_for_pixels
+from tasks.data.dataset import Dataset, DatasetError, LeftOut, Split, check, room_for_pixels
 from tasks.data.pictures import as_served
 from tasks.run import Log
 
@@ -200,7 +200,8 @@ def load(
             f"{where}: {len(problems)} files and {len(warnings)} things are wrong, and SCONES_DATASET_STRICT is set\n"
             + "\n".join(told(problems + warnings))
         )
-    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, source, False, where, len(problems))
+    left_out = tuple(LeftOut(path=each.path, why=each.what) for each in problems)
+    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, source, False, where, left_out)
     check(dataset)
     return Checked(dataset, problems, warnings)
 

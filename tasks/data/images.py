@@ -19,6 +19,7 @@ from tasks.data import folder
 from tasks.data.dataset import (
     Dataset,
     DatasetError,
+    LeftOut,
     Split,
     download,
     from_archive,
@@ -254,8 +255,10 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
         include_reviewed=before.include_reviewed if before is not None else None,
         reviewed=len(reviewed),
         originals_sha256=sha256,
-        left_out=dataset.left_out,
+        left_out=len(dataset.left_out),
     )
+    if dataset.left_out:
+        storage.put_json_lines(bucket, _left_out_key(note), (each.to_json() for each in dataset.left_out))
     storage.put_json(bucket, NOTE_KEY, note.to_json())
     return note
 
@@ -294,6 +297,16 @@ def replace_reviewed(bucket: str, images: list[ReviewedImage], include: bool, pr
         changed = replace(changed, since=iso(utc_now()))
     storage.put_json(bucket, NOTE_KEY, changed.to_json())
     return changed
+
+
+def left_out_files(bucket: str, note: DatasetNote) -> list[LeftOut]:
+    """The files of one's own images that could not be used, of the data set that a note describes."""
+    return storage.get_records(bucket, _left_out_key(note), LeftOut) if note.left_out else []
+
+
+def _left_out_key(note: DatasetNote) -> str:
+    """Of each data set its own, since reports of earlier ones are made again."""
+    return f"{MANIFESTS_PREFIX}left-out/{note.originals_sha256 or note.manifests_sha256}.jsonl"
 
 
 def _manifest_key(prefix: str) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.capture.window import Quarantined
+from tasks.data.dataset import LeftOut
 from tasks.evaluation.results import Result
 from tasks.evaluation.summary import PASSED
 from tasks.records import RecordError
@@ -65,11 +66,13 @@ def render(
     unmatched: Sequence[Unmatched],
     quarantined: Sequence[Quarantined],
     points: Sequence[Point] = (),
+    left_out: Sequence[LeftOut] = (),
 ) -> str:
     """The page. sheets: those of `interesting`. charts: PNG files by name. images: content by key, of those tiles.
     points: of the chart SCATTER, each a link to its image's story.
 
-    unmatched: lines of the reconciliation. quarantined: lines that are no records.
+    unmatched: lines of the reconciliation. quarantined: lines that are no records. left_out: files of one's own images
+    that could not be used.
     """
     needing = rows_to_look_at(subject.results, set(summary.missing_captures))
     executed = {row.inference_id: row for row in subject.results if row.execution_arn}
@@ -102,6 +105,7 @@ def render(
         kinds=KINDS,
         unmatched=[line for line in unmatched if line.kind != "retried_attempt"][:LINES],
         quarantined=quarantined[:LINES],
+        left_out=left_out[:LINES],
         changes=summary.changes,
         executed=executed,
         endpoint=subject.endpoint,

@@ -17,6 +17,7 @@ from prefect.artifacts import create_markdown_artifact
 from settings import REPORTS_PREFIX, settings
 from tasks.aws import storage
 from tasks.capture.window import Captured
+from tasks.data.images import left_out_files
 from tasks.evaluation.outcome import counts_table
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.report.analysis import Analysis, analyse
@@ -110,7 +111,8 @@ def _write_files(bucket: str, analysis: Analysis, charts: list[Path], folder: Pa
     images = {tile.key: content for tile in tiles if (content := storage.get(bucket, tile.key))}
     drawn = {file.stem: file.read_bytes() for file in charts}
     points = scatter_points(analysis.table, subject.classes, _caption(analysis), LINKED_POINTS)
-    page = render(summary, subject, sheets, drawn, images, analysis.unmatched, analysis.quarantined, points)
+    left_out = left_out_files(bucket, subject.dataset)
+    page = render(summary, subject, sheets, drawn, images, analysis.unmatched, analysis.quarantined, points, left_out)
     needing = rows_to_look_at(subject.results, set(summary.missing_captures))
     shown = [*(tile.inference_id for tile in tiles), *(row.inference_id for row in needing)]
     return [

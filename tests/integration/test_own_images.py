@@ -13,6 +13,7 @@ from settings import settings
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.aws.stacks import installation
+from tasks.data.images import left_out_files
 from tests.unit.test_folder import fill, picture
 
 STACK = "pets"
@@ -41,6 +42,7 @@ def test_classes_come_from_the_folders_and_stay(folder: Path) -> None:
     assert note.given == str(folder) and note.left_out == 1 and note.train + note.test == 60
     bucket = installation().bucket
     assert len(storage.list_etags(bucket, "train/")) == note.train
+    assert [each.path for each in left_out_files(bucket, note)] == ["cat/broken.png"]
     # Nothing is named: the same again, and the setting's classes do not win.
     again = prepare_data()
     assert again == note and installation().classes == note.classes

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from settings import settings
 from tasks.capture.window import COLUMNS, Captured, Quarantined, Window
+from tasks.data.dataset import LeftOut
 from tasks.evaluation.outcome import summarize as judge
 from tasks.evaluation.results import Result, inference_id
 from tasks.evaluation.summary import Counts, EvaluationSummary, Outcome
@@ -489,6 +490,17 @@ def test_points_of_the_scatter_lead_to_the_stories_of_their_images() -> None:
     assert f"scones why {led[1]}" in drawn and f"scones why {led[0]}" not in drawn
     hostile = replace(about, results=[structs.replace(rows[0], inference_id=HOSTILE, key=HOSTILE, sent_as=HOSTILE)])
     assert "<script>alert" not in render_executions(hostile, [], [HOSTILE])
+
+
+def test_files_that_could_not_be_used_are_listed() -> None:
+    frame = table(3)
+    dataset = DatasetNote(source="pets", synthetic=False, left_out=70)
+    about = replace(ABOUT, dataset=dataset)
+    files = [LeftOut(path=f"{HOSTILE}{number}", why=f"broken {number}") for number in range(70)]
+    text = render(summary_of(about, frame), about, {}, {}, {}, [], (), (), files)
+    assert "50 of 70; all are in" in text and "broken 49" in text and "broken 50" not in text
+    assert "of which 70 files could not be used" in text and "<script>alert" not in text
+    assert "Files that could not be used" not in page(3)
 
 
 def test_the_index_is_of_one_installation_with_misses_marked_and_the_latest_first(tmp_path: Path) -> None:
