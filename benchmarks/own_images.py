@@ -29,7 +29,7 @@ CLASSES = ("bicycle", "motorcycle")
 # Pictures are of that many pixels a side, so that both sizes of training images are made by shrinking.
 DRAWN = 128
 EPOCHS, FOLDS = 1, 2
-SAMPLE_SECONDS = 0.1
+SAMPLE_SECONDS = 0.5
 LOADS = """
 import json, sys, time
 from pathlib import Path

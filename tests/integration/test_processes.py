@@ -118,12 +118,12 @@ assert status == "DELETE_COMPLETE", status
 """
 
 
-def test_ctrl_c_in_the_demo_stops_everything(own: tuple[LocalConfig, dict[str, str]]) -> None:
-    config, environment = own
+def demo_until(line: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """A demo that has printed this."""
     demo = subprocess.Popen(
         ["make", "demo", "DATASET=generated"],
         cwd=ROOT,
-        env=environment,
+        env={**environment, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -131,22 +131,39 @@ def test_ctrl_c_in_the_demo_stops_everything(own: tuple[LocalConfig, dict[str, s
     )
     assert demo.stdout is not None
     seen = []
-    for line in demo.stdout:
-        seen.append(line)
-        if "epoch=1/" in line:  # a training job runs in a session of its own by now
-            break
-    assert "epoch=1/" in seen[-1], "".join(seen)
+    for printed in demo.stdout:
+        seen.append(printed)
+        if line in printed:
+            return demo
+    raise AssertionError("".join(seen))
+
+
+def interrupt(demo: subprocess.Popen[str], config: LocalConfig) -> None:
+    """As Ctrl-C does; one message, and nothing of it is left."""
+    os.killpg(demo.pid, signal.SIGINT)
+    output = demo.communicate(timeout=90)[0]
+    assert demo.returncode != 0
+    assert output.count("interrupted: stopping all services") == 1 and "Traceback" not in output, output
+    assert services.supervised_processes(config) == []
+    assert listening(config) == []
+
+
+def test_ctrl_c_in_the_demo_stops_everything(own: tuple[LocalConfig, dict[str, str]]) -> None:
+    config, environment = own
+    demo = demo_until("epoch=1/", environment)  # a training job runs in a session of its own by now
     second = subprocess.run(
         ["make", "demo", "DATASET=generated"], cwd=ROOT, env=environment, text=True, capture_output=True
     )
     assert second.returncode != 0 and "another `make demo` is under way" in second.stderr
     assert listening(config)  # of the first, which goes on
-    os.killpg(demo.pid, signal.SIGINT)
-    output = demo.communicate(timeout=90)[0]
-    assert demo.returncode != 0
-    assert "interrupted" in output
-    assert services.supervised_processes(config) == []
-    assert listening(config) == []
+    interrupt(demo, config)
+
+
+def test_ctrl_c_in_the_first_steps_of_the_demo_too(own: tuple[LocalConfig, dict[str, str]]) -> None:
+    config, environment = own
+    give_migrated_database(config)
+    for line in ("starting the services", "applying prefect.yaml", "Beginning subflow run 'prepare-data"):
+        interrupt(demo_until(line, environment), config)
 
 
 def test_real_aws_starts_only_server_and_worker(own: tuple[LocalConfig, dict[str, str]]) -> None:
