@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-report bench-review bench-sagemaker bench-serving conformance deploy drift promote remove image up down status logs lint format check schemas lock clean
+.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-own-images bench-report bench-review bench-sagemaker bench-serving conformance deploy drift promote remove image up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -88,6 +88,9 @@ bench-bulk: setup ## measure many images in batches, also under faults (about tw
 
 bench-nights: setup ## a week of scheduled nights in fast motion, with kills and restarts (about 40 minutes)
 	@$(RUN) -m benchmarks.nights
+
+bench-own-images: setup ## measure own images of several numbers and sizes: time, memory (about an hour)
+	@$(RUN) -m benchmarks.own_images
 
 bench-report: setup ## measure the report: reading captures, metrics, charts (about 8 minutes)
 	@$(RUN) -m benchmarks.report
