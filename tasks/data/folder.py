@@ -21,7 +21,7 @@ from tasks.data.dataset import Dataset, DatasetError, LeftOut, Split, check, roo
 from tasks.data.pictures import as_served
 from tasks.run import Log
 
-ENDINGS = (".png", ".jpg", ".jpeg")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 LISTS = (".csv", ".jsonl")
 # What the folders of splits are called.
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -94,7 +94,7 @@ def classes_of(entries: list[Entry], where: str) -> tuple[str, ...]:
         raise DatasetError(
             f"{where} has images of {len(found)} classes ({', '.join(found[:SHOWN]) or 'none'}); 2 to {MOST_CLASSES} "
             "can be told apart",
-            "a folder per class with PNG or JPEG files in it, with train/ and test/ above them or without",
+            "a folder per class with PNG, JPEG or WebP files in it, with train/ and test/ above them or without",
         )
     return tuple(found)
 
@@ -260,7 +260,7 @@ def _pixels(entry: Entry, size: int) -> tuple[np.ndarray | None, bytes, str]:
     if len(content) > MOST_BYTES:
         return None, b"", f"has more than {MOST_BYTES:,} bytes"
     pixels = as_served(content, size)
-    return pixels, content, "" if pixels is not None else "is no PNG or JPEG that can be decoded"
+    return pixels, content, "" if pixels is not None else "is no PNG, JPEG or WebP that can be decoded"
 
 
 def _draw_enough(rows: dict[str, list[Row]], classes: int) -> None:

@@ -5,13 +5,16 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-# Pictures of more pixels are not looked at.
+# Pictures of more pixels are not decoded whole; a JPEG can be decoded at half, a quarter or an eighth of its width.
 MAX_PIXELS = 25_000_000
-FORMATS = ("PNG", "JPEG")
+# The workflow makes JPEGs of WebP before the endpoint sees them.
+FORMATS = ("PNG", "JPEG", "WEBP")
+# Longest side in pixels of a picture on a page, and how many bytes are small enough for one as it is.
+THUMBNAIL_SIDE, SMALL_BYTES = 256, 60_000
 
 
 def read_rgb(content: bytes) -> Image.Image | None:
-    """The picture of a PNG or JPEG in RGB: 16 bits scaled, transparent parts white; None if it can't be decoded."""
+    """The picture of a file in RGB: 16 bits scaled, transparent parts white; None if it can't be decoded."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -23,9 +26,11 @@ def read_rgb(content: bytes) -> Image.Image | None:
 
 
 def as_served(content: bytes, size: int) -> np.ndarray | None:
-    """Pixels (size, size, 3) uint8 of a PNG or JPEG as the endpoint sees them; None if it can't be decoded."""
+    """Pixels (size, size, 3) uint8 of a PNG, JPEG or WebP as the endpoint sees them; None if it can't be decoded."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                image.draft("RGB", (4 * size, 4 * size))
             if image.width * image.height > MAX_PIXELS:
                 return None
             image.load()
@@ -33,6 +38,26 @@ def as_served(content: bytes, size: int) -> np.ndarray | None:
     except Exception:  # as above
         return None
     return np.array(picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2))
+
+
+def thumbnail(content: bytes, side: int = THUMBNAIL_SIDE) -> bytes | None:
+    """A PNG or JPEG to show on a page, of at most that side if it is large; None if the picture can't be decoded."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            as_it_is = len(content) <= SMALL_BYTES and image.format != "WEBP"
+            image.draft("RGB", (side, side))
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            image.load()
+            if as_it_is:
+                return content
+            picture = as_rgb(upright(image))
+        picture.thumbnail((side, side))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+    except Exception:  # as above
+        return None
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from settings import REPORTS_PREFIX, settings
 from tasks.aws import storage
 from tasks.capture.window import Captured
 from tasks.data.images import left_out_files
+from tasks.data.pictures import thumbnail
 from tasks.evaluation.outcome import counts_table
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.report.analysis import Analysis, analyse
@@ -108,7 +109,8 @@ def _write_files(bucket: str, analysis: Analysis, charts: list[Path], folder: Pa
     subject, summary = analysis.subject, analysis.summary
     sheets = interesting(analysis.table)
     tiles = [tile for sheet in sheets.values() for tile in sheet]
-    images = {tile.key: content for tile in tiles if (content := storage.get(bucket, tile.key))}
+    contents = {tile.key: content for tile in tiles if (content := storage.get(bucket, tile.key))}
+    images = {key: small for key, content in contents.items() if (small := thumbnail(content))}
     drawn = {file.stem: file.read_bytes() for file in charts}
     points = scatter_points(analysis.table, subject.classes, _caption(analysis), LINKED_POINTS)
     left_out = left_out_files(bucket, subject.dataset)

@@ -1,16 +1,14 @@
 """Who looks at which image: what the page gives out, takes back and stores. Nothing here knows HTTP."""
 
 import hashlib
-import io
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import RLock
 
-from PIL import Image
-
 from settings import REVIEW_LEASES_PREFIX, Settings
 from tasks.aws import storage
+from tasks.data.pictures import thumbnail
 from tasks.errors import SconesError
 from tasks.records import Record, RecordError
 from tasks.review import labels
@@ -22,9 +20,10 @@ from tasks.run import iso, utc_now
 
 # Seconds after which the bucket is looked at again for what others queued and answered.
 REFRESH_SECONDS = 10.0
-# Larger objects, and pictures of more pixels, are not sent to a browser.
-MOST_BYTES = 20_000_000
-MOST_PIXELS = 25_000_000
+# Larger objects are not sent to a browser.
+MOST_BYTES = 25_000_000
+# Longest side in pixels of what people are shown.
+SHOWN_SIDE = 1024
 # Someone may look at an image for so long; what is said to be longer is not believed.
 MOST_SECONDS = 86_400.0
 
@@ -298,15 +297,10 @@ def _chance(inference_id: str) -> int:
 
 
 def drawable(content: bytes) -> tuple[bytes, str] | None:
-    """The content with its media type if it is a PNG or JPEG that a browser may be given; None of anything else."""
+    """The content, shrunk if it is large, with its media type if a browser may be given it; None of anything else."""
     if len(content) > MOST_BYTES:
         return None
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MOST_PIXELS:
-                return None
-            kind = str(image.format)
-            image.load()
-    except Exception:  # a damaged file can make a decoder raise nearly anything
+    shown = thumbnail(content, SHOWN_SIDE)
+    if shown is None:
         return None
-    return content, f"image/{kind.lower()}"
+    return shown, "image/png" if shown.startswith(b"\x89PNG") else "image/jpeg"

@@ -164,7 +164,7 @@ def collect(bucket: str, chosen: Settings, classes: tuple[str, ...], progress: L
             return replace(use, use="left_out", why="it is gone, or another one by now"), None
         pixels = as_served(content, chosen.image_size)
         if pixels is None:
-            return replace(use, use="left_out", why="it is no PNG or JPEG that can be decoded"), None
+            return replace(use, use="left_out", why="it is no PNG, JPEG or WebP that can be decoded"), None
         picture = png(pixels)
         if hashlib.md5(picture, usedforsecurity=False).hexdigest() in originals:
             return replace(use, use="left_out", why="it is one of the training images"), None

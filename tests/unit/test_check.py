@@ -28,7 +28,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_classes_left_out_files_time_and_money_are_told(pictures: Path) -> None:
     done = CliRunner().invoke(app, ["check", str(pictures)])
     assert done.exit_code == 1, done.output
-    assert "1 files would be left out:" in done.output and "cat/broken.jpg: is no PNG or JPEG" in done.output
+    assert "1 files would be left out:" in done.output and "cat/broken.jpg: is no PNG, JPEG or WebP" in done.output
     assert "160 epochs, 11 networks; about" in done.output and "With SCONES_IMAGE_SIZE=96:" in done.output
     assert done.output.count("on AWS about ") == 2 and " and $" in done.output
     (pictures / "cat" / "broken.jpg").unlink()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tasks.data.dataset import Dataset, DatasetError
 from tasks.data.folder import Checked, classes_of, listed, load, local_entries, stored_entries, told
-from tasks.data.pictures import as_served
+from tasks.data.pictures import as_served, thumbnail
 
 CLASSES = ("cat", "dog")
 
@@ -168,9 +168,9 @@ def contradicting(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (broken, "is no PNG or JPEG that can be decoded"),
-        (empty, "is no PNG or JPEG that can be decoded"),
-        (text, "is no PNG or JPEG that can be decoded"),
+        (broken, "is no PNG, JPEG or WebP that can be decoded"),
+        (empty, "is no PNG, JPEG or WebP that can be decoded"),
+        (text, "is no PNG, JPEG or WebP that can be decoded"),
         (doubled, "the same image as cat/"),
         (contradicting, "which is labelled"),
     ],
@@ -266,3 +266,24 @@ def test_many_problems_are_told_in_few_lines(tmp_path: Path) -> None:
         (tmp_path / "cat" / f"broken-{number}.png").write_bytes(b"")
     lines = list(told(read(tmp_path).problems))
     assert len(lines) == 11 and lines[-1] == "and 15 more"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_on_a_page_is_small_and_of_a_kind_that_browsers_show(kind: str) -> None:
+    small, large = picture(1, (40, 30), kind), picture(1, (2000, 1500), kind, quality=95)
+    assert thumbnail(small) == small or kind == "WEBP"
+    for content, side in ((small, 40), (large, 256)):
+        shown = thumbnail(content)
+        assert shown is not None
+        with Image.open(io.BytesIO(shown)) as image:
+            assert image.format in ("PNG", "JPEG") and max(image.size) <= side
+    assert thumbnail(large[: len(large) // 3]) is None and thumbnail(b"no image") is None
+
+
+def test_a_jpeg_of_more_pixels_than_are_decoded_whole_is_taken() -> None:
+    buffer = io.BytesIO()
+    Image.effect_mandelbrot((6000, 5000), (-2, -1, 1, 1), 9).convert("RGB").save(buffer, "JPEG", quality=90)
+    seen = as_served(buffer.getvalue(), 32)
+    with Image.open(buffer) as image:
+        small = np.asarray(image.resize((32, 32), Image.Resampling.BOX))
+    assert seen is not None and np.abs(seen.astype(int) - small).mean() < 8
