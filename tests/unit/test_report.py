@@ -310,7 +310,7 @@ def test_the_table_begins_with_what_failed_and_ends_somewhere() -> None:
     rows = [result("right"), result("wrong", predicted_class="motorcycle"), broken]
     assert [each.key for each in rows_to_look_at(rows, set())] == ["broken", "wrong"]
     assert [each.key for each in rows_to_look_at(rows, {"right"})] == ["broken", "right", "wrong"]
-    assert page(ROWS * 8).count('<tr><td class="key">test/') == ROWS
+    assert page(ROWS * 8).count('<tr><td class="key whole">test/') == ROWS
 
 
 def alerts(
