@@ -109,7 +109,8 @@ class TrainingPlan:
     """A training and its identity: the same data, code and hyperparameters have the same fingerprint.
 
     settings_fingerprint: the same with the settings' hyperparameters, whatever was asked for instead of some of them.
-    data_fingerprint: SHA-256 of the training manifest. data: in words, what the images are.
+    data_fingerprint: SHA-256 of the training manifest. data: in words, what the images are. takes: in words, how
+    long the training takes and what it costs.
     """
 
     job: JobPlan
@@ -117,6 +118,7 @@ class TrainingPlan:
     settings_fingerprint: str
     data_fingerprint: str
     data: str
+    takes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,7 @@ def plan_training(installation: Installation, changed: dict[str, int | float | s
         raise TrainingError(f"unknown hyperparameter {', '.join(unknown)}; there are {', '.join(sorted(TUNABLE))}")
     asked_for = hyperparameters | {name: str(value) for name, value in (changed or {}).items()}
     size = sizing(len(manifest.splitlines()), chosen.image_size, asked_for)
-    for line in in_words(size, chosen.training_instance_type, not on_aws(), chosen.training_max_seconds):
-        get_run_logger().info(line)
+    takes = in_words(size, chosen.training_instance_type, not on_aws(), chosen.training_max_seconds)
     job = JobPlan("train.py", upload_source(bucket), asked_for, training_channels(bucket), METRICS)
     data = sorted(storage.list_etags(bucket, TRAIN_PREFIX).items())
 
@@ -162,7 +163,9 @@ def plan_training(installation: Installation, changed: dict[str, int | float | s
     data_fingerprint = hashlib.sha256(manifest).hexdigest()
     note = storage.get_record(bucket, f"{MANIFESTS_PREFIX}dataset.json", DatasetNote)
     words = described(note) if note else "unknown"
-    return TrainingPlan(job, fingerprint(asked_for), fingerprint(hyperparameters), data_fingerprint, words)
+    return TrainingPlan(
+        job, fingerprint(asked_for), fingerprint(hyperparameters), data_fingerprint, words, tuple(takes)
+    )
 
 
 def described(note: DatasetNote) -> str:
@@ -193,7 +196,10 @@ def upload_source(bucket: str) -> str:
 @task(task_run_name="train {run}")
 def train(installation: Installation, plan: TrainingPlan, run: str) -> CompletedJob:
     """Trains, or re-attaches to the job of this run, and waits for it with its log in the flow run's log."""
-    return run_job(installation, plan.job, f"{settings().stack}-{run}", get_run_logger().info)
+    logger = get_run_logger()
+    for line in plan.takes:
+        logger.info(line)
+    return run_job(installation, plan.job, f"{settings().stack}-{run}", logger.info)
 
 
 def run_job(installation: Installation, plan: JobPlan, name: str, progress: Log) -> CompletedJob:
