@@ -26,7 +26,7 @@ from local_aws.errors import print_error
 from settings import PREFIX, SettingsError, run_id, settings
 from tasks.data import folder
 from tasks.data.dataset import DatasetError, from_archive
-from tasks.model.sizing import in_words, sizing, suited
+from tasks.model.sizing import hyperparameters_for, in_words, sizing
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -129,8 +129,7 @@ def _announce(own: int, quick: dict[str, int]) -> None:
     """Says how long the training of own images takes, here in short and on AWS in full."""
     chosen = settings()
     images = round(own * (1 - chosen.dataset_test_share))
-    full = {"repeats": str(chosen.repeats), "classifier": chosen.classifier}
-    full |= {name: str(value) for name, value in suited(images, chosen).items()}
+    full = hyperparameters_for(images, chosen)
     here = full | {name: str(value) for name, value in quick.items()}
     print(in_words(sizing(images, chosen.image_size, here), "", True, chosen.training_max_seconds)[0])
     if here != full:

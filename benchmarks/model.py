@@ -28,7 +28,7 @@ from benchmarks.other_images import DEFAULT_THRESHOLD, accepted, changed_images,
 from benchmarks.report import NIGHTS, healthy
 from settings import ROOT, settings
 from tasks.data.dataset import Dataset, DatasetError, Split, download, from_archive, generated, manifest, png
-from tasks.model.training import TUNABLE
+from tasks.model.sizing import TUNABLE
 from tasks.report.metrics import wilson_interval
 
 sys.path.insert(0, str(ROOT / "classifier"))

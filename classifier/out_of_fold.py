@@ -14,10 +14,9 @@ from network import load_model
 def main() -> None:
     model_dir, images, answers = sys.argv[1:]
     model = load_model(Path(model_dir))
-    np.save(
-        answers,
-        model.predict(model.out_of_fold(torch.from_numpy(np.load(images, mmap_mode="c")))).probabilities.numpy(),
-    )
+    # Read as it is needed: it may be more than fits into memory.
+    pixels = torch.from_numpy(np.load(images, mmap_mode="c"))
+    np.save(answers, model.predict(model.out_of_fold(pixels)).probabilities.numpy())
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ from cli.output import progress, show_json, show_line, show_table
 from settings import settings
 from tasks.data import folder
 from tasks.data.images import load_own
-from tasks.model.sizing import in_words, sizing, suited
-from tasks.model.training import TUNABLE
+from tasks.model.sizing import hyperparameters_for, in_words, sizing
 
 # Beside the setting's size, the one with which larger pictures tell more.
 LARGER = 96
@@ -18,8 +17,7 @@ def run(dataset: str, as_json: bool) -> int:
     checked, chosen = load_own(dataset, progress), settings()
     train, test = (np.bincount(split.labels) for split in (checked.dataset.train, checked.dataset.test))
     images = len(checked.dataset.train.names)
-    hyperparameters = {name: str(getattr(chosen, name)) for name in TUNABLE}
-    hyperparameters |= {name: str(value) for name, value in suited(images, chosen).items()}
+    hyperparameters = hyperparameters_for(images, chosen)
     sizes = {side: sizing(images, side, hyperparameters) for side in dict.fromkeys((chosen.image_size, LARGER))}
     if as_json:
         show_json(

@@ -1,6 +1,7 @@
 """Image files that the workflow has to shrink or refuse."""
 
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ def noise_jpeg(side: int) -> bytes:
     return buffer.getvalue()
 
 
+@cache
 def huge_png() -> bytes:
     """More pixels than the workflow decodes, in a file that it would have to shrink."""
     buffer = io.BytesIO()

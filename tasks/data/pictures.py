@@ -16,11 +16,7 @@ THUMBNAIL_SIDE, SMALL_BYTES = 256, 60_000
 def read_rgb(content: bytes) -> Image.Image | None:
     """The picture of a file in RGB: 16 bits scaled, transparent parts white; None if it can't be decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            image.load()
-            return as_rgb(image)
+        return as_rgb(_decoded(content))
     except Exception:  # a damaged file can make a decoder raise nearly anything
         return None
 
@@ -28,13 +24,7 @@ def read_rgb(content: bytes) -> Image.Image | None:
 def as_served(content: bytes, size: int) -> np.ndarray | None:
     """Pixels (size, size, 3) uint8 of a PNG, JPEG or WebP as the endpoint sees them; None if it can't be decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                image.draft("RGB", (4 * size, 4 * size))
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            image.load()
-            picture = as_rgb(upright(image))
+        picture = as_rgb(upright(_decoded(content, 4 * size)))
     except Exception:  # as above
         return None
     return np.array(picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2))
@@ -43,21 +33,30 @@ def as_served(content: bytes, size: int) -> np.ndarray | None:
 def thumbnail(content: bytes, side: int = THUMBNAIL_SIDE) -> bytes | None:
     """A PNG or JPEG to show on a page, of at most that side if it is large; None if the picture can't be decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            as_it_is = len(content) <= SMALL_BYTES and image.format != "WEBP"
-            image.draft("RGB", (side, side))
-            if image.width * image.height > MAX_PIXELS:
-                return None
-            image.load()
-            if as_it_is:
-                return content
-            picture = as_rgb(upright(image))
+        image = _decoded(content, side, above=0)
+        if len(content) <= SMALL_BYTES and image.format != "WEBP":
+            return content
+        picture = as_rgb(upright(image))
         picture.thumbnail((side, side))
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=90)
         return buffer.getvalue()
     except Exception:  # as above
         return None
+
+
+def _decoded(content: bytes, side: int | None = None, above: int = MAX_PIXELS) -> Image.Image:
+    """The picture as it is in the file. A JPEG of more pixels than `above` is decoded smaller, but not below `side`.
+
+    Raises ValueError for too many pixels, and whatever a decoder raises.
+    """
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if side is not None and image.width * image.height > above:
+        image.draft("RGB", (side, side))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError("too many pixels")
+    image.load()
+    return image
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -6,6 +6,20 @@ from dataclasses import dataclass
 from settings import Settings
 from tasks.prices import INSTANCE_HOUR
 
+# What data and classes do not decide: each is a setting of that name.
+TUNABLE = (
+    "epochs",
+    "learning_rate",
+    "mini_batch_size",
+    "seed",
+    "folds",
+    "repeats",
+    "classifier",
+    "outlier_share",
+    "threshold_target",
+    "threshold_level",
+    "threshold_method",
+)
 # Epochs and folds, each up to that many training images. Few images have to be seen more often, and fewer networks tell
 # enough about many. 84 and 5 were tried out on 1,000 images (docs/model.md); the others keep the time in bounds.
 EPOCHS = ((150, 160), (400, 120), (2_000, 84), (6_000, 48), (15_000, 32))
@@ -64,6 +78,12 @@ def suited(images: int, chosen: Settings) -> dict[str, int]:
         "epochs": chosen.epochs if "epochs" in chosen.model_fields_set else epochs,
         "folds": chosen.folds if "folds" in chosen.model_fields_set else folds,
     }
+
+
+def hyperparameters_for(images: int, chosen: Settings) -> dict[str, str]:
+    """All that the settings decide of a training with that many images, as its script takes them."""
+    of_settings = {name: getattr(chosen, name) for name in TUNABLE}
+    return {name: str(value) for name, value in (of_settings | suited(images, chosen)).items()}
 
 
 def sizing(images: int, side: int, hyperparameters: dict[str, str]) -> Sizing:

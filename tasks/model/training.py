@@ -31,7 +31,7 @@ from tasks.aws.logs import TRAINING_LOGS, LogTail
 from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.installation import DatasetNote, Installation
-from tasks.model.sizing import in_words, sizing, suited
+from tasks.model.sizing import TUNABLE, hyperparameters_for, in_words, sizing
 from tasks.run import Log
 from tasks.waiting import look_until
 
@@ -54,20 +54,6 @@ SOURCES = (
     "deployment.py",
     "config.yaml",
     "requirements.txt",
-)
-# What data and classes do not decide: each is a setting of that name.
-TUNABLE = (
-    "epochs",
-    "learning_rate",
-    "mini_batch_size",
-    "seed",
-    "folds",
-    "repeats",
-    "classifier",
-    "outlier_share",
-    "threshold_target",
-    "threshold_level",
-    "threshold_method",
 )
 # validation: is of predictions by networks that were not fitted on the image. Scripts print a ":" as "_".
 METRICS = (
@@ -144,8 +130,7 @@ def plan_training(installation: Installation, changed: dict[str, int | float | s
         "image_shape": image_shape(),
         "num_classes": str(len(installation.classes)),
         "num_training_samples": str(len(manifest.splitlines())),
-        **{name: str(getattr(chosen, name)) for name in TUNABLE},
-        **{name: str(value) for name, value in suited(len(manifest.splitlines()), chosen).items()},
+        **hyperparameters_for(len(manifest.splitlines()), chosen),
     }
     unknown = sorted(set(changed or {}) - set(TUNABLE))
     if unknown:
