@@ -16,7 +16,7 @@ def test_a_drift_that_begins_half_way_is_in_the_report(installed: Any) -> None:
     assert calm.sent == 180 and calm.failed == {}
     drifted = generate_traffic(per_minute=900, minutes=0.2, drift="darkness")
     assert drifted.failed == {}
-    since, until = (datetime.fromisoformat(text) for text in (drifted.since, drifted.until))
+    since, until = (datetime.fromisoformat(text) for text in (calm.since, drifted.until))
     summary = confidence_report(since=since, until=until)
     names = {path.name for path in (reports_folder() / summary.date / summary.run).iterdir()}
     assert "report.html" in names and "confidence_scatter.png" in names
