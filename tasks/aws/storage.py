@@ -103,13 +103,20 @@ def object_store(bucket: str) -> S3Store:
     )
 
 
-def upload_changed(bucket: str, prefix: str, contents: Mapping[str, bytes]) -> int:
-    """Uploads objects below `prefix` (full keys) whose content differs from what is there; returns how many."""
+def upload_changed(
+    bucket: str, prefix: str, contents: Mapping[str, bytes], progress: Callable[[int], None] | None = None
+) -> int:
+    """Uploads objects below `prefix` (full keys) whose content differs from what is there; returns how many.
+
+    progress: is told after each how many have been uploaded.
+    """
     there = list_etags(bucket, prefix)
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as threads:
         same = threads.map(lambda key: key in there and _has_content(bucket, key, there[key], contents[key]), contents)
         changed = [key for key, unchanged in zip(contents, same, strict=True) if not unchanged]
-        list(threads.map(lambda key: put(bucket, key, contents[key]), changed))
+        for uploaded, _ in enumerate(threads.map(lambda key: put(bucket, key, contents[key]), changed), 1):
+            if progress is not None:
+                progress(uploaded)
     return len(changed)
 
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -230,8 +231,8 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
     reviewed = _reviewed_lines(bucket) if before is not None and before.classes == dataset.classes else []
     for prefix, split in ((TRAIN_PREFIX, dataset.train), (TEST_PREFIX, dataset.test)):
         images = EncodedImages(prefix, split)
-        changed = storage.upload_changed(bucket, prefix, images)
-        logger.info("%s%d images, %d of them uploaded, the rest were there", prefix, len(images), changed)
+        changed = storage.upload_changed(bucket, prefix, images, partial(_say_uploaded, logger.info, prefix))
+        logger.info(f"{prefix}: {len(images):,} images, {changed:,} of them uploaded, the rest were there")
         text = manifest(split)
         kept = reviewed if prefix == TRAIN_PREFIX else []
         storage.put(bucket, _manifest_key(prefix), (text + _numbered(kept, len(images))).encode())
@@ -263,6 +264,11 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
     return note
 
 
+def _say_uploaded(progress: Log, prefix: str, uploaded: int) -> None:
+    if uploaded % folder.PROGRESS_IMAGES == 0:
+        progress(f"{prefix}: uploaded {uploaded:,} images")
+
+
 def replace_reviewed(bucket: str, images: list[ReviewedImage], include: bool, progress: Log) -> DatasetNote:
     """Makes these the reviewed images of the training set, which keeps its others; returns the note.
 
@@ -276,7 +282,7 @@ def replace_reviewed(bucket: str, images: list[ReviewedImage], include: bool, pr
     prefix = TRAIN_PREFIX + REVIEWED_FOLDER
     named = {TRAIN_PREFIX + image.name: image.content for image in images}
     uploaded = storage.upload_changed(bucket, prefix, named)
-    progress(f"{prefix}{len(images)} reviewed images, {uploaded} of them uploaded")
+    progress(f"{prefix}: {len(images)} reviewed images, {uploaded} of them uploaded")
     storage.put(
         bucket, _manifest_key(TRAIN_PREFIX), (_numbered(originals, 0) + _numbered(added, len(originals))).encode()
     )

@@ -13,6 +13,7 @@ from settings import settings
 from tasks.aws import storage
 from tasks.aws.clients import client
 from tasks.aws.stacks import installation
+from tasks.data import folder as checked_folder
 from tasks.data.images import left_out_files
 from tests.unit.test_folder import fill, picture
 
@@ -36,8 +37,12 @@ def folder(stack: LocalConfig, tmp_path: Path) -> Iterator[Path]:
         settings.cache_clear()
 
 
-def test_classes_come_from_the_folders_and_stay(folder: Path) -> None:
+def test_classes_come_from_the_folders_and_stay(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checked_folder, "PROGRESS_IMAGES", 40)
     note = prepare_data(str(folder))
+    assert "read 40 of 61 images" in caplog.messages and "train/: uploaded 40 images" in caplog.messages
     assert note.classes == installation().classes == ("cat", "dog", "guinea pig")
     assert note.given == str(folder) and note.left_out == 1 and note.train + note.test == 60
     bucket = installation().bucket
