@@ -32,13 +32,19 @@ GROUPS = {
     "integration/test_processes": "processes",
     "integration/test_review": "processes",
     "integration/test_alarms": "processes",
+    "integration/test_bulk": "bulk",
+    "integration/test_schedules": "bulk",
+    "integration/test_distributed_map": "bulk",
+    "integration/test_own_images": "bulk",
+    "integration/test_recovery": "bulk",
+    "integration/test_training": "bulk",
     "integration": "stack",
     "local_sagemaker/test_restart": "restart",
     "local_sagemaker/test_distribution": "distribution",
     "local_sagemaker": "sagemaker",
 }
 # The longest begin.
-ORDER = ("stack", "rollouts", "processes", "sagemaker", "unit/test_classifier", "restart", "distribution")
+ORDER = ("rollouts", "stack", "bulk", "processes", "sagemaker", "unit/test_classifier", "restart", "distribution")
 
 
 class Trap(http.server.ThreadingHTTPServer):
