@@ -49,7 +49,7 @@ for name, content in EncodedImages("", train).items():
     (out / "train" / name).write_bytes(content)
 lines = (f"{row}\\t{label}\\t{name}\\n" for row, (label, name) in enumerate(zip(train.labels, train.names)))
 (out / "lst" / "train.lst").write_text("".join(lines))
-print(json.dumps({"seconds": seconds, "train": len(train.names), "left_out": len(checked.problems)}))
+print(json.dumps({"seconds": seconds, "train": len(train.names), "left_out": len(checked.dataset.left_out)}))
 """
 
 

@@ -16,7 +16,7 @@ def run(dataset: str, as_json: bool) -> int:
     """0 if nothing is wrong, 1 if files would be left out or something is said. Raises DatasetError."""
     checked, chosen = load_own(dataset, progress), settings()
     train, test = (np.bincount(split.labels) for split in (checked.dataset.train, checked.dataset.test))
-    images = len(checked.dataset.train.names)
+    images, left_out = len(checked.dataset.train.names), checked.dataset.left_out
     hyperparameters = hyperparameters_for(images, chosen)
     sizes = {side: sizing(images, side, hyperparameters) for side in dict.fromkeys((chosen.image_size, LARGER))}
     if as_json:
@@ -26,8 +26,8 @@ def run(dataset: str, as_json: bool) -> int:
                     name: {"train": int(train[label]), "test": int(test[label])}
                     for label, name in enumerate(checked.dataset.classes)
                 },
-                "left_out": checked.problems,
-                "warnings": [each.what for each in checked.warnings],
+                "left_out": left_out,
+                "warnings": checked.warnings,
                 "training": [
                     {
                         "image_size": side,
@@ -43,11 +43,11 @@ def run(dataset: str, as_json: bool) -> int:
     else:
         rows = [(name, f"{train[label]:,}", f"{test[label]:,}") for label, name in enumerate(checked.dataset.classes)]
         show_table(("class", "to train", "to test"), rows)
-        for line in folder.told(checked.warnings):
+        for line in checked.warnings:
             show_line(f"warning: {line}")
-        if checked.problems:
-            show_line(f"{len(checked.problems)} files would be left out:")
-            for line in folder.told(checked.problems, most=100):
+        if left_out:
+            show_line(f"{len(left_out)} files would be left out:")
+            for line in folder.told(left_out, most=100):
                 show_line(f"  {line}")
         for side, size in sizes.items():
             show_line()
@@ -55,4 +55,4 @@ def run(dataset: str, as_json: bool) -> int:
                 show_line(f"With SCONES_IMAGE_SIZE={side}:")
             for line in in_words(size, chosen.training_instance_type, True, chosen.training_max_seconds):
                 show_line(line)
-    return int(bool(checked.problems or checked.warnings))
+    return int(bool(left_out or checked.warnings))

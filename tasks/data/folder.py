@@ -10,9 +10,8 @@ import io
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -49,20 +48,11 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What is wrong with a file, or with the whole if `path` is empty."""
-
-    path: str
-    what: str
-
-
-@dataclass
 class Checked:
-    """A data set, and what is wrong: files in `problems` are left out of it; `warnings` are about the whole."""
+    """A data set, which names the files that are left out of it, and what else is to be said of the whole."""
 
     dataset: Dataset
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
+    warnings: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +147,11 @@ def load(
     where: as it was asked for. source: what it is called for people. share: of the images without a split, by their
     content, that are for testing. strict: refuse if anything is wrong. Raises DatasetError.
     """
-    problems: list[Problem] = []
+    left_out: list[LeftOut] = []
+
+    def leave_out(path: str, why: str) -> None:
+        left_out.append(LeftOut(path=path, why=why))
+
     rows: dict[str, list[Row]] = {"train": [], "test": []}
     # By what the model sees: its label, split and path.
     seen: dict[bytes, tuple[str, str, str]] = {}
@@ -168,7 +162,7 @@ def load(
             progress(f"read {number:,} of {len(entries):,} images")
         pixels, content, problem = _pixels(entry, size)
         if pixels is None:
-            problems.append(Problem(entry.path, problem))
+            leave_out(entry.path, problem)
             continue
         digest = hashlib.sha256(content).digest()
         split = entry.split or ("test" if int.from_bytes(digest[:4]) / 2**32 < share else "train")
@@ -176,11 +170,11 @@ def load(
         if image in seen:
             label, other, path = seen[image]
             if label != entry.label:
-                problems.append(Problem(entry.path, f"the same image as {path}, which is labelled {label}"))
+                leave_out(entry.path, f"the same image as {path}, which is labelled {label}")
             elif other != split:
-                problems.append(Problem(entry.path, f"the same image as {path}, which is in the other split"))
+                leave_out(entry.path, f"the same image as {path}, which is in the other split")
             else:
-                problems.append(Problem(entry.path, f"the same image as {path}"))
+                leave_out(entry.path, f"the same image as {path}")
             continue
         seen[image] = entry.label, split, entry.path
         room[used] = pixels
@@ -189,29 +183,26 @@ def load(
     if any(entry.split is None for entry in entries):
         _draw_enough(rows, len(classes))
     near = dict(_near_copies(rows["train"], rows["test"]))
-    problems += [
-        Problem(rows["train"][index].path, f"nearly the same image as {path}, which is in the other split")
-        for index, path in near.items()
-    ]
+    for index, path in near.items():
+        leave_out(rows["train"][index].path, f"nearly the same image as {path}, which is in the other split")
     rows["train"] = [row for index, row in enumerate(rows["train"]) if index not in near]
     warnings = _about_the_whole(rows, classes, where)
-    if strict and (problems or warnings):
+    if strict and (left_out or warnings):
         raise DatasetError(
-            f"{where}: {len(problems)} files and {len(warnings)} things are wrong, and SCONES_DATASET_STRICT is set\n"
-            + "\n".join(told(problems + warnings))
+            f"{where}: {len(left_out)} files and {len(warnings)} things are wrong, and SCONES_DATASET_STRICT is set\n"
+            + "\n".join([*warnings, *told(left_out)])
         )
-    left_out = tuple(LeftOut(path=each.path, why=each.what) for each in problems)
-    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, source, False, where, left_out)
+    dataset = Dataset(_split(rows["train"]), _split(rows["test"]), classes, source, False, where, tuple(left_out))
     check(dataset)
-    return Checked(dataset, problems, warnings)
+    return Checked(dataset, warnings)
 
 
-def told(problems: list[Problem], most: int = SHOWN) -> Iterator[str]:
-    """A line for each of the first problems, and how many more there are."""
-    for each in islice(problems, most):
-        yield f"{each.path}: {each.what}" if each.path else each.what
-    if len(problems) > most:
-        yield f"and {len(problems) - most} more"
+def told(left_out: Sequence[LeftOut], most: int = SHOWN) -> Iterator[str]:
+    """A line for each of the first files, and how many more there are."""
+    for each in left_out[:most]:
+        yield f"{each.path}: {each.why}"
+    if len(left_out) > most:
+        yield f"and {len(left_out) - most} more"
 
 
 def _by_folder(files: list[tuple[str, Callable[[], bytes]]], where: str) -> list[Entry]:
@@ -303,8 +294,8 @@ def _look(pixels: np.ndarray) -> np.ndarray:
     return np.packbits(np.diff(cells / areas, axis=1) > 0)
 
 
-def _about_the_whole(rows: dict[str, list[Row]], classes: tuple[str, ...], where: str) -> list[Problem]:
-    """Raises DatasetError if a class has too few images to go on."""
+def _about_the_whole(rows: dict[str, list[Row]], classes: tuple[str, ...], where: str) -> list[str]:
+    """Warnings. Raises DatasetError if a class has too few images to go on."""
     counts: dict[str, Counter[int]] = defaultdict(Counter)
     for split, images in rows.items():
         counts[split].update(row.label for row in images)
@@ -319,7 +310,7 @@ def _about_the_whole(rows: dict[str, list[Row]], classes: tuple[str, ...], where
             )
     most, least = max(counts["train"].values()), min(counts["train"].values())
     if most >= IMBALANCE * least:
-        return [Problem("", f"one class has {most} training images, another one {least}")]
+        return [f"one class has {most} training images, another one {least}"]
     return []
 
 

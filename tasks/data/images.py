@@ -105,8 +105,8 @@ def _own(name: str, classes: tuple[str, ...]) -> Dataset:
     """One's own images, with a table of what is wrong with them. Raises DatasetError."""
     logger = get_run_logger()
     checked = load_own(name, logger.info, classes)
-    found_wrong = checked.warnings + checked.problems
-    for line in folder.told(found_wrong):
+    left_out = checked.dataset.left_out
+    for line in (*checked.warnings, *folder.told(left_out)):
         logger.warning(line)
     counts = np.bincount(checked.dataset.train.labels), np.bincount(checked.dataset.test.labels)
     rows = [
@@ -115,9 +115,10 @@ def _own(name: str, classes: tuple[str, ...]) -> Dataset:
     ]
     create_table_artifact(rows, key="own-images", description=f"Images of {name} by class")
     create_table_artifact(
-        [{"file": each.path or "(all)", "what is wrong": each.what} for each in found_wrong[:MOST_TOLD]],
+        [{"file": "(all)", "what is wrong": line} for line in checked.warnings]
+        + [{"file": each.path, "what is wrong": each.why} for each in left_out[:MOST_TOLD]],
         key="own-images-left-out",
-        description=f"{len(checked.problems)} files of {name} are left out",
+        description=f"{len(left_out)} files of {name} are left out",
     )
     return checked.dataset
 

@@ -60,7 +60,7 @@ def test_a_folder_per_class_is_split_by_content_and_the_same_each_time(tmp_path:
     folder = fill(tmp_path / "pets", *CLASSES, each=30)
     checked, again = read(folder), read(folder)
     dataset = checked.dataset
-    assert dataset.classes == CLASSES and not checked.problems and not checked.warnings
+    assert dataset.classes == CLASSES and not dataset.left_out and not checked.warnings
     assert len(dataset.train.names) + len(dataset.test.names) == 60
     assert dataset.test.names == again.dataset.test.names and (dataset.test.pixels == again.dataset.test.pixels).all()
     # A further image changes the split of none that was there.
@@ -181,8 +181,8 @@ def test_what_is_wrong_is_left_out_and_told_or_refused(
     fill(tmp_path, *CLASSES)
     spoil(tmp_path)
     checked = read(tmp_path)
-    (problem,) = checked.problems
-    assert says in problem.what
+    (left_out,) = checked.dataset.left_out
+    assert says in left_out.why
     assert len(checked.dataset.train.names) + len(checked.dataset.test.names) == 28
     with pytest.raises(DatasetError, match="SCONES_DATASET_STRICT is set"):
         read(tmp_path, strict=True)
@@ -200,8 +200,8 @@ def test_an_image_of_both_splits_is_only_for_testing(tmp_path: Path, again: str)
         content = buffer.getvalue()
     (tmp_path / "train" / "cat" / "leak.jpg").write_bytes(content)
     checked = read(tmp_path)
-    (problem,) = checked.problems
-    assert problem.path == "train/cat/leak.jpg" and "the other split" in problem.what
+    (left_out,) = checked.dataset.left_out
+    assert left_out.path == "train/cat/leak.jpg" and "the other split" in left_out.why
     assert counts(checked.dataset) == {"train": [12, 12], "test": [3, 3]}
 
 
@@ -210,7 +210,7 @@ def test_a_class_a_hundred_times_another_is_told(tmp_path: Path) -> None:
     fill(tmp_path / "train", "dog", first=5000, each=1000)
     fill(tmp_path / "test", *CLASSES, first=90_000, each=2)
     (warning,) = read(tmp_path).warnings
-    assert warning.what == "one class has 1000 training images, another one 10"
+    assert warning == "one class has 1000 training images, another one 10"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_many_problems_are_told_in_few_lines(tmp_path: Path) -> None:
     fill(tmp_path, *CLASSES)
     for number in range(25):
         (tmp_path / "cat" / f"broken-{number}.png").write_bytes(b"")
-    lines = list(told(read(tmp_path).problems))
+    lines = list(told(read(tmp_path).dataset.left_out))
     assert len(lines) == 11 and lines[-1] == "and 15 more"
 
 
