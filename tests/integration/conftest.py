@@ -64,7 +64,7 @@ def run_demo(*arguments: str, **settings: str) -> subprocess.CompletedProcess[st
     """From a shell that is set up for somebody else's account, and has these settings besides."""
     command = [sys.executable, "demo.py", *arguments]
     environment = {**os.environ, **POISON, **settings}
-    return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400)
+    return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=800)
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +100,7 @@ def run_flow(code: str, *arguments: str, **environment: str) -> subprocess.Compl
         env={**os.environ, **environment},
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=600,
     )
 
 

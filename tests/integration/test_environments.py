@@ -241,7 +241,7 @@ def run_apart(machine: Path, flow: str, parameters: dict[str, Any]) -> subproces
         env={name: value for name, value in os.environ.items() if name not in dropped} | own,
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -45,7 +45,7 @@ def own(tmp_path: Path) -> Iterator[tuple[LocalConfig, dict[str, str]]]:
 
 
 def call(environment: dict[str, str], *command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def listening(config: LocalConfig) -> list[int]:

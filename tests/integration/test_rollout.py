@@ -149,8 +149,6 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     settings.cache_clear()
 
 
-# Four trainings, with those of the fixtures, and a stack that starts: slow machines take more than the usual time.
-@pytest.mark.timeout(900)
 def test_a_better_model_replaces_the_champion_and_a_worse_one_is_rejected_with_its_reason(
     own: Installation, choose: Callable[..., None]
 ) -> None:

@@ -30,7 +30,7 @@ from testing.waiting import eventually
 from tests.integration.conftest import run_flow
 
 # The pipeline runs twice, slowed down, and once more for an evaluation.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 STACK = "permissions"
 SMALL = {
     "SCONES_STACK": STACK,

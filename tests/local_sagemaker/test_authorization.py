@@ -13,7 +13,7 @@ from local_sagemaker.operations.models import EndpointConfigOperations, ModelOpe
 from local_sagemaker.operations.training_jobs import TrainingJobOperations
 from local_sagemaker.protocol import ApiError, service_model
 
-from local_sagemaker import account
+from local_sagemaker import account, authorization
 from tests.local_sagemaker.conftest import INFERENCE_IMAGE, Server, unique
 
 FAMILIES = (
@@ -201,6 +201,33 @@ def test_an_authorizer_that_is_away_is_an_unavailable_service() -> None:
     with pytest.raises(ApiError, match="the authorizer does not answer") as raised:
         Authorizer("http://127.0.0.1:1/").check("AKIA", [Request("sagemaker:ListModels", "*")])
     assert (raised.value.code, raised.value.status) == ("ServiceUnavailable", 503)
+
+
+def test_what_was_allowed_stays_allowed_while_the_authorizer_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authorization, "KEPT_SECONDS", 0.0)
+    away, decision = False, "Allow"
+
+    def answer(self: Authorizer, question: dict[str, Any]) -> dict[str, Any]:
+        if away:
+            raise ApiError("ServiceUnavailable", "the authorizer does not answer", 503)
+        return {"principal": "arn:aws:iam::000000000000:role/r", "decisions": [decision] * len(question["requests"])}
+
+    monkeypatch.setattr(Authorizer, "_ask", answer)
+    authorizer, known = Authorizer("http://127.0.0.1:1/"), Request("sagemaker:InvokeEndpoint", "arn:one")
+    authorizer.check("AKIA", [known])
+    away = True
+    for _ in range(2):
+        authorizer.check("AKIA", [known])
+    others = (("AKIA", [known, Request("sagemaker:InvokeEndpoint", "arn:two")]), ("ASIA", [known]))
+    for access_key, requests in others:
+        with pytest.raises(ApiError, match="does not answer"):
+            authorizer.check(access_key, requests)
+    away, decision = False, "Deny"
+    with pytest.raises(ApiError, match="is not authorized"):
+        authorizer.check("AKIA", [known])
+    away = True
+    with pytest.raises(ApiError, match="does not answer"):
+        authorizer.check("AKIA", [known])
 
 
 def test_every_operation_has_its_resources_and_every_condition_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

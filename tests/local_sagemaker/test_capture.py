@@ -146,23 +146,24 @@ def test_every_answered_request_has_one_record_through_kills_and_an_absent_s3(ow
             except (BotoCoreError, ClientError):
                 time.sleep(0.1)
 
-    def has_more(so_far: int) -> bool:
-        return len(answered) > so_far + 100
+    def has_more(so_far: int, more: int) -> bool:
+        return len(answered) > so_far + more
 
     with ThreadPoolExecutor(4) as threads:
         clients = [threads.submit(invoke, client) for client in range(4)]
-        for _ in range(2):
-            so_far = len(answered)
-            eventually(partial(has_more, so_far))
-            own.aws.kill("sagemaker")
-            own.aws.start("sagemaker")
-            assert own.settled(name)["EndpointStatus"] == "InService"
-        # S3 is away for a while: the endpoint goes on answering.
-        own.aws.signal("ministack", signal.SIGSTOP)
-        so_far = len(answered)
-        eventually(lambda: len(answered) > so_far + 100)
-        own.aws.signal("ministack", signal.SIGCONT)
-        stop.set()
+        try:
+            for _ in range(2):
+                eventually(partial(has_more, len(answered), 100))
+                own.aws.kill("sagemaker")
+                own.aws.start("sagemaker")
+                assert own.settled(name)["EndpointStatus"] == "InService"
+            eventually(partial(has_more, len(answered), 4))  # the restarted server knows who may invoke
+            # S3 and IAM are away for a while: the endpoint goes on answering.
+            own.aws.signal("ministack", signal.SIGSTOP)
+            eventually(partial(has_more, len(answered), 100))
+        finally:
+            own.aws.signal("ministack", signal.SIGCONT)
+            stop.set()
         for client in clients:
             client.result()
 

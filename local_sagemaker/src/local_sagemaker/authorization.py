@@ -60,6 +60,8 @@ AUTO_SCALING = "application-autoscaling"
 ROLES = ("RoleArn", "ExecutionRoleArn")
 # A changed policy takes a moment on AWS too.
 KEPT_SECONDS = 5.0
+# What was allowed longer ago than that is forgotten.
+STALE_SECONDS = 600.0
 TIMEOUT_SECONDS = 5.0
 
 
@@ -141,11 +143,17 @@ def _text(value: Any) -> Any:
 
 
 class Authorizer:
-    """Asks the authorizer at `url`, and keeps what it allowed for some seconds."""
+    """Asks the authorizer at `url`, and keeps what it allowed for some seconds.
+
+    While it is away, what it has allowed before stays allowed: on AWS too, requests are authorized by IAM's data plane,
+    which goes on without the part where policies are changed
+    (https://docs.aws.amazon.com/IAM/latest/UserGuide/disaster-recovery-resiliency.html).
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._allowed: dict[tuple[str, str], float] = {}
+        # Until when it is not asked again about what it allowed.
+        self._until: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
         # Neither a proxy of the shell's nor another CA than the one that the AWS SDK is told of.
         ca = os.environ.get("AWS_CA_BUNDLE") or None
@@ -154,7 +162,7 @@ class Authorizer:
     def remembers(self, access_key: str, request: Request) -> bool:
         """Whether the same was allowed a moment ago."""
         with self._lock:
-            return self._allowed.get((access_key, repr(request)), 0.0) > time.monotonic()
+            return self._until.get((access_key, repr(request)), 0.0) > time.monotonic()
 
     def check(self, access_key: str | None, requests: list[Request], refused: int = 400) -> None:
         """Raises ApiError if the caller may not do all of it: AccessDeniedException with the status `refused`."""
@@ -163,16 +171,35 @@ class Authorizer:
         wanted = [request for request in requests if not self.remembers(access_key, request)]
         if not wanted:
             return
-        answer = self._ask({"accessKeyId": access_key, "requests": [asdict(request) for request in wanted]})
+        try:
+            answer = self._ask({"accessKeyId": access_key, "requests": [asdict(request) for request in wanted]})
+        except ApiError:
+            if not self._allowed_before(access_key, wanted):
+                raise
+            self._keep(access_key, wanted)
+            return
+        self._forget(access_key, wanted)
         if "error" in answer:
             raise ApiError(answer["error"]["code"], answer["error"]["message"], refused)
         for request, decision in zip(wanted, answer["decisions"], strict=True):
             if decision != "Allow":
                 raise AccessDeniedException(_denial(answer["principal"], request, decision), refused)
-        until = time.monotonic() + KEPT_SECONDS
+        self._keep(access_key, wanted)
+
+    def _allowed_before(self, access_key: str, requests: list[Request]) -> bool:
         with self._lock:
-            self._allowed = {key: end for key, end in self._allowed.items() if end > time.monotonic()}
-            self._allowed |= {(access_key, repr(request)): until for request in wanted}
+            return all((access_key, repr(request)) in self._until for request in requests)
+
+    def _keep(self, access_key: str, requests: list[Request]) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._until = {key: until for key, until in self._until.items() if until > now - STALE_SECONDS}
+            self._until |= {(access_key, repr(request)): now + KEPT_SECONDS for request in requests}
+
+    def _forget(self, access_key: str, requests: list[Request]) -> None:
+        with self._lock:
+            for request in requests:
+                self._until.pop((access_key, repr(request)), None)
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         try:
