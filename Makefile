@@ -5,7 +5,7 @@ DATASET ?=
 OTHERS ?=
 TESTS ?=
 # More than there are processors: tests mostly wait for processes of their own.
-WORKERS ?= 4
+WORKERS ?= 3
 PIP_ARGS ?=
 ENV ?= dev
 FROM ?= dev

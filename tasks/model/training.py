@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
 from prefect import task
 from prefect.logging import get_run_logger
 
@@ -25,7 +24,7 @@ from tasks.aws.clients import (
     retry_until_role_is_assumable,
     sdk,
 )
-from tasks.aws.errors import translate_aws_errors
+from tasks.aws.errors import AwsError, translate_aws_errors
 from tasks.aws.images import training_image
 from tasks.aws.logs import TRAINING_LOGS, LogTail
 from tasks.aws.tags import sdk_tags
@@ -269,14 +268,19 @@ def _stopped_on_cancel(name: str, progress: Log) -> Iterator[None]:
         raise
     except BaseException:  # Prefect's TerminationSignal, KeyboardInterrupt
         progress(f"cancelled: stopping training job {name}")
-        stop(name)
+        try:
+            stop(name)
+        except AwsError as error:
+            progress(f"{error}; the job goes on, and costs what it costs, until somebody stops it")
         raise
 
 
 def stop(name: str) -> None:
-    """Stops a job that runs; one that has ended, or is gone, is left alone."""
-    with contextlib.suppress(ClientError):
-        client("sagemaker").stop_training_job(TrainingJobName=name)
+    """Stops a job that runs; one that has ended, or is gone, is left alone. Raises AwsError."""
+    retry_transient(
+        f"stop training job {name}",
+        lambda: none_if_missing(lambda: client("sagemaker").stop_training_job(TrainingJobName=name)),
+    )
 
 
 def read_artifact(job: CompletedJob, name: str) -> bytes:

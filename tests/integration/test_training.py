@@ -16,6 +16,7 @@ from tasks.aws.clients import client, sdk
 from tasks.installation import Installation
 from tasks.model.training import JobPlan, TrainingError, start_or_attach, stop, training_channels, wait
 from testing.archives import tar_gz
+from testing.waiting import eventually
 
 
 def plan_of(installed: Installation, script: str) -> JobPlan:
@@ -61,19 +62,21 @@ def test_cancelling_a_flow_run_stops_its_training_job(installed: Any) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    job = None
-    deadline = time.monotonic() + 90
-    while job is None or job["SecondaryStatus"] != "Training":
-        assert time.monotonic() < deadline and flow.poll() is None
-        time.sleep(0.5)
-        summaries = client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
-        names = [summary["TrainingJobName"] for summary in summaries]
-        job = client("sagemaker").describe_training_job(TrainingJobName=names[0]) if names else None
+
+    def described(name: str) -> dict[str, Any]:
+        answer: dict[str, Any] = client("sagemaker").describe_training_job(TrainingJobName=name)
+        return answer
+
+    def training() -> str | None:
+        assert flow.poll() is None
+        running = client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
+        names = [each["TrainingJobName"] for each in running]
+        return next((name for name in names if described(name)["SecondaryStatus"] == "Training"), None)
+
+    name = eventually(training, seconds=180)
     flow.terminate()
     log = flow.communicate(timeout=60)[1]
-    assert f"stopping training job {job['TrainingJobName']}" in log
-    while job["TrainingJobStatus"] in ("InProgress", "Stopping"):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-        job = client("sagemaker").describe_training_job(TrainingJobName=job["TrainingJobName"])
-    assert job["TrainingJobStatus"] == "Stopped"
+    assert f"stopping training job {name}" in log
+    # A script that does not end by itself is given 120 seconds.
+    eventually(lambda: described(name)["TrainingJobStatus"] not in ("InProgress", "Stopping"), seconds=180)
+    assert described(name)["TrainingJobStatus"] == "Stopped"
