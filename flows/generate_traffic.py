@@ -33,7 +33,8 @@ def generate_traffic(
     message = f"sent {sent.sent:,} images, {sum(sent.failed.values()):,} failed, the last {sent.late_seconds} s late"
     window = {"since": sent.since, "until": sent.until}
     parameters = " ".join(f"--param {name}='{json.dumps(value)}'" for name, value in window.items())
-    logger.info("a report of it: prefect deployment run confidence-report/NAME %s", parameters)
+    # On AWS capture records take minutes to arrive, and a report of a window does not wait for them.
+    logger.info("a report of it, a while later: prefect deployment run confidence-report/NAME %s", parameters)
     for error, count in sent.failed.items():
         logger.warning("%d images: %s", count, error)
     state: Any = Completed(message=message, data=sent)
