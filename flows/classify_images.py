@@ -5,12 +5,12 @@ from prefect.logging import get_run_logger
 
 from flows.ending import endings
 from flows.evaluating import conclude, stop_executions
+from flows.holding import holding
 from flows.identity import close_interrupted, run_name, this_run
 from settings import BULK_PREFIX
 from tasks.aws.stacks import installation
 from tasks.evaluation import evaluation
 from tasks.evaluation.summary import EvaluationSummary
-from tasks.exclusive import exclusive
 from tasks.installation import DatasetNote
 from tasks.serving import endpoint
 
@@ -37,7 +37,7 @@ def classify_images(prefix: str | None = None, manifest: str | None = None) -> E
     summary = evaluation.judged(installed.bucket, run)
     if summary is None:
         note = DatasetNote(source=f"s3://{installed.bucket}/{source.key}", synthetic=False, classes=installed.classes)
-        with exclusive(installed.endpoint):  # no deployment changes the model meanwhile
+        with holding(installed.bucket, installed.endpoint):  # no deployment changes the model meanwhile
             summary = bulk.classify(installed, endpoint.serving(installed), run, source, note)
     else:
         logger.info("this run was judged before (%s), which stands", summary.judged)

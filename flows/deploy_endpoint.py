@@ -6,10 +6,10 @@ from prefect import flow
 from prefect.logging.loggers import flow_run_logger
 
 from flows.ending import endings
+from flows.holding import holding
 from flows.identity import first_run, run_name, this_run
 from settings import run_id
 from tasks.aws.stacks import installation
-from tasks.exclusive import exclusive
 from tasks.installation import ServingEndpoint
 from tasks.model import registry
 from tasks.serving import endpoint, models, rollout, threshold
@@ -34,7 +34,7 @@ def deploy_endpoint(version: int | None = None) -> ServingEndpoint:
     "every-class".
     """
     installed = installation()
-    with exclusive(installed.endpoint):
+    with holding(installed.bucket, installed.endpoint):
         chosen = registry.approved_model(version)
         try:
             served = rollout.roll_out(installed, chosen, (this_run().id, first_run()))

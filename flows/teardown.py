@@ -4,10 +4,10 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.ending import endings
+from flows.holding import holding
 from flows.identity import run_name
 from settings import settings
 from tasks import teardown as removal
-from tasks.exclusive import exclusive
 
 
 @flow(name="teardown", flow_run_name=run_name, log_prints=True, **endings())
@@ -19,12 +19,13 @@ def teardown(everything: bool = False, confirm: str | None = None) -> None:
     get_run_logger().info(removal.costs())
     if everything:
         removal.confirm_everything(confirm)
-    with exclusive(settings().endpoint):
+    with holding(removal.standing_bucket(), settings().endpoint):
         removal.remove_endpoint()
         if everything:
             removal.stop_jobs()
             removal.remove_models()
-            removal.remove_stacks()
+    if everything:  # with the bucket that the hold was in
+        removal.remove_stacks()
 
 
 if __name__ == "__main__":

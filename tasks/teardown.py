@@ -177,6 +177,12 @@ def bucket_name() -> str:
     return name
 
 
+def standing_bucket() -> str | None:
+    """Returns the installation's bucket; None if there is none, or none any more."""
+    name = bucket_name()
+    return name if storage.bucket_exists(name) else None
+
+
 def delete_log_group(name: str) -> bool:
     """Deletes a log group; False if there is none."""
     logs = client("logs")

@@ -7,7 +7,9 @@ import mimetypes
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -304,6 +306,36 @@ def get_with_etag(bucket: str, key: str, most_bytes: int | None = None) -> tuple
             return answer["Body"].read(most_bytes), answer["ETag"].strip('"')
         except s3.exceptions.NoSuchKey:
             return None
+
+    return retry_transient(f"read s3://{bucket}/{key}", read)
+
+
+@dataclass(frozen=True)
+class Aged:
+    """An object, and the seconds since it was written by S3's own clock."""
+
+    content: bytes
+    etag: str
+    age_seconds: float
+
+
+def get_with_age(bucket: str, key: str) -> Aged | None:
+    """Returns an object with its age; None if there is none.
+
+    The age is the difference of two headers of one response, Date and Last-Modified, so that the clock of this machine
+    does not matter. Both are whole seconds:
+    https://docs.aws.amazon.com/AmazonS3/latest/API/RESTCommonResponseHeaders.html
+    """
+    s3 = client("s3")
+
+    def read() -> Aged | None:
+        try:
+            answer = s3.get_object(Bucket=bucket, Key=key)
+        except s3.exceptions.NoSuchKey:
+            return None
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        age = (now - answer["LastModified"]).total_seconds()
+        return Aged(answer["Body"].read(), answer["ETag"].strip('"'), age)
 
     return retry_transient(f"read s3://{bucket}/{key}", read)
 

@@ -32,7 +32,7 @@ from tasks.aws.clients import client
 from tasks.aws.stacks import InfrastructureError, delete_stack, deploy_stack, installation
 from tasks.evaluation import evaluation
 from tasks.evaluation.summary import DECIDED
-from tasks.exclusive import exclusive
+from tasks.exclusive import Owner, exclusive
 from tasks.installation import Installation
 from tasks.model import training
 from tasks.model.gate import judge
@@ -340,7 +340,7 @@ def test_a_deployment_waits_for_an_evaluation_and_changes_nothing_twice(own: Ins
     config = str(getattr(find(own.endpoint), "endpoint_config_name", ""))
     code = "from flows.deploy_endpoint import deploy_endpoint; deploy_endpoint()"
     log = []
-    with exclusive(own.endpoint):  # as an evaluation holds it
+    with exclusive(own.bucket, own.endpoint, Owner("a", "an evaluation"), print):
         flow = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert flow.stderr is not None
         for line in flow.stderr:
