@@ -26,6 +26,7 @@ from tasks.aws.stacks import installation as current_installation
 from tasks.bulk import manifest, map_run
 from tasks.bulk.ledger import Ledger, outcome
 from tasks.bulk.manifest import BulkImage, Source
+from tasks.cancellation import is_cancelled
 from tasks.errors import SconesError
 from tasks.evaluation import table
 from tasks.evaluation.cost import bulk_cost
@@ -71,9 +72,10 @@ def classify(
 ) -> EvaluationSummary:
     """Classifies every image of the source, writes results and summary, and returns the summary.
 
-    Whatever this ends by, both are written: an image that no batch took is in the results as not_submitted. To be
-    called in the flow's main thread, which a cancellation interrupts. Raises ManifestError for a source that can't be
-    read and BulkError if the run's manifest was changed or the accounts do not balance.
+    Both are written at the end, or if a person cancels the run; an image that no batch took is then in the results as
+    not_submitted. Whatever else stops it leaves the run without a judgement, and the flow run goes on later. To be
+    called in the flow's main thread, which signals interrupt. Raises ManifestError for a source that can't be read and
+    BulkError if the run's manifest was changed or the accounts do not balance.
     """
     if not installation.batch_state_machine_arn:
         raise BulkError("the stack is of an earlier release and has no state machine for batches", "run prepare-data")
@@ -83,8 +85,11 @@ def classify(
             bulk.plan(source, endpoint)
             try:
                 bulk.run_all()
-            finally:
-                summary = bulk.finish(endpoint, dataset)
+            except BaseException:
+                if is_cancelled():
+                    bulk.finish(endpoint, dataset)
+                raise
+            summary = bulk.finish(endpoint, dataset)
         finally:
             bulk.close()
     return summary

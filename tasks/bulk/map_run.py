@@ -8,6 +8,7 @@ from typing import Any
 from prefect.logging import get_run_logger
 
 from tasks.aws.clients import client, retry_transient
+from tasks.cancellation import is_cancelled
 from tasks.evaluation import executions
 
 # Between two looks: this share of the time that has passed, but not less or more than so many seconds.
@@ -78,8 +79,10 @@ def follow(
             passed = time.monotonic() - began
             time.sleep(min(max(passed * POLL_SHARE, LEAST_POLL_SECONDS), MOST_POLL_SECONDS))
     except BaseException as error:
-        logger.warning("stopping the execution: %s", error or type(error).__name__)
-        executions.stop([arn], "the run was stopped")
+        # After a signal that stops the process the flow run goes on by itself; after an error it waits for a person.
+        if isinstance(error, Exception) or is_cancelled():
+            logger.warning("stopping the execution: %s", error or type(error).__name__)
+            executions.stop([arn], "the run was stopped")
         raise
     details = (execution.output or {}).get("ResultWriterDetails", {})
     return Ended(

@@ -17,6 +17,7 @@ from prefect.logging import get_run_logger
 
 from settings import MANIFESTS_PREFIX, TEST_PREFIX, Settings, settings
 from tasks.aws import storage
+from tasks.cancellation import is_cancelled
 from tasks.errors import SconesError
 from tasks.evaluation.executions import Executions
 from tasks.evaluation.outcome import markdown, summarize
@@ -98,8 +99,10 @@ def execute(
 ) -> EvaluationSummary:
     """Sees that every image has its execution, writes results.jsonl and summary.json, and returns the summary.
 
-    Whatever this ends by, both are written: what was not submitted is in the results as not_submitted. To be called in
-    the flow's main thread, which a cancellation interrupts.
+    Both are written at the end, or if a person cancels the run; what was not submitted is then in the results as
+    not_submitted. Whatever else stops it, such as an error or the end of its process, leaves the run without a
+    judgement, and the flow run goes on later with what it finds. To be called in the flow's main thread, which signals
+    interrupt.
     """
     revision = newest_revision(installation.bucket, run) + 1
     evaluation = Evaluation(installation, run, planned, revision, settings())
@@ -113,8 +116,11 @@ def execute(
                 endpoint.model_version,
                 planned[0].model_version,
             )
-    finally:
-        summary = evaluation.finish(endpoint, dataset)
+    except BaseException:
+        if is_cancelled():
+            evaluation.finish(endpoint, dataset)
+        raise
+    summary = evaluation.finish(endpoint, dataset)
     create_markdown_artifact(
         markdown(summary, evaluation.results(), installation.bucket, run.prefix),
         key="nightly-evaluation",
@@ -234,9 +240,10 @@ class Evaluation:
                 title = f"attempt {attempt}: images {first + 1} to {first + len(chunk)} of {len(images)}"
                 run_chunk(title, self, executions, chunk)
             progress(len(executions.closed), 0)
-        except BaseException as error:
-            self._logger.warning("stopping the executions: %s", error or type(error).__name__)
-            executions.stop()
+        except BaseException:
+            if is_cancelled():  # otherwise what runs goes on, and is attached to by the process that goes on
+                self._logger.warning("the run was cancelled: stopping its executions")
+                executions.stop()
             raise
         finally:
             for image in images:

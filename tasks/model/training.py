@@ -28,6 +28,7 @@ from tasks.aws.errors import AwsError, translate_aws_errors
 from tasks.aws.images import training_image
 from tasks.aws.logs import TRAINING_LOGS, LogTail
 from tasks.aws.tags import sdk_tags
+from tasks.cancellation import is_cancelled
 from tasks.errors import SconesError
 from tasks.installation import DatasetNote, Installation
 from tasks.model.sizing import TUNABLE, hyperparameters_for, in_words, sizing
@@ -258,15 +259,18 @@ def _has_ended(job: "TrainingJob") -> bool:
 
 @contextlib.contextmanager
 def _stopped_on_cancel(name: str, progress: Log) -> Iterator[None]:
-    """Stops the job if the flow run is cancelled within the block.
+    """Stops the job if a person cancels the flow run within the block.
 
-    After an error the job goes on, and a retry of the flow run attaches to it.
+    After an error, or a signal that stops the process, the job goes on, and the flow run attaches to it later.
     """
     try:
         yield
     except Exception:
         raise
     except BaseException:  # Prefect's TerminationSignal, KeyboardInterrupt
+        if not is_cancelled():
+            progress(f"the process is stopped; training job {name} goes on")
+            raise
         progress(f"cancelled: stopping training job {name}")
         try:
             stop(name)

@@ -43,14 +43,28 @@ def test_a_job_that_has_ended_or_is_gone_is_left_alone(asked: tuple[Codes, Codes
     assert names == ["job"]
 
 
-def test_a_cancelled_run_says_what_it_could_not_stop(asked: tuple[Codes, Codes]) -> None:
+def test_a_cancelled_run_says_what_it_could_not_stop(
+    asked: tuple[Codes, Codes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     codes, _ = asked
     codes.append("AccessDeniedException")
     lines: list[str] = []
+    monkeypatch.setattr(training, "is_cancelled", lambda: True)
     with pytest.raises(KeyboardInterrupt), training._stopped_on_cancel("job", lines.append):
         raise KeyboardInterrupt
     assert lines[0] == "cancelled: stopping training job job"
     assert "stop training job job: AccessDeniedException" in lines[1] and "the job goes on" in lines[1]
+
+
+def test_a_process_that_is_stopped_leaves_its_job_alone(
+    asked: tuple[Codes, Codes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `make down`: the flow run attaches to the job when it goes on. Only a person's cancellation stops it."""
+    _, names = asked
+    monkeypatch.setattr(training, "is_cancelled", lambda: False)
+    with pytest.raises(KeyboardInterrupt), training._stopped_on_cancel("job", print):
+        raise KeyboardInterrupt
+    assert names == []
 
 
 def test_after_an_error_the_job_goes_on(asked: tuple[Codes, Codes]) -> None:
