@@ -8,7 +8,7 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
-from flows.ending import endings
+from flows.ending import ALERTS, endings
 from flows.identity import run_name
 from flows.report_place import report_place
 from settings import ALERT_EVENT, settings
@@ -52,9 +52,9 @@ def confidence_report(
     summary = report.write(bucket, about, captured, before, pictures)
     announce(summary)
     page = report_place(bucket, summary.date, summary.run)
-    message = f"{about.verdict}. {len(summary.alerts)} things to look at. Report: {page}"
+    message = "\n".join([f"{about.verdict}. {len(summary.alerts)} things to look at. Report: {page}", *summary.alerts])
     get_run_logger().info(message)
-    state: Any = Completed(message=message, data=summary)
+    state: Any = Completed(name=ALERTS if summary.alerts else None, message=message, data=summary)
     returned: ReportSummary = state  # callers get the data of a state
     return returned
 

@@ -17,11 +17,16 @@ from prefect.states import Completed, Failed
 
 from tasks.evaluation.outcome import GateMissed, heading, verdict
 from tasks.evaluation.summary import INCOMPLETE, MISSED, PASSED, EvaluationSummary
+from tasks.model.registry import APPROVED, REJECTED, ModelVersion
 
 # Called with a flow, its run and the state that it ended in.
 Hook = Callable[[Any, Any, Any], None]
 # State names by outcome.
 NAMES = {PASSED: "Passed", MISSED: "Missed", INCOMPLETE: "Incomplete"}
+# The same of trainings, by the version's status.
+VERSION_NAMES = {APPROVED: "Approved", REJECTED: "Rejected"}
+# Of a report with something to look at, and of a queue with more images than people get through.
+ALERTS, BACKLOG = "Alerts", "Backlog"
 SEPARATOR = " | "
 MAX_NAME = 200
 # How Prefect begins the message of a flow run that raised.
@@ -40,8 +45,21 @@ def evaluated(summary: EvaluationSummary, report: str) -> Any:
     assert context is not None and context.flow_run is not None, "only within a flow"
     # Not by a hook: a process that dies after the run has ended runs none.
     passed = summary.outcome == PASSED
-    _add_to_name(context.flow_run, _uncapitalized(verdict(summary) if passed else heading(summary)))
+    say(context.flow_run, _uncapitalized(verdict(summary) if passed else heading(summary)))
     return state
+
+
+def decided(version: ModelVersion, trained: bool) -> Any:
+    """Returns the final state of a training, which is named Approved, Rejected or Undecided after its version.
+
+    trained: whether a model was trained; a version that was there before leaves the state's plain name.
+    """
+    message = f"{version.name} is {version.status}: {version.reason}"
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None, "only within a flow"
+    name = VERSION_NAMES.get(version.status, "Undecided") if trained else None
+    say(context.flow_run, f"{_uncapitalized(name or 'reused')}: {version.name}, {version.reason}")
+    return Completed(name=name, message=message, data=version)
 
 
 class _WithoutMissedGates(logging.Filter):
@@ -67,14 +85,16 @@ def endings(on_crashed: Sequence[Hook] = (), on_cancellation: Sequence[Hook] = (
 def rename(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook for ends of a flow run other than Completed: adds to its name how it ended."""
     if state.name not in NAMES.values():  # their verdict stands in the name already
-        _add_to_name(flow_run, _ending(state))
+        say(flow_run, _ending(state))
 
 
-def _add_to_name(flow_run: Any, text: str) -> None:
+def say(flow_run: Any, text: str) -> None:
+    """Has the flow run's name end with the text; with an empty one it is the plain name again."""
     plain = flow_run.name.split(SEPARATOR)[0]
+    name = f"{plain}{SEPARATOR}{text}"[:MAX_NAME] if text else plain
     # A name is a convenience: nothing fails because the server does not answer.
     with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as prefect:
-        prefect.update_flow_run(flow_run.id, name=f"{plain}{SEPARATOR}{text}"[:MAX_NAME])
+        prefect.update_flow_run(flow_run.id, name=name)
 
 
 def _ending(state: Any) -> str:

@@ -1,18 +1,18 @@
 """What nightly-evaluation and classify-images have in common: how they end, and what a cancelled one leaves running."""
 
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
-from prefect.client.orchestration import get_client
 from prefect.events import emit_event
-from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.logging import get_run_logger
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run
 
+from flows import following
 from flows.ending import Hook, evaluated
 from flows.identity import run_of
 from flows.report_place import report_place
-from settings import BULK_EVENT, EVALUATION_EVENT, EVALUATIONS_PREFIX, settings
+from settings import BULK_EVENT, BULK_PREFIX, EVALUATION_EVENT, EVALUATIONS_PREFIX, settings
 from tasks import heartbeat
 from tasks.aws.stacks import installation
 from tasks.evaluation import evaluation, executions
@@ -43,6 +43,7 @@ def stop_executions(root: str) -> Hook:
 def conclude(summary: EvaluationSummary, run: Run, bucket: str) -> EvaluationSummary:
     """Announces the summary, and is what a flow returns: its final state, with the verdict in its name."""
     announce(summary)
+    _follow(summary, run)
     if run.root == EVALUATIONS_PREFIX:  # not of a bulk run
         heartbeat.beat(settings().heartbeat_url, get_run_logger().warning)
     report = report_place(bucket, run.date, run.id)
@@ -52,11 +53,9 @@ def conclude(summary: EvaluationSummary, run: Run, bucket: str) -> EvaluationSum
 
 
 def announce(summary: EvaluationSummary) -> None:
-    """Emits the event from which prefect.yaml starts the report, unless a parent flow reports itself. Once only."""
+    """Emits an event for whoever listens. One that is emitted again, by a later process, has the same id."""
     event = BULK_EVENT if summary.bulk else EVALUATION_EVENT
     name, revision = f"{event.removesuffix('completed')}{summary.run}", str(summary.revision)
-    if (flow_run.run_count or 0) > 1 and _announced(event, name, revision):
-        return
     by = "flow" if flow_run.get_parent_flow_run_id() else "deployment"
     resource = {
         "prefect.resource.id": name,
@@ -65,12 +64,13 @@ def announce(summary: EvaluationSummary) -> None:
         "scones.outcome": summary.outcome,
         "scones.revision": revision,
     }
-    emit_event(event, resource=resource, payload={**summary.to_json(), "verdict": verdict(summary)})
+    payload = {**summary.to_json(), "verdict": verdict(summary)}
+    emit_event(event, resource=resource, payload=payload, id=uuid5(NAMESPACE_URL, f"{event} {name} {revision}"))
 
 
-def _announced(event: str, resource: str, revision: str) -> bool:
-    """Whether an earlier process of this run has emitted the event, and the server knows it."""
-    wanted = EventFilter(event=EventNameFilter(name=[event]), resource=EventResourceFilter(id=[resource]))
-    with get_client(sync_client=True) as prefect:
-        events = prefect.read_events(wanted, limit=50).events
-    return any(each.resource.get("scones.revision", "1") == revision for each in events)
+def _follow(summary: EvaluationSummary, run: Run) -> None:
+    """Starts the report of this judgement, and the queue of people's images after a bulk run."""
+    parameters = {"date": run.date, "run": run.id}
+    flows = ["confidence-report", "queue-review"] if run.root == BULK_PREFIX else ["confidence-report"]
+    for flow in flows:
+        following.start(flow, parameters, f"{flow} of {run.id}, judgement {summary.revision}")

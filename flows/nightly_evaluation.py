@@ -5,6 +5,7 @@ from prefect.logging import get_run_logger
 
 from flows.ending import endings
 from flows.evaluating import conclude, stop_executions
+from flows.holding import holding
 from flows.identity import close_interrupted, run_name, this_run
 from flows.night_endpoint import endpoint_of_the_night, remove_endpoint_of_the_night
 from settings import BULK_PREFIX, EVALUATIONS_PREFIX, settings
@@ -14,7 +15,6 @@ from tasks.data.images import dataset_note
 from tasks.evaluation import evaluation
 from tasks.evaluation.results import Planned
 from tasks.evaluation.summary import EvaluationSummary
-from tasks.exclusive import exclusive
 from tasks.installation import DatasetNote, Installation, ServingEndpoint
 from tasks.run import Run
 
@@ -37,7 +37,7 @@ def nightly_evaluation() -> EvaluationSummary:
     summary = evaluation.judged(installed.bucket, run)
     if summary is None:
         # No deployment changes the model meanwhile.
-        with exclusive(installed.endpoint), endpoint_of_the_night(installed, run) as serving:
+        with holding(installed.bucket, installed.endpoint), endpoint_of_the_night(installed, run) as serving:
             planned = evaluation.plan(installed, serving, run)
             note = dataset_note(installed.bucket)
             if len(planned) > settings().evaluation_bulk_images:
@@ -45,7 +45,7 @@ def nightly_evaluation() -> EvaluationSummary:
             else:
                 summary = evaluation.execute(installed, serving, run, planned, note)
     else:
-        logger.info("this run was judged before (%s), which stands", summary.judged or "by an earlier release")
+        logger.info("this run was judged before (%s), which stands", summary.judged)
     return conclude(summary, run, installed.bucket)
 
 

@@ -1,12 +1,14 @@
 """Queues images of bulk runs for a person: all that were not accepted, and a random share of those that were."""
 
 from datetime import datetime
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
+from prefect.states import Completed
 
-from flows.ending import endings
+from flows.ending import BACKLOG, endings
 from flows.identity import run_name
 from settings import settings
 from tasks.aws.stacks import installation
@@ -45,9 +47,13 @@ def queue_review(
     told = announce(new, training_set.labels_needed(installed.bucket, chosen))
     logger.info("%d reviewed images that no training has seen; %d start one", told.new, told.needed)
     waiting = counted(outcomes)["open"]
-    if announce_backlog(waiting, chosen.review_backlog):
-        logger.warning("%d images wait for a person, more than %d", waiting, chosen.review_backlog)
-    return queued
+    if announce_backlog(waiting, chosen.review_backlog) is None:
+        return queued
+    message = f"{waiting} images wait for a person, more than {chosen.review_backlog}; `make review` serves the page"
+    logger.warning(message)
+    state: Any = Completed(name=BACKLOG, message=message, data=queued)
+    returned: Queued = state  # callers get the data of a state
+    return returned
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from prefect import flow
 
 from flows.approval import ask_a_person
-from flows.ending import endings
+from flows.ending import decided, endings
+from flows.holding import holding
 from flows.identity import close_interrupted, run_name, this_run
+from settings import settings
 from tasks.aws.stacks import installation
 from tasks.model import gate, registry, training
 from tasks.model.registry import PENDING, ModelVersion
@@ -26,17 +28,19 @@ def train_model(
     """
     close_interrupted()
     run, installed = this_run().id, installation()
-    if include_reviewed is not None:
-        training_set.include(installed.bucket, include_reviewed)
-    plan = training.plan_training(installed, hyperparameters)
-    version = registry.find_trained(plan) if reuse else None
-    if version is None:
-        version = registry.register(training.train(installed, plan, run), plan)
-    version = gate.pass_gate(installed, version, run)
+    # One at a time: a second training of the same images then finds the version of the first.
+    with holding(installed.bucket, settings().training_hold):
+        if include_reviewed is not None:
+            training_set.include(installed.bucket, include_reviewed)
+        plan = training.plan_training(installed, hyperparameters)
+        known = registry.find_trained(plan) if reuse else None
+        version = known or registry.register(training.train(installed, plan, run), plan)
+        version = gate.pass_gate(installed, version, run)
     if version.status == PENDING:
         version = ask_a_person(version)
     registry.publish(endpoint.served_versions(installed.endpoint))
-    return version
+    returned: ModelVersion = decided(version, trained=known is None)  # callers get the data of a state
+    return returned
 
 
 if __name__ == "__main__":
