@@ -1,4 +1,4 @@
-"""Starts the services and applies prefect.yaml and automations.yaml: `make up`."""
+"""Starts the services and applies prefect.yaml: `make up`."""
 
 import argparse
 import asyncio
@@ -6,36 +6,24 @@ import hashlib
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import yaml
 
+import schedules
 from local_aws import services
 from local_aws.config import ROOT, ConfigError, LocalConfig
 from local_aws.environment import enter, work_pool
 from local_aws.errors import print_error
 from settings import SettingsError, settings
+from tasks.errors import SconesError
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
-    from prefect.client.schemas.objects import DeploymentSchedule
     from prefect.client.schemas.responses import DeploymentResponse
 
-FILES = ("prefect.yaml", "automations.yaml")
 NOTIFICATION_BLOCK = "scones-notify"
-# Added to the time after which recover-runs takes a run for dead.
-MARGIN_SECONDS = 60
-# Automations that earlier versions of automations.yaml had.
-RETIRED_AUTOMATIONS = (
-    "Mark flow runs without heartbeat as crashed",
-    "Resume evaluations, reports and trainings that crashed",
-    "Resume evaluations that nobody resumed",
-)
-
-
 EXPIRING = (
     "warning: the shell's AWS_SESSION_TOKEN is temporary, and scheduled runs fail when it has expired; set AWS_PROFILE "
     "to a profile that renews itself (SSO, an assumed role), or run the worker where it has a role"
@@ -47,7 +35,7 @@ class DeploymentError(Exception):
 
 
 def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
-    """Services up, deployments and automations as the files say. What stands already is left alone."""
+    """Services up, and deployments as prefect.yaml says. What stands already is left alone."""
     settings()  # wrong ones are refused before anything starts
     if real_aws:
         services.refuse_local_shell(config)
@@ -57,17 +45,19 @@ def bring_up(config: LocalConfig, real_aws: bool = False) -> None:
         _check_credentials()
         if os.environ.get("AWS_SESSION_TOKEN"):
             print(EXPIRING)
+    if "classes" in settings().model_fields_set:
+        from tasks.data.dataset import check_classes  # numpy takes its time
+
+        check_classes(settings().dataset, settings().classes)
     for line in services.up(config, real_aws):
         print(line)
     marker = config.prefect_home(real_aws) / "deployed"
-    block = asyncio.run(_notification_block())
-    digest, name = f"{_digest(real_aws)} {block}", work_pool(real_aws)
+    digest, name = _digest(real_aws), work_pool(real_aws)
     if not marker.exists() or marker.read_text() != digest:
         print("applying prefect.yaml")
         _apply_deployments(config, marker.parent, name)
-        asyncio.run(_apply_automations(block))
         marker.write_text(digest)
-    asyncio.run(_recover_later(name))
+    _try_notifications(config, marker.parent / "notified")
 
 
 def _check_credentials() -> None:
@@ -104,13 +94,14 @@ def enter_installation(real_aws: bool) -> None:
 
 def _digest(real_aws: bool) -> str:
     """Of everything that decides what a deployment looks like in Prefect."""
-    sources = [ROOT / name for name in (*FILES, "deploy.py")] + sorted((ROOT / "flows").glob("*.py"))
-    content = b"".join(path.read_bytes() for path in sources) + str(ROOT).encode() + str(real_aws).encode()
+    sources = [ROOT / name for name in ("prefect.yaml", "deploy.py", "schedules.py")]
+    sources += sorted((ROOT / "flows").glob("*.py"))
+    times = [getattr(settings(), name) for name in ("schedule_timezone", *schedules.TIMES.values())]
+    content = b"".join(path.read_bytes() for path in sources) + f"{ROOT} {real_aws} {times}".encode()
     return hashlib.sha256(content).hexdigest()
 
 
 def _apply_deployments(config: LocalConfig, home: Path, name: str) -> None:
-    """Deploys prefect.yaml under that name. Schedules stay paused or resumed as they are, and added ones stay."""
     document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     for deployment in document["deployments"]:
         deployment["name"] = deployment["work_pool"]["name"] = name
@@ -118,12 +109,20 @@ def _apply_deployments(config: LocalConfig, home: Path, name: str) -> None:
 
 
 def apply_document(document: dict[str, Any], name: str, file: Path, log: Path) -> None:
-    """Has Prefect deploy the document, whose deployments all have this name; raises DeploymentError if it does not."""
-    standing = asyncio.run(_read_deployments(name))
+    """Has Prefect deploy the document, whose deployments all have this name; raises DeploymentError if it does not.
+
+    What a person changed in schedules and parameters stays, and is said in a line.
+    """
     for deployment in document["deployments"]:
-        there = standing.get(deployment["entrypoint"])
-        if there is not None:
-            deployment["schedules"] = merge_schedules(deployment.get("schedules", []), there.schedules)
+        schedules.with_settings(deployment, settings())
+    described = {each["entrypoint"]: schedules.applied(each) for each in document["deployments"]}
+    standing, before = asyncio.run(_read_standing(name))
+    document["deployments"] = [
+        schedules.merge(each, before.get(each["entrypoint"]), standing[each["entrypoint"]], print)
+        if each["entrypoint"] in standing
+        else each
+        for each in document["deployments"]
+    ]
     file.write_text(yaml.safe_dump(document, sort_keys=False))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     with log.open("w") as output:
@@ -131,86 +130,63 @@ def apply_document(document: dict[str, Any], name: str, file: Path, log: Path) -
     if done.returncode:
         tail = "\n".join(log.read_text().splitlines()[-20:])
         raise DeploymentError(f"prefect deploy failed; the end of {log}:\n{tail}")
+    asyncio.run(_remember_applied(name, described))
 
 
-async def _read_deployments(name: str) -> "dict[str | None, DeploymentResponse]":
-    """The deployments of that name, by entrypoint."""
+async def _read_standing(name: str) -> "tuple[dict[str | None, DeploymentResponse], dict[str, Any]]":
+    """Returns the deployments of that name and what was applied last, both by entrypoint."""
     from prefect import get_client
 
     async with get_client() as client:
-        return {each.entrypoint: each for each in await client.read_deployments() if each.name == name}
+        standing = {each.entrypoint: each for each in await client.read_deployments() if each.name == name}
+        variable = await client.read_variable_by_name(_applied_variable(name))
+        before: Any = variable.value if variable is not None and standing else {}
+    return standing, before
 
 
-def merge_schedules(described: list[dict[str, Any]], standing: "list[DeploymentSchedule]") -> list[dict[str, Any]]:
-    """Schedules of prefect.yaml, paused or resumed as those of the same slug stand, and those that a person added."""
-    active = {schedule.slug: schedule.active for schedule in standing}
-    merged = [{**schedule, "active": active.get(schedule["slug"], schedule["active"])} for schedule in described]
-    for schedule in standing:
-        # Prefect gives those that a person adds no slug; without one they would be taken for new each time.
-        slug = schedule.slug or f"added-{schedule.id.hex[:8]}"
-        if slug.startswith("added-"):
-            fields = schedule.schedule.model_dump(mode="json", exclude_none=True)
-            merged.append({**fields, "active": schedule.active, "slug": slug})
-    return merged
+async def _remember_applied(name: str, described: dict[str, Any]) -> None:
+    from prefect.variables import Variable
+
+    await Variable.aset(_applied_variable(name), described, overwrite=True)
 
 
-async def _notification_block() -> "UUID | None":
-    """The block that automations.yaml sends through; None if nobody has made it."""
-    from prefect import get_client
-
-    async with get_client() as client:
-        found = [block.id for block in await client.read_block_documents() if block.name == NOTIFICATION_BLOCK]
-    return found[0] if found else None
+def _applied_variable(name: str) -> str:
+    """The Prefect variable that keeps what was applied, so that another machine can tell a person's changes too."""
+    return f"scones_applied_{name.replace('-', '_')}"
 
 
-async def _recover_later(name: str) -> None:
-    """Has recover-runs look again at the runs that seem to be under way now, when it can tell which of them died.
+def _try_notifications(config: LocalConfig, marker: Path) -> None:
+    """Sends a message once through a notification block that is new or changed, so that a wrong one shows at once.
 
-    Its own triggers may have missed them: they do not see what happens while the server is down, and forget what they
-    wait for when prefect.yaml is applied.
+    Raises DeploymentError if the block can't send it.
     """
-    from prefect import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import Scheduled
+    state = _block_state(config)
+    if state is None or (marker.exists() and marker.read_text() == state):
+        return
+    from prefect.client.orchestration import get_client
 
-    from flows.recover_runs import PENDING_SECONDS
+    from watch import notices
 
-    under_way = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
-    async with get_client() as client:
-        runs = await client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=under_way)))
-        if not runs:
-            return
-        ids = "".join(sorted(f"{run.id} {run.state_id}" for run in runs))
-        deployment = await client.read_deployment_by_name(f"recover-runs/{name}")
-        await client.create_flow_run_from_deployment(
-            deployment.id,
-            state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(seconds=PENDING_SECONDS + MARGIN_SECONDS)),
-            # Another `make up` asks for no second one.
-            idempotency_key=hashlib.sha256(ids.encode()).hexdigest(),
-        )
+    try:
+        with get_client(sync_client=True) as client:
+            document = notices.find_block(client)
+        assert document is not None, "it was just there"
+        notices.send(document, "Scones Unlimited", "Messages about its runs will come here.")
+    except Exception as error:  # whatever a service outside, or a block of somebody's own, raises
+        raise DeploymentError(f"no message can be sent through the block {notices.BLOCK}: {error}") from error
+    marker.write_text(state)
+    print(f"sent a first message through the block {notices.BLOCK}")
 
 
-async def _apply_automations(block: "UUID | None") -> None:
-    """Creates or updates what automations.yaml describes, and deletes what it no longer does."""
-    from prefect import get_client
-    from prefect.events.schemas.automations import AutomationCore
+def _block_state(config: LocalConfig) -> str | None:
+    """Returns what tells one notification block, and one state of it, from another; None if there is none.
 
-    async with get_client() as client:
-        for name in RETIRED_AUTOMATIONS:
-            for automation in await client.read_automations_by_name(name):
-                await client.delete_automation(automation.id)
-        for description in yaml.safe_load((ROOT / "automations.yaml").read_text())["automations"] if block else []:
-            for action in description["actions"]:
-                action["block_document_id"] = str(block)
-            described = AutomationCore.model_validate(description)
-            existing = await client.read_automations_by_name(described.name)
-            if existing:
-                # A person who disabled it wants it so.
-                described.enabled = existing[0].enabled
-                await client.update_automation(existing[0].id, described)
-            else:
-                await client.create_automation(described)
+    Asks by HTTP, as importing Prefect takes longer than all else that `make up` does when everything is up.
+    """
+    asked = {"block_documents": {"name": {"any_": [NOTIFICATION_BLOCK]}}}
+    url = f"{config.prefect_url}/api/block_documents/filter"
+    found = httpx.post(url, json=asked, timeout=30, trust_env=False).raise_for_status().json()
+    return f"{found[0]['id']} {found[0]['updated']}" if found else None
 
 
 def main() -> int:
@@ -225,7 +201,7 @@ def main() -> int:
     try:
         config = LocalConfig()
         bring_up(config, real_aws)
-    except (services.ServicesError, DeploymentError, SettingsError, ConfigError) as error:
+    except (services.ServicesError, DeploymentError, SettingsError, ConfigError, SconesError) as error:
         return print_error(error)
     print(services.status(config))
     return 0
