@@ -1,6 +1,6 @@
 """Runs the pipeline deployment on this machine and shows what came of it: `make demo`.
 
-Ctrl-C cancels the flow run and stops all services.
+Ctrl-C cancels the flow run, and stops the services if they were not up before.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from local_aws.config import ConfigError, LocalConfig
 from local_aws.errors import print_error
 from settings import PREFIX, SettingsError, run_id, settings
 from tasks.data import folder
-from tasks.data.dataset import DatasetError, from_archive
+from tasks.data.dataset import DatasetError, check_classes, from_archive
 from tasks.model.sizing import hyperparameters_for, in_words, sizing
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main() -> int:
     dataset = parser.parse_args().dataset
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    started, own, alone = time.monotonic(), 0, ExitStack()
+    started, own, alone, up_before = time.monotonic(), 0, ExitStack(), False
     try:
         config = LocalConfig()
         if dataset and dataset not in ("cifar100", "generated"):
@@ -71,6 +71,8 @@ def main() -> int:
         quick = {name: value for setting, (name, value) in shortened.items() if setting not in os.environ}
         if own:
             _announce(own, quick)
+        check_classes(dataset or settings().dataset, settings().classes)
+        up_before = services.mode(config) is not None
         print("starting the services")
         bring_up(config)
         parameters = {"dataset": dataset, "fall_back_to_generated": dataset is None, "hyperparameters": quick}
@@ -84,8 +86,11 @@ def main() -> int:
     ) as error:
         return print_error(error)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        print("\ninterrupted: stopping all services", file=sys.stderr)
-        services.down(config)
+        if up_before:
+            print("\ninterrupted; the services were up before and stay so", file=sys.stderr)
+        else:
+            print("\ninterrupted: stopping all services", file=sys.stderr)
+            services.down(config)
         return 130
     finally:
         alone.close()

@@ -4,15 +4,23 @@ Every field of Settings can be set as SCONES_NAME, in the file scones.env or in 
 """
 
 import difflib
+import logging
 import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from dotenv import dotenv_values
+from dotenv.parser import Binding, parse_stream
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 ROOT = Path(__file__).resolve().parent
 PREFIX = "SCONES_"
@@ -30,8 +38,9 @@ LOCAL_NAMES = frozenset(
         "PREFECT_DATABASE",
     ]
 )
-# What processes of this project tell each other; SETTINGS is the path of the settings file.
-PROCESS_NAMES = frozenset({"SETTINGS", "ROOT", "SUPERVISED", "SOCKET", "AUTHORIZER"})
+# What processes of this project tell each other; SETTINGS is the path of the settings file, DEFAULTS that of defaults
+# that suit the machine.
+PROCESS_NAMES = frozenset({"SETTINGS", "ROOT", "SUPERVISED", "SOCKET", "AUTHORIZER", "WORK_POOL", "DEFAULTS"})
 
 # Prefixes in the bucket. The templates in infrastructure/ grant access to them by name.
 TRAIN_PREFIX = "train/"
@@ -47,6 +56,7 @@ BATCHES_PER_INSTANCE = 2
 EVALUATIONS_PREFIX = "evaluations/"
 BULK_PREFIX = "bulk/"
 REPORTS_PREFIX = "reports/"
+HOLDS_PREFIX = "holds/"
 ROLLOUTS_PREFIX = "rollouts/"
 THRESHOLDS_PREFIX = "thresholds/"
 REVIEW_QUEUE_PREFIX = "review/queue/"
@@ -86,6 +96,12 @@ def run_id(flow_run_id: UUID | str) -> str:
     return str(flow_run_id).replace("-", "")[-12:]
 
 
+# Lines that it can't read are refused by their numbers, see wrong_names.
+logging.getLogger("dotenv.main").setLevel(logging.ERROR)
+# Five fields; Prefect looks at what they mean.
+CRON = r"^\S+( \S+){4}$"
+
+
 class SettingsError(ValueError):
     """Settings are unknown or wrong; the message has a line for each."""
 
@@ -94,6 +110,23 @@ class Settings(BaseSettings):
     """What an installation may choose."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Returns where values come from, the first wins: environment, settings file, defaults of the machine."""
+        return (
+            init_settings,
+            env_settings,
+            dotenv_settings,
+            DotEnvSettingsSource(settings_cls, env_file=defaults_file()),
+        )
 
     stack: str = Field(
         default="scones-unlimited",
@@ -116,6 +149,26 @@ class Settings(BaseSettings):
     )
     aws_credentials_block: str | None = Field(
         default=None, description="Name of a prefect-aws AwsCredentials block; without it the environment decides."
+    )
+
+    # Schedules
+    schedule_timezone: str = Field(default="UTC", description="Time zone of the schedules, such as Europe/Berlin.")
+    nightly_cron: str | None = Field(
+        default=None,
+        pattern=CRON,
+        description="When nightly-evaluation runs; 30 3 * * * by default.",
+    )
+    bulk_cron: str | None = Field(
+        default=None, pattern=CRON, description="When classify-images runs; 0 5 * * * by default."
+    )
+    data_cron: str | None = Field(
+        default=None, pattern=CRON, description="When prepare-data runs; 0 1 * * 0 by default."
+    )
+    training_cron: str | None = Field(
+        default=None, pattern=CRON, description="When train-model runs; 0 2 * * 0 by default."
+    )
+    endpoint_cron: str | None = Field(
+        default=None, pattern=CRON, description="When deploy-endpoint runs; 0 3 * * 0 by default."
     )
 
     # Data
@@ -488,6 +541,15 @@ class Settings(BaseSettings):
             raise ValueError(f"a class is named twice: {', '.join(value)}")
         return value
 
+    @field_validator("schedule_timezone")
+    @classmethod
+    def _known_time_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"there is no time zone {value!r}; names are such as UTC or Europe/Berlin") from error
+        return value
+
     @model_validator(mode="after")
     def _bounds_of_scaling(self) -> Self:
         if self.endpoint_max_instances and self.endpoint_max_instances < self.endpoint_instance_count:
@@ -550,6 +612,11 @@ class Settings(BaseSettings):
         return f"{self.stack}-classifier"
 
     @property
+    def training_hold(self) -> str:
+        """What a training holds, so that there is one at a time."""
+        return f"{self.stack}-training"
+
+    @property
     def candidate_endpoint(self) -> str:
         return f"{self.stack}-candidate"
 
@@ -561,7 +628,7 @@ class Settings(BaseSettings):
 @cache
 def settings() -> Settings:
     """The settings of this process. Raises SettingsError if one is unknown or wrong."""
-    problems = unknown_names()
+    problems = wrong_names()
     try:
         # mypy does not know that every setting has a default.
         chosen = Settings(_env_file=settings_file())  # type: ignore[call-arg]
@@ -577,31 +644,59 @@ def settings_file() -> Path:
     return Path(os.environ.get(f"{PREFIX}SETTINGS", ROOT / "scones.env"))
 
 
-def file_values() -> dict[str, str | None]:
-    """Names and values in the settings file, empty if there is none; a value is None if a line has no "=".
+def defaults_file() -> Path | None:
+    """The file of defaults that suit the machine, which `make up` writes; None on AWS."""
+    named = os.environ.get(f"{PREFIX}DEFAULTS")
+    return Path(named) if named else None
 
-    Raises SettingsError if the file is named by SCONES_SETTINGS and is not there, or is no text.
-    """
+
+def file_values() -> dict[str, str]:
+    """Names and values in the settings file, empty if there is none. Raises SettingsError if it can't be read."""
+    return {each.key: each.value for each in _lines() if each.key and each.value is not None}
+
+
+def _lines() -> list[Binding]:
+    """What python-dotenv makes of the lines of the settings file."""
     path = settings_file()
     if not path.is_file():
         if f"{PREFIX}SETTINGS" in os.environ:
             raise SettingsError(f"SCONES_SETTINGS names {path}, which is no file")
-        return {}
+        return []
     try:
-        return dict(dotenv_values(path, interpolate=False))
+        with path.open(encoding="utf-8") as file:
+            return list(parse_stream(file))
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is no text file: {error.reason} at byte {error.start}") from error
 
 
-def unknown_names() -> list[str]:
-    """A line for each name that is no setting, in the file or, if it begins with SCONES_, in the environment."""
+def line_of(binding: Binding) -> int:
+    """The number of the line; python-dotenv takes the blank lines before for a part of it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def wrong_names() -> list[str]:
+    """A line for each line of the settings file that sets nothing, or sets a name that is no setting or is set before.
+
+    Also for each name in the environment that begins with SCONES_ and is no setting.
+    """
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {PREFIX + name for name in LOCAL_NAMES}
-    problems = []
-    for name, value in file_values().items():
-        if name not in known:
-            problems.append(f"{name} in {settings_file()} is not a setting{_meant(name, known)}")
-        elif value is None:
-            problems.append(f"{name} in {settings_file()} has no value; write {name}=VALUE")
+    problems, seen = [], dict[str, int]()
+    for each in _lines():
+        line = line_of(each)
+        where = f"{settings_file()}, line {line}"
+        if each.error:
+            problems.append(f"{where} is not NAME=VALUE")
+        elif each.key is None:  # blank, or a comment
+            continue
+        elif each.key not in known:
+            problems.append(f"{where}: {each.key} is not a setting{_meant(each.key, known)}")
+        elif each.value is None:
+            problems.append(f"{where}: {each.key} has no value; write {each.key}=VALUE")
+        elif each.key in seen:
+            problems.append(f"{where}: {each.key} is set in line {seen[each.key]} already")
+        else:
+            seen[each.key] = line
     processes = {PREFIX + name for name in PROCESS_NAMES}
     problems += [
         f"{name} in the environment is not a setting{_meant(name, known)}"

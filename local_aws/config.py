@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from dotenv.parser import parse_stream
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -30,6 +31,23 @@ def settings_file() -> Path:
 
 class ConfigError(ValueError):
     """A setting of the local services is wrong; the message has a line for each."""
+
+
+def _refuse_lines_that_are_none(file: Path) -> None:
+    """Raises ConfigError for lines that python-dotenv would leave out with a warning."""
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        # python-dotenv takes the blank lines before for a part of the line.
+        wrong = [
+            each.original.line + _leading_lines(each.original.string) for each in parse_stream(lines) if each.error
+        ]
+    if wrong:
+        raise ConfigError("\n".join(f"{file}, line {line} is not NAME=VALUE" for line in wrong))
+
+
+def _leading_lines(text: str) -> int:
+    return text[: len(text) - len(text.lstrip())].count("\n")
 
 
 class LocalConfig(BaseSettings):
@@ -61,6 +79,7 @@ class LocalConfig(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
+        _refuse_lines_that_are_none(settings_file())
         try:
             super().__init__(_env_file=settings_file(), **values)
         except ValidationError as error:

@@ -5,15 +5,21 @@ import shlex
 import sys
 from pathlib import Path
 
-from dotenv import dotenv_values
-
 from local_aws.config import ROOT, LocalConfig, settings_file
 
 FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "SAGEMAKER_", "SM_", "BOTO_")
 # A proxy must not stand between processes of one machine.
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 # What processes of this project tell each other; no settings.
-PROCESS_VARIABLES = {"SCONES_SETTINGS", "SCONES_ROOT", "SCONES_SUPERVISED", "SCONES_SOCKET", "SCONES_AUTHORIZER"}
+PROCESS_VARIABLES = {
+    "SCONES_SETTINGS",
+    "SCONES_ROOT",
+    "SCONES_SUPERVISED",
+    "SCONES_SOCKET",
+    "SCONES_AUTHORIZER",
+    "SCONES_WORK_POOL",
+    "SCONES_DEFAULTS",
+}
 MINISTACK_SERVICES = (
     "s3",
     "lambda",
@@ -77,20 +83,23 @@ def aws_variables(config: LocalConfig) -> dict[str, str]:
         "no_proxy": "127.0.0.1,localhost",
         # ministack runs a custom runtime's bootstrap as it is, and keeps the names of errors only so.
         "SCONES_LAMBDA_RUNTIME": "provided.al2023",
-        "SCONES_LAMBDA_CONCURRENCY": str(_in_flight()),
+        "SCONES_DEFAULTS": str(_defaults(config)),
     }
 
 
-def evaluation_variables() -> dict[str, str]:
-    """What this machine bears, if the settings file does not say otherwise; it has no limits of calls a second."""
-    machine = {
+def machine_defaults() -> dict[str, str]:
+    """Defaults that suit this machine; the embedded AWS has no limits of calls a second.
+
+    Processes read them from a file that SCONES_DEFAULTS names, and both the settings file and the environment go before
+    them, so that a change of either applies to the next run.
+    """
+    return {
+        "SCONES_LAMBDA_CONCURRENCY": str(_in_flight()),
         "SCONES_EXECUTIONS_IN_FLIGHT": str(_in_flight()),
         "SCONES_STARTS_PER_SECOND": "1000",
         "SCONES_DESCRIBES_PER_SECOND": "1000",
         "SCONES_LISTS_PER_SECOND": "1000",
     }
-    chosen = dotenv_values(settings_file(), interpolate=False)
-    return {name: value for name, value in machine.items() if name not in chosen}
 
 
 def local_exports(config: LocalConfig) -> list[str]:
@@ -138,7 +147,7 @@ def process_environment(config: LocalConfig, real_aws: bool = False) -> dict[str
     kept["SCONES_SAGEMAKER_OPTIONS"] = config.sagemaker_options
     kept["SCONES_LIST_DELAY"] = str(config.list_delay)
     kept["SCONES_ROLE_DELAY"] = str(config.role_delay)
-    return ({} if real_aws else evaluation_variables()) | kept | ours
+    return kept | ours
 
 
 def enter(config: LocalConfig, real_aws: bool = False) -> None:
@@ -154,10 +163,16 @@ def prepare(config: LocalConfig) -> None:
     for folder in ("logs", "prefect", "prefect-aws", "aws/tmp", "bin"):
         (config.state / folder).mkdir(parents=True, exist_ok=True)
     _sdk_defaults(config).write_text("SchemaVersion: '1.0'\n")
+    _defaults(config).write_text("".join(f"{name}={value}\n" for name, value in machine_defaults().items()))
     # The AWS CLI's own script does not start if the path of its Python has a space in it.
     cli = config.state / "bin" / "aws"
     cli.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m awscli "$@"\n')
     cli.chmod(0o755)
+
+
+def _defaults(config: LocalConfig) -> Path:
+    """What machine_defaults says, for every process."""
+    return config.state / "defaults.env"
 
 
 def _sdk_defaults(config: LocalConfig) -> Path:
@@ -188,7 +203,7 @@ def ministack_variables(config: LocalConfig) -> dict[str, str]:
 
 def shell_script(config: LocalConfig, real_aws: bool) -> str:
     """Shell commands that give a shell the environment of the running services."""
-    ours = prefect_variables(config, real_aws) | ({} if real_aws else aws_variables(config) | evaluation_variables())
+    ours = prefect_variables(config, real_aws) | ({} if real_aws else aws_variables(config))
     # Sourced later and elsewhere: what that shell exports by then is not known here.
     pattern = "PREFECT_" if real_aws else "|".join(FOREIGN_PREFIXES)
     lines = [

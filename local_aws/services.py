@@ -236,7 +236,7 @@ def _start(config: LocalConfig, real_aws: bool) -> None:
     environment = process_environment(config, real_aws)
     pool = ["prefect", "work-pool", "create", work_pool(real_aws), "--type", "process", "--overwrite"]
     subprocess.run(pool, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-    _supervisor(config, "supervisorctl", "start", "worker")
+    _supervisor(config, "supervisorctl", "start", "worker", "watch")
 
 
 def _stop(config: LocalConfig) -> None:
@@ -326,7 +326,11 @@ def _taken_by(port: int) -> str:
 def _supervisor(
     config: LocalConfig, command: str, *arguments: str, real_aws: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    ours = {"SCONES_SOCKET": str(_socket(config)), "SCONES_AUTHORIZER": config.authorizer_url}
+    ours = {
+        "SCONES_SOCKET": str(_socket(config)),
+        "SCONES_AUTHORIZER": config.authorizer_url,
+        "SCONES_WORK_POOL": work_pool(real_aws),
+    }
     environment = {**process_environment(config, real_aws), **ours}
     if command == "supervisord":
         environment[MARK] = _mark(config)

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from tasks.data.generated import SIZE, draw
+from tasks.data.generated import SIZE, THINGS, draw
 from tasks.errors import SconesError
 from tasks.records import Record
 from tasks.run import Log
@@ -25,6 +25,16 @@ from tasks.run import Log
 ARCHIVE_FOLDER = "cifar-100-python"
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
 OFFICIAL_PER_CLASS = {"train": 500, "test": 100}
+# The classes of CIFAR-100, in the order of their labels: https://www.cs.toronto.edu/~kriz/cifar.html
+FINE_LABELS = tuple(
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm""".split()  # noqa: SIM905
+)
 # More bytes of pixels than these are kept in a file.
 MOST_IN_MEMORY = 256_000_000
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
@@ -229,6 +239,21 @@ def download(url: str, md5: str, folder: Path, progress: Log, patience: float | 
         raise DatasetError(f"{url} has MD5 {digest.hexdigest()}, expected {md5}; the download was discarded")
     partial.rename(target)
     return target
+
+
+def check_classes(dataset: str, classes: Sequence[str]) -> None:
+    """Raises DatasetError for classes that the data set of that name does not have; own images have their folders'."""
+    known = {"generated": tuple(THINGS), "cifar100": FINE_LABELS}.get(dataset)
+    if known is None:
+        path = Path(dataset).expanduser()
+        if not path.is_file() or not tarfile.is_tarfile(path):
+            return
+        with _opened(path) as archive:
+            known = tuple(_fine_labels(archive, path))
+    if unknown := [name for name in classes if name not in known]:
+        raise DatasetError(
+            f"the data set {dataset} has no class {', '.join(unknown)}", f"SCONES_CLASSES may name {', '.join(known)}"
+        )
 
 
 @contextmanager
