@@ -33,10 +33,11 @@ class DatasetNote(Record, frozen=True, kw_only=True):
 
     given: what prepare-data was given: cifar100, generated, or the path of an archive or folder. since: when the images
     became these, ISO 8601 in UTC. source: what the images are of, for people. train, test: numbers of images.
-    manifests_sha256: of both manifests and of the images, which tells one set of images from another.
+    manifests_sha256: of both manifests and of all images.
     include_reviewed: whether images that people have looked at are to be among the training images, of which `reviewed`
     are such; None if nobody has said so yet. originals_sha256: as manifests_sha256, without these. left_out: files of
-    one's own images that could not be used.
+    one's own images that could not be used. test_sha256: of the test images and their manifest alone; None in notes of
+    earlier releases.
     """
 
     given: str | None = None
@@ -51,6 +52,17 @@ class DatasetNote(Record, frozen=True, kw_only=True):
     reviewed: int = 0
     originals_sha256: str | None = None
     left_out: int = 0
+    test_sha256: str | None = None
+
+    def has_same_test_images(self, other: "DatasetNote") -> bool:
+        """Whether both notes are of the same test images, whatever the training images are.
+
+        Notes of earlier releases are told apart by the digest of all original images, which leaves out reviewed ones.
+        """
+        if self.test_sha256 and other.test_sha256:
+            return self.test_sha256 == other.test_sha256
+        mine, its = (note.originals_sha256 or note.manifests_sha256 for note in (self, other))
+        return mine == its if mine or its else self == other
 
 
 def capture_destination(version: str) -> str:

@@ -227,7 +227,7 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
     makes them others.
     """
     logger = get_run_logger()
-    digest = hashlib.sha256()
+    digest, test_digest = hashlib.sha256(), hashlib.sha256()
     before = find_note(bucket)
     reviewed = _reviewed_lines(bucket) if before is not None and before.classes == dataset.classes else []
     for prefix, split in ((TRAIN_PREFIX, dataset.train), (TEST_PREFIX, dataset.test)):
@@ -238,9 +238,10 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
         kept = reviewed if prefix == TRAIN_PREFIX else []
         storage.put(bucket, _manifest_key(prefix), (text + _numbered(kept, len(images))).encode())
         storage.delete_others(bucket, prefix, {*images, *(prefix + name for _, name in kept)})
-        digest.update(text.encode())
-        for sha256_of_image in images.digests():
-            digest.update(sha256_of_image)
+        for part in (text.encode(), *images.digests()):
+            digest.update(part)
+            if prefix == TEST_PREFIX:
+                test_digest.update(part)
     sha256 = digest.hexdigest()
     same = before is not None and sha256 in (before.originals_sha256, before.manifests_sha256)
     if before is not None and not same:
@@ -258,6 +259,7 @@ def upload_dataset(bucket: str, dataset: Dataset) -> DatasetNote:
         reviewed=len(reviewed),
         originals_sha256=sha256,
         left_out=len(dataset.left_out),
+        test_sha256=test_digest.hexdigest(),
     )
     if dataset.left_out:
         storage.put_json_lines(bucket, _left_out_key(note), (each.to_json() for each in dataset.left_out))

@@ -30,11 +30,13 @@ def as_served(content: bytes, size: int) -> np.ndarray | None:
     return np.array(picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=2))
 
 
-def thumbnail(content: bytes, side: int = THUMBNAIL_SIDE) -> bytes | None:
-    """A PNG or JPEG to show on a page, of at most that side if it is large; None if the picture can't be decoded."""
+def thumbnail(content: bytes, side: int = THUMBNAIL_SIDE, small_bytes: int = SMALL_BYTES) -> bytes | None:
+    """A PNG or JPEG to show on a page: as it is if it is small, else of at most that side; None if the picture can't be
+    decoded.
+    """
     try:
         image = _decoded(content, side, above=0)
-        if len(content) <= SMALL_BYTES and image.format != "WEBP":
+        if len(content) <= small_bytes and image.format != "WEBP":
             return content
         picture = as_rgb(upright(image))
         picture.thumbnail((side, side))

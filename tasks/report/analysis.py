@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -34,9 +34,10 @@ from tasks.report.metrics import (
 )
 from tasks.report.reconciliation import counts, reconcile
 from tasks.report.subject import Subject
-from tasks.report.summary import Calibration, Change, Judged, ReportSummary, Shown, Unmatched
+from tasks.report.summary import Calibration, Change, Judged, ReportSummary, Shown, Unmatched, are_comparable
 from tasks.review import summary as review
 from tasks.review.summary import ReviewSummary
+from tasks.run import share
 from tasks.serving.threshold import ThresholdChange, threshold_changes
 
 # Evaluations that the trend shows, and that the distribution of confidence is compared with.
@@ -160,26 +161,28 @@ def last_nights(bucket: str, subject: Subject) -> list[EvaluationSummary]:
 
 
 def baseline_of(bucket: str, subject: Subject, nights: list[EvaluationSummary]) -> pd.DataFrame:
-    """Columns JUDGED of up to BASELINE_NIGHTS earlier evaluations of the same model and images; no row if there is
-    none.
+    """Columns JUDGED of the comparable nights; no row if there is none.
 
     Each image counts once, with its latest answer: the same images night after night are not more images.
     """
-    alike = [
-        night
-        for night in nights
-        if night.run != subject.run.id
-        and (night.model_version, night.endpoint) == (subject.model_version, subject.endpoint)
-        and _images(night.dataset) == _images(subject.dataset)
-    ]
     latest = {
         row.key: (row.confidence, row.outlier_score, row.model_version)
-        for night in alike[-BASELINE_NIGHTS:]
+        for night in comparable_nights(nights, subject)
         for row in results_of(bucket, night)
         if row.confidence is not None
     }
     table = pd.DataFrame(list(latest.values()), columns=JUDGED)
     return table.astype({"confidence": float, "outlier_score": float})
+
+
+def comparable_nights(nights: list[EvaluationSummary], subject: Subject) -> list[EvaluationSummary]:
+    """Up to BASELINE_NIGHTS earlier evaluations of the same model, endpoint and test images."""
+    alike = [
+        night
+        for night in nights
+        if night.run != subject.run.id and night.endpoint == subject.endpoint and are_comparable(night, subject)
+    ]
+    return alike[-BASELINE_NIGHTS:]
 
 
 def changes_between(nights: list[EvaluationSummary], thresholds: list[ThresholdChange]) -> tuple[Change, ...]:
@@ -198,9 +201,9 @@ def changes_between(nights: list[EvaluationSummary], thresholds: list[ThresholdC
                 if str(before.stopped) < each.time < str(after.stopped) and each.threshold == after.threshold
             ]
             found.append(_change(after, "threshold", before.threshold, after.threshold, why[-1] if why else ""))
-        if _images(before.dataset) != _images(after.dataset):
-            sources = before.dataset.source, after.dataset.source
-            found.append(_change(after, "images", *sources, "prepare-data uploaded others"))
+        if not after.dataset.has_same_test_images(before.dataset):
+            names = _names(before.dataset, after.dataset)
+            found.append(_change(after, "test images", *names, "prepare-data uploaded others"))
     return tuple(found)
 
 
@@ -210,9 +213,14 @@ def _change(
     return Change(time=first.started, what=what, before=before, after=after, why=why)
 
 
-def _images(dataset: DatasetNote) -> object:
-    """What tells one set of images from another."""
-    return dataset.manifests_sha256 or dataset
+def _names(before: DatasetNote, after: DatasetNote) -> tuple[str, str]:
+    """Sources of the images, with a part of their digests if both are called alike."""
+
+    def name(note: DatasetNote) -> str:
+        digest = note.test_sha256 or note.originals_sha256 or note.manifests_sha256 or "unknown"
+        return note.source if before.source != after.source else f"{note.source} ({digest[:8]})"
+
+    return name(before), name(after)
 
 
 def once_per_image(table: pd.DataFrame) -> pd.DataFrame:
@@ -280,6 +288,8 @@ def summarize(
         *_alerts_of_review(reviewed),
     ]
     found = figures(table, subject.threshold)
+    if not subject.is_window:  # as the evaluation's verdict and gate have it
+        found = replace(found, coverage=share(subject.counts.accepted, subject.counts.submitted))
     return ReportSummary(
         run=subject.run.id,
         date=subject.run.date,
@@ -384,7 +394,7 @@ def _alerts_of_tests(
             f"{drifted.n_baseline} ({why})."
         )
     if changed is not None and (why := moved.get("coverage")):
-        yield f"The coverage has changed: {changed.current:.1%} after {changed.baseline:.1%} ({why})."
+        yield (f"The coverage has changed: {changed.current:.1%} after {changed.baseline:.1%} of the answers ({why}).")
     if features is not None and (why := moved.get("KS of outlier scores")):
         yield (
             f"The images' distance from the training images in the model's features has drifted: KS {features.ks:.3f}, "

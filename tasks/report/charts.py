@@ -6,6 +6,7 @@ Classes differ by colour and marker (Okabe-Ito), wrong predictions carry a cross
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.dates as mdates
 import numpy as np
@@ -126,7 +127,7 @@ def confidence_scatter(table: pd.DataFrame, classes: tuple[str, ...], caption: C
             label=_wrong_label(n_wrong, len(wrong)),
         )
     _threshold_line(axes.axhline, caption)
-    _time_axis(axes, table["time"], pd.Timedelta(minutes=1))
+    _time_axis(axes, table["time"])
     axes.set_xlabel("time of the inference (UTC)")
     axes.set_ylabel("confidence of the predicted class")
     low = min(table["confidence"].min() if len(table) else 1.0, caption.threshold, 1 / len(classes))
@@ -301,7 +302,7 @@ def confusion_at_threshold(table: pd.DataFrame, classes: tuple[str, ...], captio
         return figure
     above = offered_confidence(table) >= caption.threshold
     every = max(1, -(-len(classes) // TICKS))
-    ticks, names = range(0, len(classes), every), [_shortened(name, 16) for name in classes[::every]]
+    ticks, names = range(0, len(classes), every), [shortened(name, 16) for name in classes[::every]]
     size = 10 if len(classes) <= 4 else 8 if len(classes) <= COUNTED else 6
     for position, (side, title) in enumerate(((above, "accepted"), (~above, "not accepted"))):
         box = axes.inset_axes((0.52 * position, 0, 0.48, 0.92))
@@ -325,7 +326,7 @@ def drift_of_confidence(baseline: np.ndarray, current: np.ndarray, found: Drift,
     edges = np.arange(1, FINE + 1) / FINE
     for counts, name, colour, style in (
         (baseline, "baseline", COLOURS[1], "--"),
-        (current, "this evaluation", COLOURS[0], "-"),
+        (current, "this report", COLOURS[0], "-"),
     ):
         share = counts.cumsum() / counts.sum()
         axes.step(edges, share, color=colour, linestyle=style, label=f"{name} (n = {int(counts.sum()):,})")
@@ -341,26 +342,37 @@ def drift_of_confidence(baseline: np.ndarray, current: np.ndarray, found: Drift,
 
 
 def trend(nights: pd.DataFrame, caption: Caption) -> Figure:
-    """nights: columns stopped (UTC), accuracy, coverage, failed_share, threshold, model_version; one row each."""
+    """nights: columns stopped (UTC), accuracy, coverage, failed_share, threshold, model_version, test_images (a number
+    for each set of them); one row each. Lines end where model or test images change.
+    """
     figure, axes = _figure("The last nights", caption, len(nights))
     styles = {
         "accuracy": (COLOURS[0], "o", "-"),
         "coverage": (COLOURS[2], "s", "-."),
         "failed_share": (LIMIT, "^", ":"),
     }
+    other_model, other_images = (_changes(nights[name]) for name in ("model_version", "test_images"))
+    alike = [rows for _, rows in nights.groupby((other_model | other_images).cumsum())]
     for name, (colour, marker, line) in styles.items():
-        label = name.replace("_", " ")
-        axes.plot(nights["stopped"], nights[name], color=colour, marker=marker, linestyle=line, label=label)
-    axes.step(
-        nights["stopped"], nights["threshold"], where="post", color="#555555", linewidth=1.2, linestyle="--",
-        label="threshold",
-    )  # fmt: skip
-    moved = nights[(nights["threshold"] != nights["threshold"].shift()) & nights["threshold"].shift().notna()]
+        for number, rows in enumerate(alike or [nights]):
+            label = "_none" if number else name.replace("_", " ")
+            axes.plot(rows["stopped"], rows[name], color=colour, marker=marker, linestyle=line, label=label)
+    style: dict[str, Any] = {"color": "#555555", "linewidth": 1.2, "linestyle": "--", "label": "threshold"}
+    if len(nights) == 1:  # a line from a point to itself is not seen
+        axes.axhline(nights["threshold"].iloc[0], **style)
+    else:
+        axes.step(nights["stopped"], nights["threshold"], where="post", **style)
+    moved = nights[_changes(nights["threshold"]) & nights["threshold"].shift().notna()]
     axes.plot(
         moved["stopped"], moved["threshold"], "D", color="#555555", markersize=7, markerfacecolor="white",
         label=f"threshold changed (n = {len(moved)})" if len(moved) else "_none",
     )  # fmt: skip
-    changed = nights[nights["model_version"] != nights["model_version"].shift()]
+    for number, moment in enumerate(nights["stopped"][other_images]):
+        label = "_none" if number else f"test images changed (n = {other_images.sum()})"
+        axes.axvline(mdates.date2num(moment), color="#999999", linewidth=1.6, linestyle=":", label=label)
+    if len(alike) > 1:
+        axes.plot([], [], " ", label="lines end where model or images change")
+    changed = nights[other_model | (nights.index == nights.index.min())]
     span = max(mdates.date2num(nights["stopped"].max()) - mdates.date2num(nights["stopped"].min()), 1e-9)
     named = -np.inf
     for row in changed.itertuples():
@@ -369,7 +381,7 @@ def trend(nights: pd.DataFrame, caption: Caption) -> Figure:
         if moment - named > VERSION_SHARE * span:  # the names of versions that change more often run into each other
             named = moment
             axes.annotate(str(row.model_version), (moment, 1.03), fontsize=8, ha="left", annotation_clip=False)
-    _time_axis(axes, nights["stopped"], pd.Timedelta(days=1))
+    _time_axis(axes, nights["stopped"])
     axes.set_xlabel("end of the evaluation (UTC)")
     axes.set_ylabel("share of images")
     axes.set_ylim(-0.03, 1.08)
@@ -439,13 +451,21 @@ def _wrong_label(wrong: int, shown: int) -> str:
     return f"wrong (n = {wrong:,})" + (f", {shown:,} shown" if shown < wrong else "")
 
 
-def _time_axis(axes: Axes, times: "pd.Series[pd.Timestamp]", beside: pd.Timedelta) -> None:
-    """A date axis; a single time gets as much on either side as it is told, where matplotlib would show years."""
+def _changes(column: "pd.Series[Any]") -> "pd.Series[bool]":
+    """Mask of the rows that differ from the one before; the first does not."""
+    return (column != column.shift()) & (np.arange(len(column)) > 0)
+
+
+def _time_axis(axes: Axes, times: "pd.Series[pd.Timestamp]") -> None:
+    """A date axis; a single time is written out in the middle, where matplotlib would show a span that nobody meant."""
     if times.empty:
         axes.set_xticks([])
         return
     if times.min() == times.max():
+        beside = pd.Timedelta(minutes=1)
         axes.set_xlim(mdates.date2num(times.min() - beside), mdates.date2num(times.max() + beside))
+        axes.set_xticks([mdates.date2num(times.min())], [f"{times.min():%Y-%m-%d %H:%M:%S}"])
+        return
     locator = AutoDateLocator(minticks=3, maxticks=5)  # more times of day than that run into each other
     axes.xaxis.set_major_locator(locator)
     # Seconds and minutes with the hour that they are of.
@@ -460,7 +480,7 @@ def _figure(title: str, caption: Caption, n: int) -> tuple[Figure, Axes]:
         f"run {caption.run} of {caption.date}",
         f"model {caption.model_version}",
         f"n = {n:,}",
-        _shortened(caption.dataset, DATASET_CHARACTERS),
+        shortened(caption.dataset, DATASET_CHARACTERS),
     ]
     lines = _wrapped(notes)
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12 + 12 * len(lines))
@@ -506,7 +526,8 @@ def _wrapped(notes: list[str]) -> list[str]:
     return lines
 
 
-def _shortened(text: str, most: int) -> str:
+def shortened(text: str, most: int) -> str:
+    """The text without its middle if it has more characters than that."""
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
@@ -516,5 +537,5 @@ def _legend(axes: Axes) -> None:
     assert isinstance(figure, Figure)
     entries, labels = axes.get_legend_handles_labels()
     if entries:
-        shown = [_shortened(label, 46) for label in labels]
+        shown = [shortened(label, 46) for label in labels]
         figure.legend(entries, shown, loc="outside lower left", ncols=2, fontsize=8.5, frameon=False, borderaxespad=0.2)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,17 +18,19 @@ from tasks.data.dataset import LeftOut
 from tasks.evaluation.results import Result
 from tasks.evaluation.summary import PASSED
 from tasks.records import RecordError
-from tasks.report.charts import SIZE, Point
+from tasks.report.charts import SIZE, Point, shortened
 from tasks.report.history import History
 from tasks.report.metrics import is_outlier
 from tasks.report.reconciliation import KINDS
 from tasks.report.subject import Subject
-from tasks.report.summary import IndexedReport, ReportSummary, Unmatched
+from tasks.report.summary import IndexedReport, ReportSummary, Unmatched, are_comparable, headline, to_look_at
 from tasks.review.certificate import sentence as certificate_sentence
 from tasks.review.summary import sentence as review_sentence
 
 # Images of each contact sheet, and rows of the table, that a person still looks at.
 TILES = 12
+# Characters of a file's name on a contact sheet.
+NAME_CHARACTERS = 28
 ROWS = 500
 # The chart whose points lead to their images' stories, and how many of them do.
 SCATTER, LINKED_POINTS = "confidence_scatter", 1000
@@ -82,8 +85,9 @@ def render(
     ]
     return TEMPLATES.get_template("report.html.j2").render(
         summary=summary,
-        verdict=subject.verdict,
-        passed=subject.outcome == PASSED,
+        headline=headline(summary),
+        good=not to_look_at(summary) if summary.window else summary.outcome == PASSED,
+        to_look_at=to_look_at(summary),
         numbers=_numbers(summary),
         of_threshold=_threshold_sentences(summary),
         of_review=_review_sentences(summary),
@@ -114,10 +118,16 @@ def render(
     )
 
 
-def render_executions(subject: Subject, executions: list[History], shown: Sequence[str] = ()) -> str:
+def render_executions(
+    subject: Subject,
+    executions: list[History],
+    shown: Sequence[str] = (),
+    images: Mapping[str, bytes] = MappingProxyType({}),
+) -> str:
     """The page that the report's images lead to: what came of each, and every state of its execution.
 
     executions: those whose history was read. shown: inference ids of the images that the report leads here from.
+    images: their pictures by key, as far as they are there.
     """
     by_id = {row.inference_id: row for row in subject.results}
     read = {each.inference_id for each in executions}
@@ -125,6 +135,7 @@ def render_executions(subject: Subject, executions: list[History], shown: Sequen
         run=subject.run,
         executions=executions,
         results=by_id,
+        pictures={key: _data_uri(image) for key, image in images.items()},
         others=[by_id[name] for name in dict.fromkeys(shown) if name in by_id and name not in read],
     )
 
@@ -148,29 +159,46 @@ def render_index(
             reports.append(report)
     reports.sort(key=lambda report: (report.stopped or report.date, report.run), reverse=True)
     rows = [(report, link(report) if link else f"{report.date}/{report.run}/report.html") for report in reports]
-    first = [(each, where) for each, where in rows[:RECENT] if each.outcome not in (PASSED, None) or each.alerts]
+    first = [(each, where) for each, where in rows[:RECENT] if to_look_at(each)]
     return TEMPLATES.get_template("index.html.j2").render(
-        rows=rows, bucket=bucket, first=first[:LOOK_FIRST], trends=list(_trends(reports))
+        rows=rows,
+        bucket=bucket,
+        first=first[:LOOK_FIRST],
+        trends=list(_trends(reports)),
+        headline=headline,
+        to_look_at=to_look_at,
     )
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Accuracies of a model version's reports, the oldest first, and the same as points of an SVG of TREND_SIZE."""
+    """Accuracies of a model version on one set of test images, the oldest first.
+
+    source: what the images are of. points: the same as accuracies, in an SVG of TREND_SIZE.
+    """
 
     model_version: str
+    source: str
     accuracies: list[float]
     points: str
 
 
 def _trends(reports: Sequence[IndexedReport]) -> Iterator[Trend]:
-    """Of the versions that were reported on last; of each with two accuracies at least."""
-    found: dict[str, list[float]] = {}
+    """Those that were reported on last first; each of two accuracies at least.
+
+    A window's accuracy is that of evaluations that have reports of their own, maybe of several models.
+    """
+    found: list[tuple[IndexedReport, list[float]]] = []
     for report in reports:  # the latest first
-        if report.accuracy is not None and report.model_version:
-            found.setdefault(report.model_version, []).append(report.accuracy)
+        if report.accuracy is None or not report.model_version or report.window:
+            continue
+        alike = next((values for newest, values in found if are_comparable(newest, report)), None)
+        if alike is None:
+            found.append((report, [report.accuracy]))
+        else:
+            alike.append(report.accuracy)
     width, height = TREND_SIZE
-    for version, newest_first in found.items():
+    for newest, newest_first in found:
         values = newest_first[:RECENT][::-1]
         if len(values) < 2:
             continue
@@ -181,7 +209,8 @@ def _trends(reports: Sequence[IndexedReport]) -> Iterator[Trend]:
             (2 + index * (width - 4) / (len(values) - 1), 2 + (top - value) / (top - bottom) * (height - 4))
             for index, value in enumerate(values)
         ]
-        yield Trend(version, values, " ".join(f"{x:.1f},{y:.1f}" for x, y in places))
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        yield Trend(newest.model_version, newest.dataset.source, values, points)
 
 
 def summaries_below(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -230,10 +259,16 @@ def _drawn(tile: Tile, image: bytes | None, executed: bool) -> dict[str, object]
     """What the template needs of a tile."""
     return {
         "tile": tile,
-        "image": base64.b64encode(image).decode() if image else None,
-        "kind": "png" if image is not None and image.startswith(b"\x89PNG") else "jpeg",
+        "name": shortened(tile.key.rpartition("/")[2], NAME_CHARACTERS),
+        "image": _data_uri(image) if image else None,
         "link": f"executions.html#{tile.inference_id}" if executed else None,
     }
+
+
+def _data_uri(image: bytes) -> str:
+    """A PNG or JPEG as the source of an <img>."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def _threshold_sentences(summary: ReportSummary) -> list[str]:
@@ -294,7 +329,13 @@ def _numbers(summary: ReportSummary) -> list[tuple[str, str, str]]:
     ]
     return [
         *(of_labelled if summary.labelled or not summary.captured else [("Labels", "none", "so no accuracy is known")]),
-        ("Coverage", share(summary.coverage), f"threshold {summary.threshold:g}"),
+        (
+            "Coverage",
+            share(summary.coverage),
+            f"{summary.above_threshold:,} accepted of {summary.captured:,} captured"
+            if summary.window
+            else f"{counts.accepted:,} accepted of {counts.submitted:,} submitted",
+        ),
         ("Not a class", f"{summary.not_a_class:,}", "of those captured: too far from the training images"),
         (
             "Expected accuracy",

@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import msgspec
@@ -18,7 +20,7 @@ from settings import REPORTS_PREFIX, settings
 from tasks.aws import storage
 from tasks.capture.window import Captured
 from tasks.data.images import left_out_files
-from tasks.data.pictures import thumbnail
+from tasks.data.pictures import SMALL_BYTES, THUMBNAIL_SIDE, thumbnail
 from tasks.evaluation.outcome import counts_table
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.report.analysis import Analysis, analyse
@@ -27,6 +29,7 @@ from tasks.report.drift import histogram
 from tasks.report.history import executions_of
 from tasks.report.page import (
     LINKED_POINTS,
+    ROWS,
     interesting,
     render,
     render_executions,
@@ -35,7 +38,7 @@ from tasks.report.page import (
     summaries_below,
 )
 from tasks.report.subject import Subject
-from tasks.report.summary import IndexedReport, ReportSummary
+from tasks.report.summary import IndexedReport, ReportSummary, are_comparable, headline, to_look_at
 from tasks.review.certificate import sentence as certificate_sentence
 
 INDEX_KEY = f"{REPORTS_PREFIX}index.html"
@@ -44,6 +47,9 @@ INDEXED = 200
 # Slashes in reports/DATE/RUN/summary.json; the newest of a day is reports/DATE/summary.json too.
 SUMMARY_DEPTH = 3
 
+# Longest side in pixels of a picture in executions.html, and bytes of one that is small enough as it is: there may be
+# more than a thousand of them.
+STORY_SIDE, STORY_BYTES = 96, 8_000
 # Bars of the histogram in Prefect's artifact, and characters of the longest.
 BARS = 10
 BAR = 24
@@ -109,20 +115,24 @@ def _write_files(bucket: str, analysis: Analysis, charts: list[Path], folder: Pa
     subject, summary = analysis.subject, analysis.summary
     sheets = interesting(analysis.table)
     tiles = [tile for sheet in sheets.values() for tile in sheet]
-    contents = {tile.key: content for tile in tiles if (content := storage.get(bucket, tile.key))}
-    images = {key: small for key, content in contents.items() if (small := thumbnail(content))}
+    images = _thumbnails(bucket, [tile.key for tile in tiles], THUMBNAIL_SIDE, SMALL_BYTES)
     drawn = {file.stem: file.read_bytes() for file in charts}
     points = scatter_points(analysis.table, subject.classes, _caption(analysis), LINKED_POINTS)
     left_out = left_out_files(bucket, subject.dataset)
     page = render(summary, subject, sheets, drawn, images, analysis.unmatched, analysis.quarantined, points, left_out)
-    needing = rows_to_look_at(subject.results, set(summary.missing_captures))
+    needing = rows_to_look_at(subject.results, set(summary.missing_captures))[:ROWS]
     shown = [*(tile.inference_id for tile in tiles), *(row.inference_id for row in needing)]
+    linked = {*shown, *(point.inference_id for point in points)}
+    keys = sorted({row.key for row in subject.results if row.inference_id in linked and row.execution_arn})
     return [
         _text(folder / "report.html", page),
         _text(
             folder / "executions.html",
             render_executions(
-                subject, executions_of(subject, shown), [*shown, *(point.inference_id for point in points)]
+                subject,
+                executions_of(subject, shown),
+                [*shown, *(point.inference_id for point in points)],
+                _thumbnails(bucket, keys, STORY_SIDE, STORY_BYTES),
             ),
         ),
         _lines(folder / "quarantine.jsonl", analysis.quarantined),
@@ -132,9 +142,22 @@ def _write_files(bucket: str, analysis: Analysis, charts: list[Path], folder: Pa
     ]
 
 
+def _thumbnails(bucket: str, keys: Sequence[str], side: int, small_bytes: int) -> dict[str, bytes]:
+    """Pictures for a page by their keys; without those that are gone from the bucket, or can't be decoded."""
+
+    def read(key: str) -> bytes | None:
+        content = storage.get(bucket, key)
+        return thumbnail(content, side, small_bytes) if content else None
+
+    with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
+        return {key: small for key, small in zip(keys, threads.map(read, keys), strict=True) if small}
+
+
 def _trend_table(nights: list[EvaluationSummary]) -> pd.DataFrame:
     columns = ["stopped", "accuracy", "coverage", "failed_share", "threshold", "model_version"]
     table = pd.DataFrame({name: [getattr(night, name) for night in nights] for name in columns})
+    others = [not after.dataset.has_same_test_images(before.dataset) for before, after in pairwise(nights)]
+    table["test_images"] = list(accumulate(others, initial=0))[: len(nights)]
     table["stopped"] = pd.to_datetime(table["stopped"], utc=True)
     return table.astype(dict.fromkeys(("accuracy", "coverage", "failed_share", "threshold"), float))
 
@@ -147,9 +170,9 @@ def markdown(analysis: Analysis, folder: Path) -> str:
     lines = [
         f"# Confidence report {summary.date}",
         "",
-        analysis.subject.verdict,
+        headline(summary),
         "",
-        *(f"> {reason}\n" for reason in summary.alerts),
+        *(f"> {reason}\n" for reason in to_look_at(summary)),
         f"Model {summary.model_version}: {accuracy} of {summary.labelled} labelled images; of "
         f"{summary.captured} captured, {summary.above_threshold} at or above the threshold "
         f"{summary.threshold:g}, {summary.below_threshold} below it and {summary.not_a_class} of no class.",
@@ -188,15 +211,19 @@ def _bars(confidence: np.ndarray, threshold: float) -> list[str]:
 
 
 def _nights_lines(nights: list[EvaluationSummary]) -> list[str]:
-    """Accuracy and coverage of the last evaluations."""
-    known = [night for night in nights if night.accuracy is not None and night.coverage is not None]
+    """Accuracy and coverage of the last evaluations of the model and test images that the last one is of."""
+    known = [
+        night
+        for night in nights
+        if night.accuracy is not None and night.coverage is not None and are_comparable(night, nights[-1])
+    ]
     if len(known) < 2:
         return []
     return [
         "```mermaid",
         PALETTE,
         "xychart-beta",
-        '    title "The last evaluations: accuracy (blue) and coverage (orange)"',
+        f'    title "The last evaluations of {known[-1].model_version}: accuracy (blue) and coverage (orange)"',
         f"    x-axis [{', '.join(str(number) for number in range(1 - len(known), 1))}]",
         '    y-axis "share" 0 --> 1',
         *(

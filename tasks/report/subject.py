@@ -115,14 +115,12 @@ def read_window(
     ]
     evaluations.sort(key=lambda summary: str(summary.started))
     name = "-".join(filter(None, [f"window-{first:%Y%m%dT%H%M%SZ}-{last:%Y%m%dT%H%M%SZ}", endpoint, version]))
-    missed = sum(summary.outcome != PASSED for summary in evaluations)
-    times = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
     latest = evaluations[-1] if evaluations else None
     versions = sorted({summary.model_version for summary in evaluations})
     return Subject(
         run=Run(name, f"{last:%Y-%m-%d}"),
-        verdict=f"{times}. Evaluations: {len(evaluations)}, not passed: {missed}",
-        outcome=MISSED if missed else PASSED,
+        verdict=verdict_of_window(window, evaluations),
+        outcome=PASSED if all(summary.outcome == PASSED for summary in evaluations) else MISSED,
         endpoint=window.endpoint,
         model_version=", ".join(window.versions or versions) or "every version",
         threshold=latest.threshold if latest and latest.threshold is not None else installed.threshold,
@@ -135,6 +133,14 @@ def read_window(
         window=window,
         is_window=True,
     )
+
+
+def verdict_of_window(window: Window, evaluations: list[EvaluationSummary]) -> str:
+    """Its time and, if evaluations are in it, how many of them did not pass."""
+    same_day = window.first.date() == window.last.date()
+    times = f"{window.first:%Y-%m-%d %H:%M} to {window.last:{'%H:%M' if same_day else '%Y-%m-%d %H:%M'}} UTC"
+    missed = sum(summary.outcome != PASSED for summary in evaluations)
+    return f"{times}. Evaluations: {len(evaluations)}, not passed: {missed}" if evaluations else times
 
 
 def find_run(bucket: str, run: str | None) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """The content of the files that a report leaves: summary.json, reconciliation.jsonl, quarantine.jsonl."""
 
-from tasks.evaluation.summary import Counts, Outcome
+from typing import Protocol
+
+from tasks.evaluation.summary import INCOMPLETE, PASSED, Counts, Outcome
 from tasks.installation import DatasetNote
 from tasks.records import Part, Record
 from tasks.report.drift import CoverageChange, Drift
@@ -72,10 +74,11 @@ class ReportSummary(Record, frozen=True, kw_only=True):
 
     window: whether it is about a window of time, not one evaluation. evaluation: numbers of planned images. captured,
     labelled, above_threshold, below_threshold, not_a_class, accepted_labelled: numbers of images; accuracies are of
-    those of them whose label is known. inferences: before each image counted once. reconciliation: lines by kind.
-    provisional: capture records are missing, and running the report again completes it. feature_drift: of the outlier
-    scores. inputs: how far the images are from those of the training. tests: of calibration and drift, judged together.
-    alerts: why somebody should look at it. review: the queue of images for people, when the report was written.
+    those of them whose label is known. coverage: accepted images over submitted ones; in a window over captured ones.
+    inferences: before each image counted once. reconciliation: lines by kind. provisional: capture records are missing,
+    and running the report again completes it. feature_drift: of the outlier scores. inputs: how
+    far the images are from those of the training. tests: of calibration and drift, judged together. alerts: what is out
+    of bounds. review: the queue of images for people, when the report was written.
     """
 
     run: str
@@ -144,3 +147,39 @@ class IndexedReport(Record, frozen=True, kw_only=True):
     outcome: str | None = None
     stopped: str | None = None
     bucket: str | None = None
+    window: bool = False
+
+
+class OfModel(Protocol):
+    """What has figures of a model on test images: an evaluation, or a report."""
+
+    @property
+    def model_version(self) -> str: ...
+    @property
+    def dataset(self) -> DatasetNote: ...
+
+
+def are_comparable(one: OfModel, other: OfModel) -> bool:
+    """Whether both are of the same model and the same test images, so that chance alone tells their figures apart."""
+    return one.model_version == other.model_version and one.dataset.has_same_test_images(other.dataset)
+
+
+def to_look_at(report: ReportSummary | IndexedReport) -> tuple[str, ...]:
+    """Why somebody should look at a report: that something did not pass, and its alerts."""
+    if report.outcome in (PASSED, None):
+        return report.alerts
+    if report.window:
+        why = "An evaluation in this time did not pass."
+    elif report.outcome == INCOMPLETE:
+        why = "The evaluation is incomplete: not every image was submitted."
+    else:
+        why = "The evaluation missed a gate."
+    return why, *report.alerts
+
+
+def headline(report: ReportSummary | IndexedReport) -> str:
+    """The report in a line: an evaluation's verdict, or a window's time, and how much there is to look at."""
+    number = len(to_look_at(report))
+    things = f"{number} thing{'s' if number > 1 else ''} to look at" if number else "Nothing to look at"
+    verdict = report.verdict or report.run
+    return f"{things}: {verdict}" if report.window else f"{verdict}. {things}"

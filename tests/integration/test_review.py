@@ -622,6 +622,7 @@ def test_the_whole_loop(own: Installation, trainings: Callable[[], list[Any]]) -
     version = train_model(include_reviewed=True)
     note = dataset_note(own.bucket)
     assert note.include_reviewed and note.reviewed > 0 and note.train == before.train + note.reviewed
+    assert note.test_sha256 == before.test_sha256 and note.has_same_test_images(before)
     assert note.originals_sha256 == before.originals_sha256 and note.manifests_sha256 != before.manifests_sha256
     assert f"{before.train} of generated and {note.reviewed} reviewed" in version.metadata["data"]
     uses = storage.get_records(own.bucket, training_set.USES_KEY, Use)

@@ -146,12 +146,48 @@ def test_nothing_overlaps_in_the_trend(count: int) -> None:
             "failed_share": rng.uniform(0, 0.1, count),
             "threshold": np.where(np.arange(count) < count / 2, 0.93, 0.9),
             "model_version": [f"v{number // 3 + 1}" for number in range(count)],
+            "test_images": np.arange(count) // 20,
         }
     )
     figure = trend(nights, caption())
     assert problems(figure) == []
     legend = [text for text, _ in texts(figure)]
     assert ("threshold changed (n = 1)" in legend) is (count > 1)
+
+
+def night(day: int, model: str = "v1", images: int = 0) -> dict[str, object]:
+    return {
+        "stopped": pd.Timestamp("2026-01-01T03:40:00Z") + pd.Timedelta(days=day),
+        "accuracy": 0.9 + day / 64,
+        "coverage": 0.7,
+        "failed_share": 0.0,
+        "threshold": 0.93,
+        "model_version": model,
+        "test_images": images,
+    }
+
+
+def test_no_line_joins_nights_of_other_models_or_images() -> None:
+    nights = [night(0), night(1), night(2, images=1), night(3, images=1), night(4, "v2", 1), night(5, "v2", 1)]
+    figure = trend(pd.DataFrame(nights), caption())
+    (axes,) = figure.axes
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in axes.get_lines() if line.get_marker() == "o"]
+    assert drawn == [[each["accuracy"] for each in pair] for pair in (nights[:2], nights[2:4], nights[4:])]
+    written = [text for text, _ in texts(figure)]
+    assert "lines end where model or images change" in written and "test images changed (n = 1)" in written
+    assert problems(figure) == []
+    alike = [text for text, _ in texts(trend(pd.DataFrame([night(0), night(1)]), caption()))]
+    assert not [text for text in alike if "lines end" in text or "changed" in text]
+
+
+def test_a_single_night_is_shown_at_its_time_and_with_its_threshold() -> None:
+    figure = trend(pd.DataFrame([night(0)]), caption())
+    written = [text for text, _ in texts(figure)]
+    (axes,) = figure.axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2026-01-01 03:40:00"]
+    assert np.ptp(axes.get_xlim()) < 1 / 24 and "threshold" in written
+    (threshold,) = [line for line in axes.get_lines() if line.get_label() == "threshold"]
+    assert list(np.asarray(threshold.get_xdata())) == [0, 1]  # all of the width: a line of one point is not seen
 
 
 def test_no_class_is_missing_where_there_are_more_than_colours() -> None:

@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from msgspec import structs
 
 from settings import settings
 from tasks.capture.window import COLUMNS, Captured, Quarantined, Window
-from tasks.data.dataset import LeftOut
+from tasks.data.dataset import LeftOut, png
 from tasks.evaluation.outcome import summarize as judge
 from tasks.evaluation.results import Result, inference_id
 from tasks.evaluation.summary import Counts, EvaluationSummary, Outcome
 from tasks.installation import DatasetNote, ServingEndpoint
+from tasks.report import report
 from tasks.report.analysis import (
     Analysis,
     _outlier_scores,
     changes_between,
+    comparable_nights,
     join,
     once_per_image,
     summarize,
@@ -41,8 +44,8 @@ from tasks.report.page import (
 )
 from tasks.report.reconciliation import KINDS
 from tasks.report.report import markdown
-from tasks.report.subject import Subject
-from tasks.report.summary import ReportSummary, Unmatched
+from tasks.report.subject import Subject, verdict_of_window
+from tasks.report.summary import ReportSummary, Unmatched, headline, to_look_at
 from tasks.review.certificate import Certificate, accuracy_bounds, labels_to_show
 from tasks.review.summary import ReviewSummary
 from tasks.run import Run
@@ -132,6 +135,7 @@ def test_trend_and_drift_are_drawn(tmp_path: Path, n: int) -> None:
             "failed_share": [0.0] * n,
             "threshold": [0.93 if night < 20 else 0.95 for night in range(n)],
             "model_version": [f"v{1 + night // 10}" for night in range(n)],
+            "test_images": [night // 15 for night in range(n)],
         }
     )
     assert save(trend(nights, CAPTION), tmp_path / "trend.png").stat().st_size > 5_000
@@ -382,7 +386,7 @@ def test_a_window_counts_inferences_of_others_but_no_accuracy_of_theirs() -> Non
     results = [result("x", "motorcycle")]
     everything = join(records("x", "other", None), results, CLASSES, only_known=False)
     assert len(join(records("x", "other", None), results, CLASSES)) == 1
-    summary = summary_of(replace(ABOUT, results=results), everything, Captured(everything))
+    summary = summary_of(replace(ABOUT, results=results, is_window=True), everything, Captured(everything))
     assert (summary.captured, summary.labelled, summary.accuracy) == (3, 1, 0.0)
     assert summary.coverage == 1.0
     assert [len(rows) for rows in interesting(everything).values()] == [1, 0]
@@ -405,6 +409,10 @@ def test_the_artifact_draws_what_there_is(tmp_path: Path) -> None:
     assert "| 0.50 to 0.55 | 1 | " + "█" * 24 + " |" in text(1, 1)
     assert text(200, 3).count("█ |") == 10
     assert "line [0.900, 0.900, 0.900]" in text(200, 3)
+    one, other = night(1, accuracy=0.9, coverage=0.7), night(2, accuracy=0.8, coverage=0.7, model_version="v2")
+    analysis = Analysis(ABOUT, summary_of(ABOUT, table(0)), table(0), table(0), [one, other, other], table(0), [], ())
+    drawn = markdown(analysis, tmp_path)
+    assert "The last evaluations of v2" in drawn and "line [0.800, 0.800]" in drawn
     assert "Synthetic data" in text(1, 0)
 
 
@@ -441,10 +449,30 @@ def test_what_changed_between_nights_is_said_with_its_reason() -> None:
     assert [(each.what, each.before, each.after, each.why) for each in found] == [
         ("model", "v1", "v2", ""),
         ("threshold", 0.93, 0.95, "recommended by v2"),
-        ("images", "generated", "cifar", "prepare-data uploaded others"),
+        ("test images", "generated", "cifar", "prepare-data uploaded others"),
     ]
     assert found[0].time == "2026-11-23T03:30:00"
     assert changes_between(nights[:1], thresholds) == changes_between([], []) == ()
+
+
+def pets(test: str | None, everything: str, originals: str = "o") -> DatasetNote:
+    """A note about images whose source is always called alike."""
+    return DatasetNote(
+        source="pets", synthetic=False, manifests_sha256=everything, originals_sha256=originals, test_sha256=test
+    )
+
+
+def test_answers_that_join_the_training_images_change_nothing_about_the_test_images() -> None:
+    about = replace(ABOUT, dataset=pets("t", "with 105 reviewed ones"))
+    ours = night(4, dataset=about.dataset, run="r")
+    before = night(3, dataset=pets("t", "before"), run="q")
+    old = night(2, dataset=pets(None, "before"), run="p")  # as an earlier release wrote it
+    others = night(1, dataset=pets("u", "before", "others"), run="o")
+    of_another = night(1, dataset=before.dataset, model_version="v2", run="n")
+    assert changes_between([old, before, ours], []) == ()
+    assert comparable_nights([of_another, others, old, before, ours], about) == [old, before]
+    (change,) = changes_between([others, ours], [])
+    assert (change.what, change.before, change.after) == ("test images", "pets (u)", "pets (t)")
 
 
 def test_a_page_says_what_it_is_about() -> None:
@@ -455,6 +483,108 @@ def test_a_page_says_what_it_is_about() -> None:
     assert "Confidence report of a window of time" in text(True) and "evaluation of" not in text(True)
     assert "Each image counts once" in text(True)
     assert "evaluation of 2026-11-22, run" in text(False) and "window" not in text(False)
+
+
+def test_a_window_opens_with_what_there_is_to_look_at() -> None:
+    about = replace(ABOUT, is_window=True, verdict="2026-11-22 03:30 to 03:40 UTC")
+    quiet = summary_of(about, table(3))
+    assert headline(quiet) == "Nothing to look at: 2026-11-22 03:30 to 03:40 UTC" and to_look_at(quiet) == ()
+    torn = Captured(pd.DataFrame(columns=COLUMNS), quarantined=(Quarantined("k", 1, "bad"),))
+    noisy = summary_of(about, table(3), torn)
+    text = render(noisy, about, {}, {"chart": b"png"}, {}, [], [])
+    assert '<h1 class="bad">1 thing to look at: 2026-11-22 03:30 to 03:40 UTC</h1>' in text
+    missed = summary_of(replace(about, outcome="missed"), table(3), torn)
+    assert headline(missed).startswith("2 things to look at: ")
+    assert to_look_at(missed)[0] == "An evaluation in this time did not pass."
+    window = Window("e", (), datetime.fromisoformat(STARTED), datetime.fromisoformat(STOPPED))
+    assert verdict_of_window(window, []) == "2026-11-22 03:30 to 03:40 UTC"
+    longer = replace(window, last=datetime.fromisoformat("2026-11-23T00:00:00+00:00"))
+    told = verdict_of_window(longer, [night(1, outcome="passed"), night(2, outcome="missed")])
+    assert told == "2026-11-22 03:30 to 2026-11-23 00:00 UTC. Evaluations: 2, not passed: 1"
+
+
+def test_a_night_that_missed_a_gate_is_a_thing_to_look_at_wherever_they_are_counted() -> None:
+    """The same number in the page, the index, the artifact and the message of the flow run."""
+    reasons: list[tuple[Outcome, str]] = [
+        ("missed", "The evaluation missed a gate."),
+        ("incomplete", "The evaluation is incomplete: not every image was submitted."),
+    ]
+    for outcome, why in reasons:
+        about = replace(ABOUT, outcome=outcome, verdict="Missed: accuracy 0.812 is 0.038 under 0.85")
+        torn = Captured(pd.DataFrame(columns=COLUMNS), quarantined=(Quarantined("k", 1, "bad"),))
+        for captured, number in ((NO_CAPTURES, "1 thing"), (torn, "2 things")):
+            summary = summary_of(about, table(3), captured)
+            assert to_look_at(summary) == (why, *summary.alerts)
+            line = f"Missed: accuracy 0.812 is 0.038 under 0.85. {number} to look at"
+            assert headline(summary) == line
+            text = render(summary, about, {}, {"chart": b"png"}, {}, [], [])
+            assert f'<h1 class="bad">{line}</h1>' in text
+            assert text.count("<strong>Look at this.</strong>") == int(number[0]) and why in text
+            assert line in markdown(Analysis(about, summary, table(3), table(3), [], table(0), [], ()), Path("r"))
+            index = index_of(summary)
+            assert f"{line}{'. Lines' if captured is torn else '</li>'}" in index
+            assert f'data-name="to look at">{number[0]} synthetic' in index
+    assert headline(summary_of(ABOUT, table(3))) == "Passed: all well. Nothing to look at"
+
+
+def index_of(*summaries: ReportSummary) -> str:
+    """The index over these reports."""
+    contents = [(f"{each.date}/{each.run}/summary.json", json.dumps(each.to_json()).encode()) for each in summaries]
+    return render_index(contents, "bucket")
+
+
+def test_the_coverage_of_an_evaluation_is_one_figure() -> None:
+    """Accepted images over submitted ones, as the verdict and the gate have it, also if some failed."""
+    counts = Counts(planned=200, submitted=200, not_submitted=0, accepted=63, below_threshold=121, failed=16)
+    about = replace(ABOUT, counts=counts, verdict="Missed: coverage 0.315 is 0.185 under 0.5", outcome="missed")
+    frame = table(184).assign(confidence=[0.99] * 63 + [0.6] * 121, outlier_score=0.5)
+    summary = summary_of(about, frame)
+    assert (summary.captured, summary.above_threshold, summary.coverage) == (184, 63, 0.315)
+    text = render(summary, about, {}, {"chart": b"png"}, {}, [], [])
+    assert "31.5%" in text and "63 accepted of 200 submitted" in text and "34.2%" not in text
+    index = index_of(summary)
+    assert 'data-name="coverage">0.315<' in index and "0.342" not in index
+    assert "Coverage is the share of submitted images that were accepted" in index
+    window = summary_of(replace(about, is_window=True), frame)
+    text = render(window, replace(about, is_window=True), {}, {"chart": b"png"}, {}, [], [])
+    assert window.coverage == 63 / 184 and "63 accepted of 184 captured" in text
+
+
+def test_contact_sheets_name_the_files() -> None:
+    frame = table(2)
+    frame.loc[0, "key"] = "test/a_photograph_of_somebodys_bicycle_at_the_sea_1a2b3c4d.png"
+    results = [result(str(row.inference_id), key=row.key) for row in frame.itertuples()]
+    about = replace(ABOUT, results=results)
+    text = render(summary_of(about, frame), about, interesting(frame), {"chart": b"png"}, {}, [], [])
+    assert '<code title="5b52074c57ed-1-a1">1.png</code>' in text
+    assert '<code title="5b52074c57ed-0-a1">a_photograph_…a_1a2b3c4d.png</code>' in text
+
+
+def test_a_story_shows_its_image_and_fits_a_phone() -> None:
+    png, jpeg = b"\x89PNG", b"\xff\xd8\xff"
+    rows = [result(name, key=f"test/{name}.png") for name in ("a", "b", "c")]
+    about = replace(ABOUT, results=rows)
+    histories = [
+        History("a", "test/a.png", "arn", 2, (Step(STARTED, "ExecutionStarted", "", "input"),)),
+        History("a-earlier", "test/a.png", "arn", 1, ()),
+    ]
+    drawn = render_executions(about, histories, ["a", "b", "c"], {"test/a.png": png, "test/b.png": jpeg})
+    assert drawn.count('<img alt="test/a.png" src="data:image/png;base64,iVBORw==">') == 2
+    assert drawn.count('<img alt="test/b.png" src="data:image/jpeg;base64,/9j/">') == 1
+    assert 'alt="test/c.png"' not in drawn and 'id="c"' in drawn
+    assert '<table class="rows">' in drawn and "max-width: 40rem" in drawn
+
+
+def test_pictures_for_a_page_are_small_and_only_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (
+        png(np.zeros((32, 32, 3), np.uint8)),
+        png(np.random.default_rng(1).integers(0, 255, (200, 300, 3), np.uint8)),
+    )
+    there = {"small": small, "large": large, "broken": b"no image"}
+    monkeypatch.setattr(report, "storage", SimpleNamespace(get=lambda _, key: there.get(key), PARALLEL_REQUESTS=2))
+    found = report._thumbnails("bucket", [*there, "gone"], report.STORY_SIDE, report.STORY_BYTES)
+    assert found["small"] == small and set(found) == {"small", "large"}
+    assert len(found["large"]) < report.STORY_BYTES < len(large)
 
 
 def test_images_lead_to_the_history_of_their_executions() -> None:
@@ -530,3 +660,24 @@ def test_the_index_shows_how_accurate_each_model_was(tmp_path: Path) -> None:
     points = [tuple(map(float, point.split(","))) for point in text.split('points="')[1].split('"')[0].split()]
     # The oldest on the left; the best at the top and the worst at the bottom.
     assert points == [(2.0, 2.0), (80.0, 34.0), (158.0, 18.0)]
+
+
+def test_the_index_joins_no_models_of_two_data_sets_that_are_both_v1() -> None:
+    def written(number: int, accuracy: float, dataset: DatasetNote, **changed: Any) -> ReportSummary:
+        about = replace(
+            ABOUT, dataset=dataset, stopped=f"2026-11-2{number}T03:40:00", run=Run(f"r{number}", "x"), **changed
+        )
+        return structs.replace(summary_of(about, table(0)), accuracy=accuracy)
+
+    first, second = pets("t", "a"), DatasetNote(source="cars", synthetic=False, test_sha256="u", originals_sha256="c")
+    text = index_of(
+        *(written(number, 0.9, first) for number in range(2)),
+        *(written(number, 0.6, second) for number in range(2, 4)),
+        written(4, 0.8, structs.replace(first, manifests_sha256="with reviewed ones")),
+        written(5, 0.5, first, is_window=True),
+    )
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", text) == [
+        'v1: 0.900 to 0.800 in 3 reports<br><span class="soft">pets</span>',
+        'v1: 0.600 to 0.600 in 2 reports<br><span class="soft">cars</span>',
+    ]
+    assert "A line joins reports of one model on the same test images." in text
