@@ -4,6 +4,7 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -76,12 +77,10 @@ def nights(
     """List the last evaluations with their verdicts."""
     with _installation(aws):
         from tasks.aws.stacks import installation
+        from tasks.evaluation.catalogue import newest_first
         from tasks.evaluation.outcome import heading
-        from tasks.evaluation.results import read_summary, summary_keys
 
-        bucket = installation().bucket
-        found = [summary for key in summary_keys(bucket)[-last:] if (summary := read_summary(bucket, key))]
-        found.sort(key=lambda summary: summary.started or "", reverse=True)
+        found = list(islice(newest_first(installation().bucket), last))
         if as_json:
             show_json(found)
             return
@@ -112,13 +111,14 @@ def report(
     with _installation(aws):
         from tasks.aws.stacks import installation
         from tasks.report.story import report_address
-        from tasks.report.subject import ReportError, find_run
+        from tasks.report.subject import ReportError, summary_of
 
         bucket = installation().bucket
-        date, name = find_run(bucket, run or None)
-        address = report_address(bucket, date, name)
+        about = summary_of(bucket, None, run or None)
+        address = report_address(bucket, about.date, about.run)
         if address is None:
-            raise ReportError(f"run {name} of {date} has no report yet", "run the confidence-report deployment")
+            hint = f"run the confidence-report deployment with `-p run={about.run}`"
+            raise ReportError(f"run {about.run} of {about.date} has no report yet", hint)
         show_line(address)
         if open_it and not webbrowser.open(address):
             progress("there is no browser here that could open it")
