@@ -1,5 +1,6 @@
 """The commands of `scones` and their options."""
 
+import tomllib
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli.output import errors_in_lines, progress, show_json, show_line, show_table
+from cli.output import errors_in_lines, escape_what_streams_lack, progress, show_json, show_line, show_table
 
 app = typer.Typer(
     name="scones",
@@ -33,6 +34,24 @@ AwsOption = Annotated[
     Aws, typer.Option("--aws", envvar="SCONES_CLI_AWS", help="The embedded AWS of `make up`, or your account.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from settings import ROOT
+
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        show_line(f"{project['name']} {project['version']}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of `scones` itself."""
 
 
 @app.command()
@@ -179,5 +198,6 @@ def _installation(aws: Aws, needed: bool = True) -> Iterator[None]:
 
 def main() -> int:
     """Runs the command line."""
+    escape_what_streams_lack()
     app(prog_name="scones")
     return 0

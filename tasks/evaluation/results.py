@@ -3,7 +3,7 @@
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -78,6 +78,13 @@ class Result(Record, frozen=True, kw_only=True):
     probabilities: tuple[float, ...] | None = None
     sent_as: str | None = None
     previous_attempts: tuple["Result", ...] = ()
+
+
+def by_class(probabilities: Sequence[float] | None, classes: Sequence[str]) -> dict[str, float] | None:
+    """Probabilities by the name of their class; None if there are none, or the classes have become others since."""
+    if probabilities is None or len(probabilities) != len(classes):
+        return None
+    return dict(zip(classes, probabilities, strict=True))
 
 
 def inference_id(run: str, key: str, attempt: int) -> str:
