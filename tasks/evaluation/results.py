@@ -182,13 +182,18 @@ def results_of(bucket: str, summary: EvaluationSummary) -> list[Result]:
     return list(iterate_results(bucket, summary))
 
 
+def results_place(summary: EvaluationSummary) -> str:
+    """Key of the results that a summary is of, or what the keys of a bulk run's begin with."""
+    run = summary.identity
+    return run.table_prefix(summary.revision) if summary.bulk else run.results_key(summary.revision)
+
+
 def iterate_results(bucket: str, summary: EvaluationSummary) -> Iterator[Result]:
     """The same one by one: those of a bulk run may be more than fit into the memory."""
-    run = summary.identity
     if not summary.bulk:
-        yield from storage.get_records(bucket, run.results_key(summary.revision), Result)
+        yield from storage.get_records(bucket, results_place(summary), Result)
         return
     from tasks.evaluation import table  # pyarrow takes its time
 
     with tempfile.TemporaryDirectory() as folder:
-        yield from table.read(bucket, run.table_prefix(summary.revision), Path(folder))
+        yield from table.read(bucket, results_place(summary), Path(folder))

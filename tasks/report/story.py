@@ -21,7 +21,7 @@ from tasks.data.folder import plain_stem
 from tasks.errors import SconesError
 from tasks.evaluation import executions
 from tasks.evaluation.catalogue import find, newest_first
-from tasks.evaluation.results import Planned, Result, iterate_results, result
+from tasks.evaluation.results import Planned, Result, iterate_results, result, results_place
 from tasks.evaluation.summary import DECIDED, EvaluationSummary
 from tasks.installation import Installation
 from tasks.report.history import History, history_of
@@ -55,7 +55,8 @@ class Captured:
 class Story:
     """An image in one run. run and date: empty if it was classified by itself. report: where it opens, if there is one.
 
-    histories: of each execution, the one that counts first. waiting and labels: of the review, if it was queued.
+    histories: of each execution, the one that counts first. classes: of the run, in the order of probabilities.
+    results: where those of the run are. waiting and labels: of the review, if it was queued.
     """
 
     run: str
@@ -64,6 +65,8 @@ class Story:
     histories: tuple[History, ...]
     captures: tuple[Captured, ...]
     report: str | None
+    classes: tuple[str, ...]
+    results: str | None = None
     waiting: Waiting | None = None
     labels: tuple[Label, ...] = ()
 
@@ -146,6 +149,8 @@ def _of_run(installation: Installation, summary: EvaluationSummary, row: Result)
         ),
         captures=captures,
         report=report_address(bucket, summary.date, summary.run),
+        classes=summary.classes,
+        results=f"s3://{bucket}/{results_place(summary)}",
         waiting=storage.get_record(bucket, waiting_key, Waiting),
         labels=tuple(sorted(labels, key=lambda label: label.time)),
     )
@@ -172,7 +177,8 @@ def _adhoc(installation: Installation, name: str) -> Story:
     if row.status in DECIDED:
         window = Window(installation.endpoint, (), started - SLACK, (execution.stopped or started) + SLACK)
         captures = _captures(installation.bucket, window, installation.classes, [name])
-    return Story("", "", row, (history_of(name, row.key, arn, 1),), captures, None)
+    classes = installation.classes if row.predicted_class in installation.classes else ()
+    return Story("", "", row, (history_of(name, row.key, arn, 1),), captures, None, classes)
 
 
 def _captures(bucket: str, window: Window, classes: tuple[str, ...], ids: list[str]) -> tuple[Captured, ...]:

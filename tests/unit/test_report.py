@@ -466,6 +466,8 @@ def test_images_lead_to_the_history_of_their_executions() -> None:
     histories = [History(HOSTILE, HOSTILE, "arn", 2, steps), History("id", "key", "arn", 1, ())]
     drawn = render_executions(ABOUT, histories)
     assert "03:30:00.000" in drawn and "no history of it any more" in drawn
+    of_batch = render_executions(ABOUT, [History("id", "key", "arn:aws:states:r:1:execution:machine/batches:c", 1, ())])
+    assert "no history of this batch" in of_batch and "any more" not in of_batch
     assert "<script>alert" not in drawn
 
 
