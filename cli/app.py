@@ -1,15 +1,17 @@
 """The commands of `scones` and their options."""
 
+import tomllib
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.output import errors_in_lines, progress, show_json, show_line, show_table
+from cli.output import errors_in_lines, escape_what_streams_lack, progress, show_json, show_line, show_table
 
 app = typer.Typer(
     name="scones",
@@ -32,6 +34,24 @@ AwsOption = Annotated[
     Aws, typer.Option("--aws", envvar="SCONES_CLI_AWS", help="The embedded AWS of `make up`, or your account.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from settings import ROOT
+
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        show_line(f"{project['name']} {project['version']}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of `scones` itself."""
 
 
 @app.command()
@@ -76,12 +96,10 @@ def nights(
     """List the last evaluations with their verdicts."""
     with _installation(aws):
         from tasks.aws.stacks import installation
+        from tasks.evaluation.catalogue import newest_first
         from tasks.evaluation.outcome import heading
-        from tasks.evaluation.results import read_summary, summary_keys
 
-        bucket = installation().bucket
-        found = [summary for key in summary_keys(bucket)[-last:] if (summary := read_summary(bucket, key))]
-        found.sort(key=lambda summary: summary.started or "", reverse=True)
+        found = list(islice(newest_first(installation().bucket), last))
         if as_json:
             show_json(found)
             return
@@ -112,13 +130,14 @@ def report(
     with _installation(aws):
         from tasks.aws.stacks import installation
         from tasks.report.story import report_address
-        from tasks.report.subject import ReportError, find_run
+        from tasks.report.subject import ReportError, summary_of
 
         bucket = installation().bucket
-        date, name = find_run(bucket, run or None)
-        address = report_address(bucket, date, name)
+        about = summary_of(bucket, None, run or None)
+        address = report_address(bucket, about.date, about.run)
         if address is None:
-            raise ReportError(f"run {name} of {date} has no report yet", "run the confidence-report deployment")
+            hint = f"run the confidence-report deployment with `-p run={about.run}`"
+            raise ReportError(f"run {about.run} of {about.date} has no report yet", hint)
         show_line(address)
         if open_it and not webbrowser.open(address):
             progress("there is no browser here that could open it")
@@ -179,5 +198,6 @@ def _installation(aws: Aws, needed: bool = True) -> Iterator[None]:
 
 def main() -> int:
     """Runs the command line."""
+    escape_what_streams_lack()
     app(prog_name="scones")
     return 0

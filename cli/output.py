@@ -1,5 +1,7 @@
 """How commands show what they found: tables for people, JSON for programs, errors in lines of their own."""
 
+import codecs
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,25 +26,36 @@ TOLD = {
 }
 
 
+def escape_what_streams_lack() -> None:
+    """Characters that standard output and error can't encode are written as escapes, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def console() -> Console:
     """Of standard output; as wide as the text where it is no terminal, so that no line is broken."""
     return Console(soft_wrap=True, highlight=False)
 
 
 def show_json(value: Any) -> None:
-    """One JSON document."""
-    sys.stdout.write(json.dumps(msgspec.to_builtins(value), ensure_ascii=False, indent=2) + "\n")
+    """One JSON document, in ASCII where the stream takes no UTF-8: its own escapes are no JSON."""
+    escaped = codecs.lookup(sys.stdout.encoding).name != "utf-8"
+    sys.stdout.write(json.dumps(msgspec.to_builtins(value), ensure_ascii=escaped, indent=2) + "\n")
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Cells are text as it is: names of files may hold anything."""
+    """Cells are text as it is: names of files may hold anything. No line ends in blanks."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    wide = None if sys.stdout.isatty() else 10_000
-    Console(width=wide, highlight=False).print(table)
+    target = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    with target.capture() as captured:
+        target.print(table)
+    for line in captured.get().splitlines():
+        sys.stdout.write(f"{line.rstrip()}\n")
 
 
 def show_line(text: str = "", style: str = "") -> None:

@@ -14,7 +14,7 @@ from flows.report_place import report_place
 from settings import ALERT_EVENT, settings
 from tasks.aws.stacks import installation
 from tasks.report import subject
-from tasks.report.summary import Alert, ReportSummary
+from tasks.report.summary import Alert, ReportSummary, headline
 from tasks.run import utc_now
 
 # That are compared with as many training images.
@@ -52,7 +52,7 @@ def confidence_report(
     summary = report.write(bucket, about, captured, before, pictures)
     announce(summary)
     page = report_place(bucket, summary.date, summary.run)
-    message = "\n".join([f"{about.verdict}. {len(summary.alerts)} things to look at. Report: {page}", *summary.alerts])
+    message = "\n".join([f"{headline(summary)}. Report: {page}", *summary.alerts])
     get_run_logger().info(message)
     state: Any = Completed(name=ALERTS if summary.alerts else None, message=message, data=summary)
     returned: ReportSummary = state  # callers get the data of a state

@@ -6,7 +6,7 @@ from datetime import date, datetime, timedelta
 from settings import BULK_PREFIX, Settings
 from tasks.aws import storage
 from tasks.aws.clients import client, none_if_missing, retry_transient
-from tasks.evaluation.results import newest_summaries, read_summary, summary_keys
+from tasks.evaluation.catalogue import newest_first
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import Installation
 from tasks.model.registry import versions
@@ -119,22 +119,6 @@ def _use(run: EvaluationSummary) -> float:
     return (spent.state_transitions or 0) + (spent.functions or 0) + (spent.requests or 0)
 
 
-def last_night(bucket: str) -> EvaluationSummary | None:
-    """The evaluation that ended last; None if none has."""
-    keys = sorted(summary_keys(bucket), key=lambda key: key.split("/")[1])
-    newest = keys[-1].split("/")[1] if keys else None
-    read = [summary for key in keys if key.split("/")[1] == newest and (summary := read_summary(bucket, key))]
-    return max(read, key=lambda summary: summary.stopped or "", default=None)
-
-
-def bulk_runs(bucket: str, prefix: str, today: date) -> list[EvaluationSummary]:
-    """Bulk runs of the last BULK_DAYS days."""
-    since = f"{today - timedelta(days=BULK_DAYS):%Y-%m-%d}"
-    keys = newest_summaries(key for day in storage.list_folders(bucket, prefix) if day >= since
-                            for key in storage.list_etags(bucket, f"{prefix}{day}/"))  # fmt: skip
-    return [summary for key in keys if (summary := read_summary(bucket, key))]
-
-
 def last_training() -> Training | None:
     """Of the newest version in the registry; None if there is none, or SageMaker does not know its job any more."""
     newest = next(versions(), None)
@@ -154,8 +138,9 @@ def last_training() -> Training | None:
 def of_installation(installed: Installation, chosen: Settings, today: date) -> list[Item]:
     """The lines of an installation, looked up in its bucket and registry."""
     stored = sum(size for _, size in storage.list_objects(installed.bucket, "").values())
-    bulk = bulk_runs(installed.bucket, BULK_PREFIX, today)
-    return items(chosen, last_night(installed.bucket), bulk, last_training(), stored)
+    bulk = newest_first(installed.bucket, (BULK_PREFIX,), since=f"{today - timedelta(days=BULK_DAYS)}")
+    night = next((each for each in newest_first(installed.bucket) if each.stopped), None)
+    return items(chosen, night, list(bulk), last_training(), stored)
 
 
 def table(lines: list[Item], today: date) -> str:

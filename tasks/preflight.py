@@ -96,8 +96,8 @@ def findings(chosen: Settings) -> Iterator[Finding]:
     for name, check in (
         ("region", region),
         ("images", lambda: images(chosen, datetime.now(UTC).date())),
-        ("quotas", lambda: quotas(chosen)),
         # One machine has none, and evaluations use what it bears.
+        ("quotas", lambda: quotas(chosen) if on_aws() else []),
         ("rates", lambda: rates(chosen, session().region_name) if on_aws() else []),
         ("Lambda concurrency", lambda: lambda_concurrency(chosen)),
         ("batches", lambda: batches(chosen)),

@@ -246,14 +246,14 @@ def _failures(failed: list[Result]) -> list[str]:
         return []
     rows = [
         f"| {_cell(row.key)} | {_cell(row.failed_state or '')} | {_cell(row.error or '')} "
-        f"| {_cell(_message(row.cause or ''))} | `{row.inference_id}` |"
+        f"| {_cell(message_of(row.cause or ''))} | `{row.inference_id}` |"
         for row in failed[:SHOWN]
     ]
     more = [f"and {len(failed) - SHOWN} more", ""] if len(failed) > SHOWN else []
     return ["| failed image | in | error | cause | inference id |", "|---|---|---|---|---|", *rows, "", *more]
 
 
-def _message(cause: str) -> str:
+def message_of(cause: str) -> str:
     """What a function's exception said, if the cause is the JSON that Lambda makes of one."""
     try:
         return str(json.loads(cause)["errorMessage"])

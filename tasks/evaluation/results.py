@@ -1,33 +1,19 @@
 """The lines of an evaluation's manifest and results: what is planned of an image, and what came of it."""
 
 import hashlib
-import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from settings import EVALUATIONS_PREFIX
 from tasks.aws import storage
 from tasks.evaluation.executions import DECISIONS, NOT_A_CLASS, Execution
 from tasks.evaluation.summary import EvaluationSummary, Status
 from tasks.records import Record
 from tasks.run import iso
-
-SUMMARY_KEY = re.compile(r"(?P<prefix>(evaluations|bulk)/[^/]+/[^/]+/)summary(-(?P<revision>[1-9][0-9]*))?\.json")
-
-
-def newest_summaries(keys: Iterable[str]) -> list[str]:
-    """Of keys below evaluations/, that of the newest summary of each run, in the order of their runs."""
-    newest: dict[str, tuple[int, str]] = {}
-    for key in keys:
-        if found := SUMMARY_KEY.fullmatch(key):
-            revision = int(found["revision"] or 1)
-            newest[found["prefix"]] = max(newest.get(found["prefix"], (0, "")), (revision, key))
-    return [key for _, (_, key) in sorted(newest.items())]
 
 
 class Planned(Record, frozen=True, kw_only=True):
@@ -78,6 +64,13 @@ class Result(Record, frozen=True, kw_only=True):
     probabilities: tuple[float, ...] | None = None
     sent_as: str | None = None
     previous_attempts: tuple["Result", ...] = ()
+
+
+def by_class(probabilities: Sequence[float] | None, classes: Sequence[str]) -> dict[str, float] | None:
+    """Probabilities by the name of their class; None if there are none, or the classes have become others since."""
+    if probabilities is None or len(probabilities) != len(classes):
+        return None
+    return dict(zip(classes, probabilities, strict=True))
 
 
 def inference_id(run: str, key: str, attempt: int) -> str:
@@ -160,11 +153,6 @@ def _decision(execution: Execution) -> Decision:
     return msgspec.json.decode(execution.cause or "", type=Decision)
 
 
-def summary_keys(bucket: str, date: str | None = None) -> list[str]:
-    """Keys of the newest summaries of all evaluations, or of one day's."""
-    return newest_summaries(storage.list_etags(bucket, EVALUATIONS_PREFIX + (f"{date}/" if date else "")))
-
-
 def read_summary(bucket: str, key: str) -> EvaluationSummary | None:
     """A summary; None if there is none of that key. Raises RecordError for another file."""
     return storage.get_record(bucket, key, EvaluationSummary)
@@ -175,13 +163,18 @@ def results_of(bucket: str, summary: EvaluationSummary) -> list[Result]:
     return list(iterate_results(bucket, summary))
 
 
+def results_place(summary: EvaluationSummary) -> str:
+    """Key of the results that a summary is of, or what the keys of a bulk run's begin with."""
+    run = summary.identity
+    return run.table_prefix(summary.revision) if summary.bulk else run.results_key(summary.revision)
+
+
 def iterate_results(bucket: str, summary: EvaluationSummary) -> Iterator[Result]:
     """The same one by one: those of a bulk run may be more than fit into the memory."""
-    run = summary.identity
     if not summary.bulk:
-        yield from storage.get_records(bucket, run.results_key(summary.revision), Result)
+        yield from storage.get_records(bucket, results_place(summary), Result)
         return
     from tasks.evaluation import table  # pyarrow takes its time
 
     with tempfile.TemporaryDirectory() as folder:
-        yield from table.read(bucket, run.table_prefix(summary.revision), Path(folder))
+        yield from table.read(bucket, results_place(summary), Path(folder))

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ from settings import TRAIN_PREFIX, settings
 from tasks.aws import storage
 from tasks.capture.window import Captured, Quarantined
 from tasks.data.images import REVIEWED_FOLDER
-from tasks.evaluation.results import Result, read_summary, results_of, summary_keys
+from tasks.evaluation.catalogue import newest_first
+from tasks.evaluation.results import Result, results_of
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.installation import DatasetNote
 from tasks.report.drift import CoverageChange, Drift, coverage_change, drift, histogram, score_histogram
@@ -153,11 +154,12 @@ def training_properties(bucket: str) -> np.ndarray:
 
 
 def last_nights(bucket: str, subject: Subject) -> list[EvaluationSummary]:
-    """Summaries of up to NIGHTS evaluations, the latest last, of which this one is that."""
-    until = [key for key in sorted(summary_keys(bucket)) if key.split("/")[1] <= subject.run.date][-2 * NIGHTS :]
-    read = [summary for key in until if (summary := read_summary(bucket, key)) and summary.stopped]
-    earlier = [each for each in read if str(each.stopped) <= (subject.stopped or "")]
-    return sorted(earlier, key=lambda each: str(each.stopped))[-NIGHTS:]
+    """Returns summaries of up to NIGHTS evaluations, the oldest first, ending with this one."""
+    if subject.stopped is None:
+        return []
+    runs = newest_first(bucket, until=subject.stopped[:10])
+    earlier = (each for each in runs if each.stopped and each.stopped <= str(subject.stopped))
+    return list(islice(earlier, NIGHTS))[::-1]
 
 
 def baseline_of(bucket: str, subject: Subject, nights: list[EvaluationSummary]) -> pd.DataFrame:

@@ -29,13 +29,27 @@ class Step:
 
 @dataclass(frozen=True)
 class History:
-    """An execution with its events; none if AWS has no history any more (90 days)."""
+    """An execution with its events; `missing` says why if there are none."""
 
     inference_id: str
     key: str
     arn: str
     attempt: int
     steps: tuple[Step, ...]
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether the execution is of a batch, a child of a Distributed Map: arn:...:execution:MACHINE/LABEL:NAME."""
+        return "/" in self.arn
+
+    @property
+    def missing(self) -> str:
+        """Why there is no step: AWS forgets after 90 days, and the embedded AWS a batch as soon as it succeeds."""
+        if self.in_batch:
+            return (
+                "Step Functions has no history of this batch, and none of a single image of it: see the run's results"
+            )
+        return "Step Functions has no history of it any more"
 
 
 def executions_of(subject: Subject, shown: Iterable[str]) -> list[History]:

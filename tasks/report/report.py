@@ -264,12 +264,12 @@ def _publish(bucket: str, subject: Subject, files: list[Path]) -> None:
 
 def _publish_index(bucket: str) -> None:
     """Writes the index of the latest reports to the bucket, for whoever has not the machine that made them."""
-    keys = [
-        key
-        for key in storage.list_etags(bucket, REPORTS_PREFIX)
+    times = {
+        key: time
+        for key, time in storage.list_times(bucket, REPORTS_PREFIX).items()
         if key.endswith("/summary.json") and key.count("/") == SUMMARY_DEPTH
-    ]
-    latest = sorted(keys)[-INDEXED:]
+    }
+    latest = sorted(times, key=lambda key: times[key])[-INDEXED:]
     read = ((key, content) for key in latest if (content := storage.get(bucket, key)))
 
     def link(report: IndexedReport) -> str:

@@ -20,7 +20,8 @@ from tasks.capture.window import Window, read
 from tasks.data.folder import plain_stem
 from tasks.errors import SconesError
 from tasks.evaluation import executions
-from tasks.evaluation.results import Planned, Result, iterate_results, newest_summaries, read_summary, result
+from tasks.evaluation.catalogue import find, newest_first
+from tasks.evaluation.results import Planned, Result, iterate_results, result, results_place
 from tasks.evaluation.summary import DECIDED, EvaluationSummary
 from tasks.installation import Installation
 from tasks.report.history import History, history_of
@@ -29,6 +30,7 @@ from tasks.review.queue import Waiting
 from tasks.run import iso
 
 INFERENCE_ID = re.compile(r"(?P<run>[0-9a-f]{12})-[0-9a-f]{20}-a[0-9]{1,3}")
+RUN = re.compile(r"[0-9a-f]{12}")
 ADHOC = re.compile(r"adhoc-[0-9a-f]{12}-[0-9]{4,}")
 # Clocks differ a little, and records may come late.
 SLACK = timedelta(minutes=5)
@@ -53,7 +55,8 @@ class Captured:
 class Story:
     """An image in one run. run and date: empty if it was classified by itself. report: where it opens, if there is one.
 
-    histories: of each execution, the one that counts first. waiting and labels: of the review, if it was queued.
+    histories: of each execution, the one that counts first. classes: of the run, in the order of probabilities.
+    results: where those of the run are. waiting and labels: of the review, if it was queued.
     """
 
     run: str
@@ -62,6 +65,8 @@ class Story:
     histories: tuple[History, ...]
     captures: tuple[Captured, ...]
     report: str | None
+    classes: tuple[str, ...]
+    results: str | None = None
     waiting: Waiting | None = None
     labels: tuple[Label, ...] = ()
 
@@ -80,7 +85,10 @@ def stories(installation: Installation, wanted: str, runs: int) -> Iterator[Stor
         yield _adhoc(installation, wanted)
         return
     identified = INFERENCE_ID.fullmatch(wanted)
-    summaries = _summaries(installation.bucket, identified["run"] if identified else None, runs)
+    if identified:
+        summaries = [find(installation.bucket, identified["run"])]
+    else:
+        summaries = list(islice(newest_first(installation.bucket, (EVALUATIONS_PREFIX, BULK_PREFIX)), runs))
     for told in (_is, _is_called):
         found = False
         for summary in summaries:
@@ -90,8 +98,20 @@ def stories(installation: Installation, wanted: str, runs: int) -> Iterator[Stor
                     yield _of_run(installation, summary, row)
         if found:
             return
-    where = f"run {identified['run']}" if identified else f"the {len(summaries)} newest runs"
-    raise NothingKnown(f"{wanted!r} is in none of {where}", "an image's key, such as test/bicycle-0001.png, or an id")
+    raise _nothing_known(wanted, summaries, identified is not None)
+
+
+def _nothing_known(wanted: str, summaries: list[EvaluationSummary], identified: bool) -> NothingKnown:
+    if not summaries:
+        return NothingKnown("no run has been judged yet", "run the nightly-evaluation deployment first")
+    if identified:
+        told = f"run {summaries[0].run} of {summaries[0].date} has no image of the id {wanted!r}"
+        return NothingKnown(told, "take the id from its results, or give the image's key")
+    if RUN.fullmatch(wanted):
+        return NothingKnown(f"{wanted} is a run and no image", f"`scones report {wanted}` opens its report")
+    newest = f"the {len(summaries)} newest runs have" if len(summaries) > 1 else "the only run has"
+    hint = "give its key, such as test/bicycle-0001.png, the end of it, or an inference id; --runs N looks further back"
+    return NothingKnown(f"{newest} no image {wanted!r}", hint)
 
 
 def _is(row: Result, wanted: str) -> bool:
@@ -102,24 +122,6 @@ def _is(row: Result, wanted: str) -> bool:
 def _is_called(row: Result, wanted: str) -> bool:
     """Whether it was made of a file of that name by prepare-data, which calls IMG_1.jpg cat_IMG-1_1a2b3c4d.png."""
     return f"_{plain_stem(wanted)}_" in row.key.rpartition("/")[2]
-
-
-def _summaries(bucket: str, run: str | None, most: int) -> list[EvaluationSummary]:
-    """Of that run, or of the newest ones, the newest first."""
-    keys = [
-        key
-        for prefix in (EVALUATIONS_PREFIX, BULK_PREFIX)
-        for key in newest_summaries(name for name, _ in storage.iterate_etags(bucket, prefix))
-    ]
-    # PREFIX/DATE/RUN/summary.json
-    keys = [key for key in keys if run in (None, key.split("/")[2])]
-    keys.sort(key=lambda key: key.split("/")[1], reverse=True)
-    read_ones = (read_summary(bucket, key) for key in keys)
-    return sorted(
-        islice((each for each in read_ones if each is not None), most),
-        key=lambda each: each.started or "",
-        reverse=True,
-    )
 
 
 def _of_run(installation: Installation, summary: EvaluationSummary, row: Result) -> Story:
@@ -147,6 +149,8 @@ def _of_run(installation: Installation, summary: EvaluationSummary, row: Result)
         ),
         captures=captures,
         report=report_address(bucket, summary.date, summary.run),
+        classes=summary.classes,
+        results=f"s3://{bucket}/{results_place(summary)}",
         waiting=storage.get_record(bucket, waiting_key, Waiting),
         labels=tuple(sorted(labels, key=lambda label: label.time)),
     )
@@ -173,7 +177,8 @@ def _adhoc(installation: Installation, name: str) -> Story:
     if row.status in DECIDED:
         window = Window(installation.endpoint, (), started - SLACK, (execution.stopped or started) + SLACK)
         captures = _captures(installation.bucket, window, installation.classes, [name])
-    return Story("", "", row, (history_of(name, row.key, arn, 1),), captures, None)
+    classes = installation.classes if row.predicted_class in installation.classes else ()
+    return Story("", "", row, (history_of(name, row.key, arn, 1),), captures, None, classes)
 
 
 def _captures(bucket: str, window: Window, classes: tuple[str, ...], ids: list[str]) -> tuple[Captured, ...]:

@@ -8,13 +8,12 @@ from datetime import UTC, datetime, timedelta
 from msgspec import structs
 from prefect import task
 
-from settings import BULK_PREFIX, EVALUATIONS_PREFIX
-from tasks.aws import storage
 from tasks.capture.window import Window
 from tasks.data.images import dataset_note
 from tasks.errors import SconesError
+from tasks.evaluation.catalogue import LATEST_START, find, newest_first
 from tasks.evaluation.outcome import verdict
-from tasks.evaluation.results import Result, newest_summaries, read_summary, results_of, summary_keys
+from tasks.evaluation.results import Result, results_of
 from tasks.evaluation.summary import DECIDED, MISSED, PASSED, Counts, EvaluationSummary, Outcome
 from tasks.installation import DatasetNote, Installation
 from tasks.run import Run, iso
@@ -61,20 +60,13 @@ class Subject:
 @task(task_run_name="read the evaluation")
 def read_evaluation(bucket: str, date: str | None, run: str | None) -> Subject:
     """One evaluation, or one bulk run. Without a run the newest evaluation, of the date if that is given."""
-    if run is None:
-        date, run = _newest(bucket, date)
-    elif date is None:
-        date = _date_of(bucket, run)
-    chosen = Run(run, date)
-    roots = (chosen.prefix, Run(run, date, BULK_PREFIX).prefix)
-    keys = [key for root in roots for key in newest_summaries(storage.list_etags(bucket, f"{root}summary"))]
-    summary = read_summary(bucket, keys[0]) if keys else None
-    if summary is None or summary.threshold is None:
-        raise ReportError(f"there is no evaluation s3://{bucket}/{chosen.prefix}", "run nightly-evaluation first")
+    summary = summary_of(bucket, date, run)
+    if summary.threshold is None:
+        raise ReportError(f"run {summary.run} of {summary.date} had no image, so that there is nothing to report on")
     first = _time(summary.started) or datetime.now(UTC)  # nothing was submitted
     last = _time(summary.stopped) or first
     return Subject(
-        run=chosen,
+        run=Run(summary.run, summary.date),
         verdict=verdict(summary),
         outcome=summary.outcome,
         endpoint=summary.endpoint,
@@ -106,14 +98,8 @@ def read_window(
     if version is not None and not VERSION.fullmatch(version):
         raise ReportError(f"{version[:80]!r} is no model version, such as v7")
     window = Window(endpoint or installed.endpoint, (version,) if version else (), first, last)
-    evaluations = [
-        summary
-        for key in summary_keys(installed.bucket)
-        if iso(first - timedelta(days=2))[:10] <= key.split("/")[1] <= iso(last)[:10]
-        and (summary := read_summary(installed.bucket, key))
-        and _within(summary, window)
-    ]
-    evaluations.sort(key=lambda summary: str(summary.started))
+    runs = newest_first(installed.bucket, since=f"{first - LATEST_START:%Y-%m-%d}", until=f"{last:%Y-%m-%d}")
+    evaluations = [summary for summary in runs if _within(summary, window)][::-1]
     name = "-".join(filter(None, [f"window-{first:%Y%m%dT%H%M%SZ}-{last:%Y%m%dT%H%M%SZ}", endpoint, version]))
     latest = evaluations[-1] if evaluations else None
     versions = sorted({summary.model_version for summary in evaluations})
@@ -143,31 +129,18 @@ def verdict_of_window(window: Window, evaluations: list[EvaluationSummary]) -> s
     return f"{times}. Evaluations: {len(evaluations)}, not passed: {missed}" if evaluations else times
 
 
-def find_run(bucket: str, run: str | None) -> tuple[str, str]:
-    """Date and run of one evaluation or bulk run; without a run of the newest evaluation. Raises ReportError."""
-    return _newest(bucket, None) if run is None else (_date_of(bucket, run), run)
+def summary_of(bucket: str, date: str | None, run: str | None) -> EvaluationSummary:
+    """An evaluation or bulk run; without a run the newest evaluation, of the date if that is given.
 
-
-def _newest(bucket: str, date: str | None) -> tuple[str, str]:
-    """Date and run of the evaluation that stopped last, of one day or of all."""
-    keys = summary_keys(bucket, date)
-    if not keys:
-        raise ReportError("there is no evaluation to report on", "run the nightly-evaluation deployment first")
-    newest_date = max(key.split("/")[1] for key in keys)
-    of_day = [read_summary(bucket, key) for key in keys if key.split("/")[1] == newest_date]
-    newest = max((summary for summary in of_day if summary), key=lambda summary: summary.stopped or "")
-    return newest.date, newest.run
-
-
-def _date_of(bucket: str, run: str) -> str:
-    """The date below which a run's summary is."""
-    for root in (EVALUATIONS_PREFIX, BULK_PREFIX):
-        for date in reversed(storage.list_folders(bucket, root)):
-            if storage.list_etags(bucket, f"{root}{date}/{run}/summary"):
-                return date
-    raise ReportError(
-        f"there is no evaluation {run[:50]!r} in s3://{bucket}", "RUN is 12 hex digits of a flow run's id"
-    )
+    Raises ReportError if there is no evaluation yet, and UnknownRun.
+    """
+    if run is not None:
+        return find(bucket, run, date)
+    newest = next(newest_first(bucket, since=date, until=date), None)
+    if newest is None:
+        of_date = f" of {date}" if date else ""
+        raise ReportError(f"no evaluation{of_date} has been judged", "run the nightly-evaluation deployment first")
+    return newest
 
 
 def _within(summary: EvaluationSummary, window: Window) -> bool:

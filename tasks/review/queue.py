@@ -11,13 +11,14 @@ from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
+from itertools import chain, islice
 from typing import Literal
 
 from settings import BULK_PREFIX, REVIEW_QUEUE_PREFIX, TEST_PREFIX, TRAIN_PREFIX, Settings
 from tasks.aws import storage
 from tasks.errors import SconesError
-from tasks.evaluation.results import Result, iterate_results, newest_summaries, read_summary
+from tasks.evaluation.catalogue import newest_first
+from tasks.evaluation.results import Result, iterate_results
 from tasks.evaluation.summary import EvaluationSummary
 from tasks.records import Record, RecordError
 from tasks.run import Log, iso, utc_now
@@ -217,15 +218,13 @@ def bulk_runs(
     bucket: str, run: str | None, date: str | None, since: datetime | None, until: datetime | None
 ) -> list[EvaluationSummary]:
     """One bulk run, those that ended in a window of time, or the newest one. Raises ReviewError if there is none."""
-    keys = newest_summaries(storage.list_etags(bucket, BULK_PREFIX + (f"{date}/" if date else "")))
-    if run is not None:
-        keys = [key for key in keys if key.split("/")[2] == run]
-    read = [summary for key in keys if (summary := read_summary(bucket, key)) and summary.stopped]
+    runs = newest_first(bucket, (BULK_PREFIX,), since=date, until=date)
+    wanted = (each for each in runs if each.stopped and run in (None, each.run))
     if since is not None:
         last = until or utc_now()
-        read = [each for each in read if iso(since) <= str(each.stopped) <= iso(last)]
-    elif run is None:
-        read = sorted(read, key=lambda each: str(each.stopped))[-1:]
+        read = [each for each in wanted if iso(since) <= str(each.stopped) <= iso(last)]
+    else:
+        read = list(islice(wanted, 1))
     if not read:
         raise ReviewError(
             f"there is no bulk run{f' {run[:50]!r}' if run else ''} to look at", "run classify-images first"

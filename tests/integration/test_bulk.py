@@ -26,9 +26,11 @@ from tasks.aws.clients import client
 from tasks.data.dataset import png
 from tasks.data.generated import FAR, draw
 from tasks.evaluation import executions
+from tasks.evaluation.catalogue import UnknownRun
 from tasks.evaluation.results import Result, results_of
 from tasks.evaluation.summary import STATUSES, EvaluationSummary
-from tasks.report.subject import ReportError, read_evaluation
+from tasks.report.story import stories
+from tasks.report.subject import read_evaluation
 from tasks.review.queue import Waiting
 from tasks.run import Run, utc_now
 from testing.faults.bulk_runs import BulkLab
@@ -150,8 +152,15 @@ def test_a_prefix_without_labels(installed: Any, prefix: str) -> None:
     assert report["inputs"]["n_current"] == 60 and "images" in {test["name"] for test in report["tests"]}
     assert not (folder / "confusion.png").exists()
     assert read_evaluation.fn(installed.bucket, None, summary.run).run == Run(summary.run, summary.date)
-    with pytest.raises(ReportError, match="there is no evaluation 'fedcba987654'"):
+    with pytest.raises(UnknownRun, match="there is no run 'fedcba987654'"):
         read_evaluation.fn(installed.bucket, None, "fedcba987654")
+    (story,) = stories(installed, results[0].inference_id, 1)
+    assert story.histories[0].in_batch and "this batch" in story.histories[0].missing
+    assert story.results == f"s3://{installed.bucket}/{summary.identity.table_prefix()}" and story.captures
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "why", results[0].key], cwd=ROOT, text=True, capture_output=True
+    )
+    assert "  this image  " in done.stdout and "any more" not in done.stdout, done.stderr
 
 
 def queue_of(installed: Any, run: str) -> list[Waiting]:

@@ -102,10 +102,10 @@ def test_why_tells_the_runs_of_a_test_image(evaluation: tuple[dict[str, Any], li
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        ("none.png", "'none.png' is in none of the"),
-        ("0123456789ab-0123456789abcdef0123-a1", "is in none of run 0123456789ab"),
+        ("none.png", "no image 'none.png'"),
+        ("0123456789ab-0123456789abcdef0123-a1", "there is no run '0123456789ab'"),
         ("adhoc-0123456789ab-0000", "there is no execution"),
-        ("../../etc", "is in none of the"),
+        ("../../etc", "no image '../../etc'"),
     ],
 )
 def test_an_image_that_nobody_knows_is_told_so(installed: Any, wanted: str, says: str) -> None:
@@ -123,7 +123,7 @@ def test_nights_and_reports(evaluation: tuple[dict[str, Any], Any, Any]) -> None
     report = scones("report", "--no-open", summary["run"])
     assert report.returncode == 0 and report.stdout.strip().endswith("report.html"), report.stderr
     unknown = scones("report", "--no-open", "ffffffffffff")
-    assert unknown.returncode == 2 and "there is no evaluation" in unknown.stderr
+    assert unknown.returncode == 2 and "there is no run 'ffffffffffff'" in unknown.stderr
 
 
 def test_doctor_looks_as_preflight_does(installed: Any) -> None:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from flows.recover_runs import _dead, recover_runs
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -17,7 +18,6 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from deploy import bring_up
-from flows.recover_runs import _dead, recover_runs
 from local_aws.config import LocalConfig
 from testing.waiting import eventually
 

@@ -20,7 +20,7 @@ from tasks.evaluation.cost import (
 from tasks.evaluation.evaluation import EvaluationError, planned_images
 from tasks.evaluation.executions import Execution
 from tasks.evaluation.outcome import GateMissed, markdown, summarize, verdict
-from tasks.evaluation.results import Planned, Result, newest_summaries, not_submitted, result
+from tasks.evaluation.results import Planned, Result, not_submitted, result
 from tasks.evaluation.summary import EvaluationSummary, Latency
 from tasks.installation import DatasetNote, Installation, ServingEndpoint
 from tasks.run import Run
@@ -221,13 +221,10 @@ def test_a_long_list_of_failures_is_cut() -> None:
     assert text.count("ABORTED") < 60
 
 
-def test_the_newest_summary_of_each_run_counts() -> None:
-    one, other = Run("a" * 12, "2026-11-22"), Run("b" * 12, "2026-11-23")
-    keys = [one.summary_key(), one.summary_key(2), one.summary_key(10), other.summary_key(), one.results_key(3)]
-    keys += [f"{one.prefix}manifest.jsonl", f"{other.prefix}chunks/summary.json", "evaluations/summary.json"]
-    assert newest_summaries(keys) == [one.summary_key(10), other.summary_key()]
-    assert one.summary_key(2) == "evaluations/2026-11-22/aaaaaaaaaaaa/summary-2.json"
-    assert one.results_key() == "evaluations/2026-11-22/aaaaaaaaaaaa/results.jsonl"
+def test_each_judgement_of_a_run_has_files_of_its_own() -> None:
+    run = Run("a" * 12, "2026-11-22")
+    assert run.summary_key(2) == "evaluations/2026-11-22/aaaaaaaaaaaa/summary-2.json"
+    assert run.results_key() == "evaluations/2026-11-22/aaaaaaaaaaaa/results.jsonl"
 
 
 def test_runs_that_a_schedule_makes_together_have_runs_of_their_own() -> None:

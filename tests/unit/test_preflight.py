@@ -4,10 +4,11 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from settings import Settings
 from tasks import preflight
-from tasks.preflight import batches, clock, images, lambda_concurrency, quotas, rates, role_of
+from tasks.preflight import Finding, batches, clock, findings, images, lambda_concurrency, quotas, rates, role_of
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 CHOSEN = Settings(executions_in_flight=50)
@@ -64,6 +65,21 @@ def test_quotas_are_compared_with_what_the_settings_need(monkeypatch: pytest.Mon
     assert endpoint.level == "ok"
     monkeypatch.setattr(preflight, "client", lambda service: Answering(Quotas=[]))
     assert {each.level for each in quotas(CHOSEN)} == {"warning"}
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_quotas_are_looked_at_where_there_are_some(monkeypatch: pytest.MonkeyPatch, real: bool) -> None:
+    def no_answer(service: str) -> Any:
+        raise EndpointConnectionError(endpoint_url=f"http://127.0.0.1/{service}")
+
+    monkeypatch.setattr(preflight, "client", no_answer)
+    monkeypatch.setattr(preflight, "on_aws", lambda: real)
+    monkeypatch.setattr(preflight, "credentials", lambda: [Finding("credentials", "ok", "somebody")])
+    for name in ("lambda_concurrency", "permissions", "stacks", "prefect_server"):
+        monkeypatch.setattr(preflight, name, lambda *arguments: [])
+    found = {each.check: each.level for each in findings(CHOSEN)}
+    assert found.get("quotas") == ("warning" if real else None)
+    assert ("rate of StartExecution" in found) == real
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import json
 import re
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,13 +43,14 @@ from tasks.report.page import (
     summaries_below,
 )
 from tasks.report.reconciliation import KINDS
-from tasks.report.report import markdown
+from tasks.report.report import _publish_index, markdown
 from tasks.report.subject import Subject, verdict_of_window
 from tasks.report.summary import ReportSummary, Unmatched, headline, to_look_at
 from tasks.review.certificate import Certificate, accuracy_bounds, labels_to_show
 from tasks.review.summary import ReviewSummary
 from tasks.run import Run
 from tasks.serving.threshold import ThresholdChange
+from tests.unit.bucket import MemoryBucket
 from tests.unit.results import RESULT
 
 CLASSES = ("bicycle", "motorcycle")
@@ -595,6 +596,8 @@ def test_images_lead_to_the_history_of_their_executions() -> None:
     histories = [History(HOSTILE, HOSTILE, "arn", 2, steps), History("id", "key", "arn", 1, ())]
     drawn = render_executions(ABOUT, histories)
     assert "03:30:00.000" in drawn and "no history of it any more" in drawn
+    of_batch = render_executions(ABOUT, [History("id", "key", "arn:aws:states:r:1:execution:machine/batches:c", 1, ())])
+    assert "no history of this batch" in of_batch and "any more" not in of_batch
     assert "<script>alert" not in drawn
 
 
@@ -647,6 +650,18 @@ def test_the_index_is_of_one_installation_with_misses_marked_and_the_latest_firs
     assert re.findall(r'href="([^"]*)"', text) == ["2026-11-22/r1/report.html", "2026-11-22/r0/report.html"]
     assert text.count('class="bad"') == 1 and "✗ missed" in text
     assert "2026-11-22 01:40" in text and text.count("Passed: all well") == 2
+
+
+def test_the_index_in_the_bucket_is_of_the_reports_that_were_written_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = MemoryBucket(monkeypatch)
+    monkeypatch.setattr("tasks.report.report.INDEXED", 2)
+    for hour, run in enumerate(("ccc", "bbb", "aaa")):
+        summary = summary_of(replace(ABOUT, run=Run(run, "2026-11-22")), table(0)).to_json()
+        bucket.written[f"reports/2026-11-22/{run}/summary.json"] = datetime(2026, 11, 22, hour, tzinfo=UTC)
+        bucket.put_object(f"reports/2026-11-22/{run}/summary.json", json.dumps(summary).encode())
+    _publish_index("bucket")
+    index = bucket.objects["reports/index.html"].decode()
+    assert "aaa" in index and "bbb" in index and "ccc" not in index
 
 
 def test_the_index_shows_how_accurate_each_model_was(tmp_path: Path) -> None:
