@@ -12,6 +12,7 @@ RUN pip install --no-cache-dir --no-deps --requirement infrastructure/runner.loc
 COPY settings.py ./
 COPY flows flows
 COPY tasks tasks
+COPY watch watch
 # What flows upload: the code of training and serving, of the functions and of the state machines, and the templates.
 COPY classifier classifier
 COPY lambdas lambdas

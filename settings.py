@@ -415,7 +415,7 @@ class Settings(BaseSettings):
         description="Tag of their image, in the repository STACK-runner.",
     )
     runner_workers: int = Field(
-        default=0, ge=0, le=2, description="Prefect workers on ECS; 1 once the image is in the repository."
+        default=0, ge=0, le=1, description="Prefect workers on ECS; 1 once the image is in the repository."
     )
     runner_api_key_secret: str | None = Field(
         default=None,

@@ -5,27 +5,25 @@ happened while this process, or the server, was down, and nothing is done twice.
 """
 
 import argparse
-import logging
 import sys
 import time
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectException
+from prefect.logging import get_logger
 
 from tasks.run import utc_now
 from watch import notices, recovery
 from watch.pool import Pool
 
 LOOK_SECONDS = 10
-logger = logging.getLogger("watch")
+logger = get_logger("watch")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m watch", description=__doc__)
     parser.add_argument("pool", help="the work pool whose flow runs are looked after")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     watch(parser.parse_args().pool)
     return 0
 

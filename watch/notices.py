@@ -3,7 +3,6 @@
 The state that somebody was told of is a label of the flow run, so that it is remembered wherever this process runs.
 """
 
-import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,6 +21,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import BlockDocument, FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.logging import get_logger
 from prefect.settings import get_current_settings
 
 from flows.ending import ALERTS, BACKLOG, VERSION_NAMES
@@ -40,7 +40,7 @@ UNDECIDED_SECONDS = 86_400
 OLDEST_SECONDS = 2 * 86_400
 NIGHT = "nightly-evaluation"
 NIGHT_HOURS = 26
-logger = logging.getLogger("watch")
+logger = get_logger("watch")
 
 
 class NotABlockForMessages(Exception):

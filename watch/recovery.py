@@ -1,6 +1,5 @@
 """Flow runs that died: which they are, and which of them go on where they were."""
 
-import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,6 +9,7 @@ from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
+from prefect.logging import get_logger
 from prefect.states import Cancelled, Crashed, Scheduled
 
 from flows.ending import SEPARATOR
@@ -25,7 +25,7 @@ MOST_RESUMPTIONS = 3
 # They find by their run's id what they began. deploy-endpoint is undone instead, by its own hook.
 RESUMABLE = frozenset({"nightly-evaluation", "classify-images", "confidence-report", "queue-review", "train-model"})
 HEARTBEAT = "prefect.flow-run.heartbeat"
-logger = logging.getLogger("watch")
+logger = get_logger("watch")
 
 
 def recover(prefect: SyncPrefectClient, pool: Pool, heard_seconds: float, now: datetime) -> bool:

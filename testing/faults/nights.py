@@ -17,9 +17,6 @@ from uuid import UUID
 
 import boto3
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
-from prefect.events import emit_event
-from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Crashed
 
 from flows.nightly_evaluation import nightly_evaluation
@@ -29,6 +26,7 @@ from tasks.aws import clients as aws
 from tasks.data.dataset import png
 from tasks.data.generated import draw
 from tasks.evaluation.outcome import GateMissed
+from tasks.exclusive import key_of
 from tasks.installation import Installation
 from testing.faults.checker import Verdict, World, check
 from testing.faults.proxy import Call, FaultProxy
@@ -46,9 +44,6 @@ BAD_IMAGES: dict[str, bytes | None] = {
 }
 # State names of a flow run that evaluated.
 JUDGED = ("Passed", "Missed", "Incomplete")
-HEARTBEAT = "prefect.flow-run.heartbeat"
-# The least that Prefect takes for the absence of events.
-SHORTEST_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -221,6 +216,10 @@ class Lab:
         if raised:
             raise raised[0]
 
+    def release_hold(self) -> None:
+        """Ends the hold on the endpoint, as a person would."""
+        self._direct["s3"].delete_object(Bucket=self.installed.bucket, Key=key_of(self.installed.endpoint))
+
     def wait_for(self, goal: int) -> None:
         """Waits for so much progress in all."""
         deadline = time.monotonic() + 60
@@ -262,7 +261,7 @@ def worker_killed(lab: Lab, schedule: random.Random, images: int, course: Course
     """SIGKILL for the worker and the flow run's process.
 
     That the heartbeat is missed, and that the hold on the endpoint expires, is done at once instead of waited for; the
-    run is then resumed by what prefect.yaml says.
+    watch then has the run go on.
     """
     run = _kill(lab, schedule, images, course)
     resume(lab, run)
@@ -273,12 +272,12 @@ def worker_killed(lab: Lab, schedule: random.Random, images: int, course: Course
 def resume(lab: Lab, run: UUID) -> None:
     """As if the heartbeat of a killed run had been missed, and its hold on the endpoint had expired."""
     with get_client(sync_client=True) as prefect:
-        prefect.delete_global_concurrency_limit_by_name(f"endpoint-{lab.installed.endpoint}")
+        lab.release_hold()
         prefect.set_flow_run_state(run, Crashed(message="killed"), force=True)
 
 
 def worker_killed_and_waited_for(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
-    """The same with nothing skipped: the automation misses the heartbeat after 90 seconds."""
+    """The same with nothing skipped: the watch marks the run Crashed once its heartbeats stay away."""
     run = _kill(lab, schedule, images, course)
     ended(run, *JUDGED)
     return run_id(run)
@@ -386,75 +385,6 @@ def ministack_restarted(lab: Lab, schedule: random.Random, images: int, course: 
         return lab.evaluate()
 
 
-def completion_lost(lab: Lab, schedule: random.Random, images: int, course: Course) -> str:
-    """The event of a run's end never arrives: to the triggers of recover-runs the last that was heard is a heartbeat.
-
-    They have to leave the run alone, and its judgement as it is. Their waiting time is shortened.
-    """
-    lab.plan(schedule, images)
-    run = lab.begin()
-    ended(run, *JUDGED)
-    world = lab.world(run_id(run))
-    with get_client(sync_client=True) as prefect:
-        before = [state.id for state in prefect.read_flow_run_states(run)]
-        judgements = world.judgements()
-        with _impatient_recovery(run) as recovered:
-            emit_event(HEARTBEAT, resource={"prefect.resource.id": f"prefect.flow-run.{run}"})
-            lab.states.decided["recovery"] += recovered()
-        if [state.id for state in prefect.read_flow_run_states(run)] != before:
-            course.wrong.append("a run that had ended was started again")
-    if world.judgements() != judgements:
-        course.wrong.append("a judgement was changed")
-    return run_id(run)
-
-
-@contextmanager
-def _impatient_recovery(run: UUID) -> Iterator[Callable[[], int]]:
-    """The trigger of recover-runs for runs that were not heard of, for this run and after the shortest time.
-
-    Yields a function that waits until it has started recover-runs and that has ended; returns how often it did.
-    """
-    with get_client(sync_client=True) as prefect:
-        deployment = prefect.read_deployment_by_name("recover-runs/local")
-        described = {
-            "name": f"impatient {run}",
-            "trigger": {
-                "type": "event",
-                "posture": "Proactive",
-                "within": SHORTEST_SECONDS,
-                "threshold": 1,
-                "after": ["prefect.flow-run.Running", HEARTBEAT],
-                "expect": ["prefect.flow-run.*"],
-                "match": {"prefect.resource.id": f"prefect.flow-run.{run}"},
-                "for_each": ["prefect.resource.id"],
-            },
-            "actions": [{"type": "run-deployment", "source": "selected", "deployment_id": str(deployment.id)}],
-        }
-        automation = AutomationCore.model_validate(described).model_dump(mode="json")
-        created = prefect.request("POST", "/automations/", json=automation).json()
-
-        def recoveries() -> list[Any]:
-            runs = prefect.read_flow_runs(
-                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])), limit=200
-            )
-            return [each for each in runs if each.state and each.state.is_final()]
-
-        before = len(recoveries())
-
-        def wait() -> int:
-            deadline = time.monotonic() + 120
-            while len(recoveries()) == before:
-                if time.monotonic() > deadline:
-                    raise AssertionError("recover-runs was not started")
-                time.sleep(0.5)
-            return len(recoveries()) - before
-
-        try:
-            yield wait
-        finally:
-            prefect.delete_automation(UUID(created["id"]))
-
-
 Fault = Callable[[Lab, random.Random, int, Course], str]
 FAULTS: dict[str, Fault] = {
     "worker killed": worker_killed,
@@ -469,7 +399,6 @@ FAULTS: dict[str, Fault] = {
     "bad images": bad_images,
     "model killed": model_killed,
     "ministack restarted": ministack_restarted,
-    "event of completion lost": completion_lost,
 }
 # Takes two minutes, nearly all of it waiting.
 WAITED = "worker killed, heartbeat waited for"

@@ -168,14 +168,10 @@ def test_runs_have_names_tags_and_artifacts(demo: subprocess.CompletedProcess[st
         runs = client.read_flow_runs()
         deployments = {deployment.name for deployment in client.read_deployments()}
         artifacts = {artifact.key for artifact in client.read_artifacts()}
-        automations = client.request("POST", "/automations/filter", json={}).json()
-        recovery = client.read_deployment_by_name("recover-runs/local")
     assert deployments == {"local"}
     pipeline = next(run for run in runs if run.name.startswith("pipeline"))
     assert pipeline.tags == ["pipeline", "scones"] or set(pipeline.tags) == {"pipeline", "scones"}
     assert {"nightly-evaluation", "confidence-report"} <= artifacts
-    started = [action.get("deployment_id") for automation in automations for action in automation["actions"]]
-    assert started.count(str(recovery.id)) == 3, automations
     evaluations = [run.name for run in runs if run.name.startswith("nightly-evaluation")]
     assert any(" | passed: " in name or " | missed: " in name for name in evaluations), evaluations
 

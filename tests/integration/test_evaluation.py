@@ -1,6 +1,5 @@
 """The nightly evaluation against the local stack: under faults, cancelled, resumed, and asked about one image."""
 
-import asyncio
 import http.server
 import json
 import re
@@ -17,26 +16,24 @@ from uuid import UUID
 import boto3
 import httpx
 import pytest
-import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.client.schemas.objects import State
 from prefect.events.filters import EventFilter, EventResourceFilter
-from prefect.states import Cancelling, Crashed, Running, Scheduled, Suspended
+from prefect.states import Cancelling, Scheduled
 
-import deploy
+from deploy import DeploymentError, bring_up
 from local_aws.config import ROOT, LocalConfig
 from settings import run_id, settings
 from tasks.evaluation import evaluation
 from tasks.evaluation.executions import Executions, execution_arn, start
 from tasks.evaluation.results import Result
 from tasks.installation import ServingEndpoint
-from tasks.review.announcement import announce_backlog
 from testing.faults.checker import World, check
-from testing.faults.nights import Lab, Night
+from testing.faults.nights import BAD_IMAGES, Lab, Night
 from testing.flow_runs import ended, processes_of, started
+from watch.__main__ import LOOK_SECONDS
+from watch.notices import BLOCK
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,6 @@ def bad_night(lab: Lab) -> Night:
         "worker killed",
         "response of StartExecution lost",
         "ministack restarted",
-        "event of completion lost",
     ],
 )
 def test_a_fault_loses_nothing_and_doubles_nothing(lab: Lab, fault: str) -> None:
@@ -261,11 +257,8 @@ def test_the_readme_tells_what_happened_to_an_image(lab: Lab, bad_night: Night, 
 
 
 @pytest.fixture
-def heard(stack: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What arrives at a webhook on this machine, through the automations that `make up` applies for the block.
-
-    The night without an evaluation is one of ten seconds.
-    """
+def heard(stack: LocalConfig) -> Iterator[list[str]]:
+    """What arrives at a webhook on this machine, which the stack's watch finds by the block's name."""
     texts: list[str] = []
 
     class Hook(http.server.BaseHTTPRequestHandler):
@@ -282,85 +275,60 @@ def heard(stack: LocalConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
     block = CustomWebhookNotificationBlock(  # type: ignore[call-arg]
         name="scones", url=f"http://127.0.0.1:{server.server_address[1]}", json_data={"text": "{{subject}}: {{body}}"}
     )
-    block.save("scones-notify", overwrite=True)
-    described = yaml.safe_load((ROOT / "automations.yaml").read_text())
-    for automation in described["automations"]:
-        if automation["trigger"]["posture"] == "Proactive":
-            automation["trigger"]["within"] = 10
-    monkeypatch.setattr(yaml, "safe_load", lambda text: described)
+    block.save(BLOCK, overwrite=True)
     try:
-        asyncio.run(deploy._apply_automations(asyncio.run(deploy._notification_block())))
         yield texts
     finally:
-        with get_client(sync_client=True) as prefect:
-            names = {automation["name"] for automation in described["automations"]}
-            for each in prefect.request("POST", "/automations/filter", json={}).json():
-                if each["name"] in names:
-                    prefect.delete_automation(UUID(each["id"]))
-        CustomWebhookNotificationBlock.delete("scones-notify")  # else the next `make up` applies them again
+        CustomWebhookNotificationBlock.delete(BLOCK)
         time.sleep(2)  # a notification may be on its way still
         server.shutdown()
         server.server_close()
 
 
-def test_somebody_is_told_of_every_night_that_did_not_pass(lab: Lab, heard: list[str], stack: LocalConfig) -> None:
-    """Missed, failed by an exception, crashed, and not at all; with a link that opens."""
-    missed = lab.night("bad images", 2, images=8).summary["run"]
-    told = until(lambda: [text for text in heard if missed in text])[0]
-    assert "Missed: nightly-evaluation" in told and "failed share 0.625" in told
-    link = re.search(rf"{re.escape(stack.prefect_url)}/\S+?/flow-run/[0-9a-f-]{{36}}", told)
-    assert link, told
-    assert httpx.get(link[0], headers={"Accept": "text/html"}).status_code == 200
+def test_somebody_is_told_of_every_bad_run_once(lab: Lab, heard: list[str], stack: LocalConfig) -> None:
+    """Missed, and failed by an exception, with a link that opens; not of a run that crashed and goes on."""
+    bring_up(stack)
+    bring_up(stack)
+    assert [text for text in heard if "Messages about its runs will come here" in text] == heard[:1]
 
+    lab.plan(lab.schedule("missed"), 8, BAD_IMAGES)
+    missed = started("nightly-evaluation/local", {}, lab.variables)
+    assert "failed share 0.625" in ended(missed, "Missed")
     failed = started("nightly-evaluation/local", {}, {**lab.variables, "SCONES_STACK": "nowhere"})
-    told = until(lambda: [text for text in heard if str(failed) in text])[0]
-    assert "Failed: nightly-evaluation" in told and "no stack 'nowhere'" in told
-    assert until(lambda: " | failed: InfrastructureError: there is no stack" in named(failed))
-
+    other = started("deploy-endpoint/local", {}, {"SCONES_STACK": "nowhere"})
     lab.plan(lab.schedule("crashed"), 20)
     crashed = started("nightly-evaluation/local", {}, {**lab.variables, "SCONES_EXECUTIONS_IN_FLIGHT": "1"})
     for process in until(lambda: processes_of(crashed)):
         process.kill()
-    assert "Crashed: nightly-evaluation" in until(lambda: [text for text in heard if str(crashed) in text])[0]
+
+    told = until(lambda: [text for text in heard if str(missed) in text])[0]
+    assert "Missed: nightly-evaluation" in told and "failed share 0.625" in told
+    link = re.search(rf"{re.escape(stack.prefect_url)}/\S+?/flow-run/[0-9a-f-]{{36}}", told)
+    assert link, told
+    assert httpx.get(link[0], headers={"Accept": "text/html"}).status_code == 200
+    told = until(lambda: [text for text in heard if str(failed) in text])[0]
+    assert "Failed: nightly-evaluation" in told and "no stack 'nowhere'" in told
+    assert until(lambda: " | failed: InfrastructureError: there is no stack" in named(failed))
+    told = until(lambda: [text for text in heard if str(other) in text])[0]
+    assert "Failed: deploy-endpoint" in told and "no stack 'nowhere'" in told
     ended(crashed, "Passed", "Missed")
+    time.sleep(2 * LOOK_SECONDS)
+    assert not [text for text in heard if str(crashed) in text and "Crashed" in text]
+    for run in (missed, failed, other):
+        assert len([text for text in heard if str(run) in text]) == 1, heard
 
-    assert "No evaluation has ended in 26 hours" in until(lambda: [text for text in heard if "26 hours" in text], 60)[0]
 
+def test_a_block_that_sends_no_messages_is_refused_by_make_up(stack: LocalConfig) -> None:
+    """Prefect's Webhook looks like one for notifications, and is none."""
+    from prefect.blocks.webhook import Webhook
 
-def test_somebody_is_told_of_what_else_goes_wrong(heard: list[str]) -> None:
-    """A deployment that fails, four crashes, a late run, an approval that waits (ten seconds), a review backlog."""
-
-    def told(subject: str) -> str:
-        return str(until(lambda: [text for text in heard if subject in text], 90)[0])
-
-    failed = started("deploy-endpoint/local", {}, {"SCONES_STACK": "nowhere"})
-    with get_client(sync_client=True) as prefect:
-
-        def new(name: str) -> UUID:
-            return prefect.create_flow_run_from_deployment(prefect.read_deployment_by_name(name).id).id
-
-        def becomes(run: UUID, *states: State[Any]) -> None:
-            for state in states:
-                prefect.set_flow_run_state(run, state, force=True)
-
-        prefect.update_work_pool("local", WorkPoolUpdate(is_paused=True))
-        try:
-            waits, crashes, late = new("train-model/local"), new("preflight/local"), new("teardown/local")
-            becomes(waits, Running(), Suspended(timeout_seconds=3600))
-            for _ in range(4):
-                becomes(crashes, Running(), Crashed(message="killed"))
-            assert str(late) in told("Late: teardown")
-            assert str(crashes) in told("Crashed four times: preflight")
-            assert str(waits) in told("A model has waited for a decision")
-        finally:
-            for run in (waits, crashes, late):
-                prefect.delete_flow_run(run)
-            prefect.update_work_pool("local", WorkPoolUpdate(is_paused=False))
-    text = told("Failed: deploy-endpoint")
-    assert str(failed) in text and "no stack 'nowhere'" in text
-
-    assert announce_backlog(waiting=2, limit=2) is None and announce_backlog(waiting=3, limit=2) is not None
-    assert "More than 2" in told("3 images wait for a person")
+    Webhook(url="http://127.0.0.1:9").save(BLOCK, overwrite=True)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(DeploymentError, match=r"is of the type Webhook, which sends no messages: .*Custom Webhook"):
+            bring_up(stack)
+    finally:
+        Webhook.delete(BLOCK)
+    bring_up(stack)
 
 
 def named(run: UUID) -> str:
@@ -368,7 +336,7 @@ def named(run: UUID) -> str:
         return prefect.read_flow_run(run).name
 
 
-def until(found: Callable[[], Any], seconds: float = 30) -> Any:
+def until(found: Callable[[], Any], seconds: float = 90) -> Any:
     """What the function finds, once it finds something."""
     deadline = time.monotonic() + seconds
     while not (value := found()):

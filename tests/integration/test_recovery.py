@@ -1,25 +1,19 @@
-"""Which flow runs recover-runs starts again: those that died, and no others."""
+"""Which flow runs the watch starts again: those that died, and no others."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from flows.recover_runs import _dead, recover_runs
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
+from prefect.client.schemas.objects import State, StateType
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from deploy import bring_up
 from local_aws.config import LocalConfig
 from testing.waiting import eventually
+from watch import recovery
+from watch.pool import Pool
+
+POOL = "local"
 
 
 def run_in(prefect: SyncPrefectClient, *states: State[Any]) -> UUID:
@@ -32,77 +26,54 @@ def run_in(prefect: SyncPrefectClient, *states: State[Any]) -> UUID:
     return run.id
 
 
-def test_only_what_died_is_started_again_and_not_for_ever(stack: LocalConfig) -> None:
+def test_only_what_died_goes_on_and_not_for_ever(stack: LocalConfig) -> None:
+    """The stack's own watch does it, whatever events the server lost."""
     with get_client(sync_client=True) as prefect:
         ends: list[State[Any]] = [Completed(), Failed(), Cancelled()]
         ended = [run_in(prefect, Running(), end) for end in ends]
-        resumed_then_ended = run_in(prefect, Crashed(), Running(), Failed(name="Missed"))
+        ended.append(run_in(prefect, Crashed(), Running(), Failed(name="Missed")))
         crashes: list[State[Any]] = [make() for _ in range(4) for make in (Running, Crashed)]
         hopeless = run_in(prefect, *crashes)
-        alive = run_in(prefect, Running())  # since a moment ago, and no heartbeat yet
+        before = {run: [each.id for each in prefect.read_flow_run_states(run)] for run in (*ended, hopeless)}
         died = run_in(prefect, Running(), Crashed())
-        before = {run: [each.id for each in prefect.read_flow_run_states(run)] for run in (*ended, resumed_then_ended)}
         try:
-            name = prefect.read_flow_run(died).name
-            done = recover_runs()
-            # Once, by this call or by the one that the event of the crash has started.
-            assert done["crashed"] == [] and set(done["resumed"]) <= {name}
-            messages = [str(each.message) for each in prefect.read_flow_run_states(died)]
-            assert sum("1 of 3 times" in message for message in messages) == 1
-            assert prefect.read_flow_run(hopeless).state_type == StateType.CRASHED
-            # Two minutes later the one that runs would be taken for dead, although it died before its first heartbeat.
-            living, now = prefect.read_flow_run(alive), datetime.now(UTC)
-            assert living.state_type == StateType.RUNNING and _dead(prefect, living, now) is None
-            assert "not heard of" in str(_dead(prefect, living, now + timedelta(minutes=2)))
+            messages = eventually(
+                lambda: [
+                    str(each.message) for each in prefect.read_flow_run_states(died) if each.name == "AwaitingRetry"
+                ],
+                60,
+            )
+            assert messages == ["The flow run crashed and goes on where it was (1 of 3 times)."]
+            eventually(lambda: prefect.read_flow_run(died).run_count >= 2, 60)
             for run, states in before.items():
                 assert [each.id for each in prefect.read_flow_run_states(run)] == states
-            assert name not in recover_runs()["resumed"]  # it waits for the worker already
         finally:
-            for run in (died, hopeless, alive):
+            for run in (died, hopeless):
                 prefect.delete_flow_run(run)
 
 
-def test_make_up_has_a_run_looked_at_that_the_triggers_missed(stack: LocalConfig) -> None:
-    """A worker had taken it when everything was stopped: the server has no trigger that still waits for its start."""
+def test_what_is_silent_is_dead_once_the_server_could_have_heard_of_it(stack: LocalConfig) -> None:
     with get_client(sync_client=True) as prefect:
+        running = run_in(prefect, Running())
         taken = run_in(prefect, Pending(name="Submitting"))
-        recovery = prefect.read_deployment_by_name("recover-runs/local").id
-        of_recovery = DeploymentFilter(id=DeploymentFilterId(any_=[recovery]))
-
-        def waiting_ones() -> list[FlowRun]:
-            """Those that start later; triggers start theirs at once."""
-            found = prefect.read_flow_runs(
-                deployment_filter=of_recovery, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=50
-            )
-            soon = datetime.now(UTC) + timedelta(seconds=30)
-            return [run for run in found if run.expected_start_time and run.expected_start_time > soon]
-
-        types = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
-        filter_ = FlowRunFilter(state=FlowRunFilterState(type=types))
-
-        def under_way() -> set[tuple[UUID, UUID | None]]:
-            """What the two calls have to find alike. Runs that other tests left at work may come and go."""
-            return {(run.id, run.state_id) for run in prefect.read_flow_runs(flow_run_filter=filter_)}
-
-        def looked_at_twice() -> FlowRun | None:
-            """The one run that two calls had scheduled; None if other runs began or ended between them."""
-            known, before = {run.id for run in waiting_ones()}, under_way()
-            bring_up(stack)
-            bring_up(stack)
-            found = [run for run in waiting_ones() if run.id not in known]
-            if under_way() == before:
-                assert len(found) == 1
-                return found[0]
-            for run in found:
-                prefect.delete_flow_run(run.id)
-            return None
-
-        later = eventually(looked_at_twice, seconds=240)
+        cancelled = run_in(prefect, Running(), Cancelling())
+        mine = {running, taken, cancelled}
         try:
-            start, now = later.expected_start_time, datetime.now(UTC)
-            waiting = prefect.read_flow_run(taken)
-            assert start is not None and _dead(prefect, waiting, now) is None
-            assert "did not start" in str(_dead(prefect, waiting, start))
+            pool = Pool.read(prefect, POOL)
+            assert mine <= {run.id for run in pool.runs} and pool.kind == "process"
+
+            def dead(after: float, heard: float) -> set[UUID]:
+                now = datetime.now(UTC) + timedelta(seconds=after)
+                return {run.id for run, _ in recovery.dead(prefect, pool, heard, now)} & mine
+
+            assert dead(0, 1000) == set()
+            assert dead(80, 10) == set()  # the server has been up for ten seconds
+            assert dead(80, 80) == {running, cancelled}
+            assert dead(130, 130) == mine
+            assert recovery.recover(prefect, pool, 1000, datetime.now(UTC) + timedelta(seconds=130))
+            ended = prefect.read_flow_run(cancelled)
+            assert ended.state_type == StateType.CANCELLED
+            assert prefect.read_flow_run(running).state_name == "AwaitingRetry"
         finally:
-            for run in (taken, later.id):
+            for run in mine:
                 prefect.delete_flow_run(run)

@@ -1,10 +1,8 @@
 import json
-import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import yaml
 from msgspec.structs import replace
 
 from settings import ROOT, run_id, settings
@@ -235,14 +233,3 @@ def test_runs_that_a_schedule_makes_together_have_runs_of_their_own() -> None:
     assert len({each.hex[:12] for each in ids}) < 100
     assert len({run_id(each) for each in ids}) == 100
     assert run_id(str(ids[0])) == run_id(ids[0]) == ids[0].hex[-12:]
-
-
-def test_the_automations_are_as_prefect_understands_them() -> None:
-    from prefect.events.schemas.automations import AutomationCore
-
-    document = yaml.safe_load((ROOT / "automations.yaml").read_text())
-    for description in document["automations"]:
-        for action in description["actions"]:
-            assert action["block_document_id"] == "scones-notify"
-            action["block_document_id"] = str(uuid.uuid4())
-        assert AutomationCore.model_validate(description).enabled

@@ -13,9 +13,10 @@ from local_aws.config import ROOT
 # The folders and files of tasks/, each above all that it imports.
 FLOORS = (
     {"errors"},
-    {"answers", "prices", "records", "run", "exclusive", "waiting"},
+    {"answers", "cancellation", "prices", "records", "run", "waiting"},
     {"installation", "heartbeat"},
     {"aws"},
+    {"exclusive"},
     {"data", "model", "evaluation", "capture"},
     {"serving"},
     {"bulk", "review"},
@@ -29,7 +30,10 @@ PROJECT = {
     "flows",
     "tasks",
     "settings",
+    "schedules",
     "statemachine",
+    "status",
+    "watch",
     "testing",
     "tests",
     "benchmarks",
@@ -72,7 +76,12 @@ def test_no_import_of_tasks_goes_up() -> None:
 
 
 def test_tasks_import_no_flow_and_nobody_imports_tests() -> None:
-    for folder, forbidden in (("tasks", {"flows"}), ("benchmarks", {"tests"}), ("testing", {"tests"})):
+    for folder, forbidden in (
+        ("tasks", {"flows", "watch"}),
+        ("flows", {"watch"}),
+        ("benchmarks", {"tests"}),
+        ("testing", {"tests"}),
+    ):
         for file in (ROOT / folder).rglob("*.py"):
             assert not {name.split(".")[0] for name in imported(file)} & forbidden, file
 
