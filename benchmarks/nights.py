@@ -1,97 +1,153 @@
 """What lies between runs: python -m benchmarks.nights.
 
-A week of scheduled nights in fast motion. In a copy of the checkout the README's commands start a stack of its own, and
-the nightly deployment is given a schedule of every 40 seconds, which is resumed. Between the nights models are trained
-and rolled out, a worker is killed in the middle of a night, everything is stopped and started again, and `make up`
-applies a changed flow file. Then every night is held against what was promised. A second part counts the messages that
-Prefect's server loses.
-Exits with 1 if a promise is broken.
+Thirty scheduled nights in fast motion, most of them interrupted in the middle, as a seed draws it. In a copy of the
+checkout the README's commands start a stack of its own, and the nightly deployment is given a schedule of every
+INTERVAL_SECONDS. While a night evaluates, everything is stopped and started again, or parts are killed, or all of it
+as by a reboot, or a flow file, a schedule, a setting or the training set is changed. A webhook notes every message.
+In the end each night is held against what was promised. Exits with 1 if a promise is broken.
 """
 
 import argparse
-import logging
+import http.server
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
+
+import httpx
+import psutil
 
 from benchmarks.figure import HEADING, Figure
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig, free_port
 from local_aws.environment import enter
-from settings import run_id
+from settings import run_id, settings
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-# A small model and few images: it is the nights that are counted.
+# A small model, few images and one execution at a time: it is the nights that are counted, and they have a middle.
 CHOSEN = {
-    "GENERATED_PER_CLASS": "100",
-    "GENERATED_TEST_PER_CLASS": "10",
-    "EPOCHS": "12",
+    "GENERATED_PER_CLASS": "60",
+    "GENERATED_TEST_PER_CLASS": "20",
+    "EPOCHS": "10",
     "FOLDS": "2",
-    "REPEATS": "1",
     "MINI_BATCH_SIZE": "16",
     "GATE_MIN_ACCURACY": "0",
     "GATE_MARGIN": "1",
     "SMOKE_MIN_ACCURACY": "0",
     "EVALUATION_MIN_ACCURACY": "0",
     "EVALUATION_MIN_COVERAGE": "0",
+    "EXECUTIONS_IN_FLIGHT": "1",
+    "REVIEW_RETRAIN_LABELS": "0",
 }
-NIGHTLY = "nightly-evaluation/local"
-# What happens after that share of the nights has ended.
-TRAIN_AND_ROLL_OUT = (1 / 6, 4 / 5)
-KILL_WORKER, RESTART, CHANGED_FLOW = 1 / 3, 1 / 2, 2 / 3
+NIGHTLY, FLOW = "nightly-evaluation/local", "nightly-evaluation"
 # From one night to the next.
-INTERVAL_SECONDS = 40
-NIGHT_SECONDS = 600
+INTERVAL_SECONDS = 90
+# How long a night has worked when it is interrupted, of the 15 seconds or so that it takes.
+EARLIEST_SECONDS, LATEST_SECONDS = 2.0, 8.0
+RUN_SECONDS = 900
+# Promises: how much longer a night may wait than the one before it runs, and how late somebody may be told.
+MOST_WAIT_SECONDS = MOST_LATE_SECONDS = 120
 TERMINAL = {"COMPLETED", "FAILED", "CANCELLED"}
-# Nights in the second part after which it waits for their reports.
-BATCH = 20
+LABELLED = 12
+UNREACHED = (httpx.HTTPError, OSError)
 
 
 @dataclass
-class Week:
-    """What was seen while the nights went by. verdicts: ETag of each summary when it was first there, by its key."""
+class Day:
+    """What was seen.
 
+    disturbed: what was done in the middle of a night, by the night's id. in_the_middle: how many of these nights were
+    not over by then. verdicts: ETag of each summary when it was first there, by its key. failed: what was done and did
+    not do what it should. broken: a line for each promise that a run broke.
+    """
+
+    disturbed: dict[str, str] = field(default_factory=dict)
     verdicts: dict[str, str] = field(default_factory=dict)
-    done: dict[str, str] = field(default_factory=dict)
+    in_the_middle: int = 0
+    failed: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+
+class Webhook:
+    """Notes every message, with when it came."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[datetime, str]] = []
+        hook = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                hook.heard.append((datetime.now(UTC), text))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *details: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.nights", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.nights")
     parser.add_argument("--nights", type=int, default=30, help="scheduled nights (default: 30)")
-    parser.add_argument("--messages", type=int, default=200, help="nights in which lost messages are counted")
-    parser.add_argument("--part", choices=["week", "messages"], help="only a part")
+    parser.add_argument("--quiet-nights", type=int, default=6, help="of them, those that nothing interrupts")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", help="folder to copy the logs to")
     arguments = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as name, Webhook() as hook:
         checkout = _copy_checkout(Path(name) / "checkout")
         config = _own_stack(Path(name), checkout)
         try:
-            _make(checkout, "up")
-            _run_to_the_end("prepare-data/local", {"dataset": "generated"})
-            _run_to_the_end("train-model/local")
-            _run_to_the_end("deploy-endpoint/local")
-            figures: list[Figure] = []
-            print(HEADING, flush=True)
-            if arguments.part != "messages":
-                figures += _week(config, checkout, arguments.nights)
-            if arguments.part != "week":
-                figures += _messages(arguments.messages)
+            make(checkout, "up")
+            _make_block(hook.url)
+            make(checkout, "up")
+            for deployment, parameters in (
+                ("prepare-data/local", {"dataset": "generated"}),
+                ("train-model/local", {}),
+                ("deploy-endpoint/local", {}),
+            ):
+                run_to_the_end(deployment, parameters)
+            stack = Stack(config, checkout, random.Random(arguments.seed))
+            stack.queue_images()
+            day = live(stack, arguments.nights, arguments.quiet_nights)
+            figures = check(stack, day, hook)
         finally:
             services.down(config)
+            if arguments.keep:
+                shutil.copytree(config.state / "logs", arguments.keep, dirs_exist_ok=True)
+    print(HEADING)
+    for figure in figures:
+        print(figure)
+    for line in [*day.failed, *day.broken]:
+        print(f"  broken: {line}")
     return int(any(figure.missed for figure in figures))
 
 
@@ -120,300 +176,399 @@ def _own_stack(folder: Path, checkout: Path) -> LocalConfig:
     os.environ["SCONES_SETTINGS"] = str(checkout / "scones.env")
     config = LocalConfig()
     enter(config)
+    settings.cache_clear()
     return config
 
 
-def _make(checkout: Path, target: str) -> None:
+def make(checkout: Path, target: str) -> None:
     """A README command, from the shell of somebody who has nothing set."""
     own = ("SCONES_", "PREFECT_", "AWS_", "SAGEMAKER_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     subprocess.run(["make", target], cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
-def _week(config: LocalConfig, checkout: Path, nights: int) -> list[Figure]:
-    """Lets the schedule run until so many nights have ended, disturbs them, and checks all of them."""
-    week = Week()
-    _resume_added_schedule()
-    began, paused = time.monotonic(), False
-    while True:
-        with _client() as prefect:
-            runs = _scheduled_nights(prefect)
-            ended = [run for run in runs if str(run.state_type.value if run.state_type else "") in TERMINAL]
-            waiting = [run for run in runs if run not in ended]
-        _note_verdicts(week)
-        for moment in TRAIN_AND_ROLL_OUT:
-            if len(ended) >= moment * nights and f"model {moment}" not in week.done:
-                week.done[f"model {moment}"] = "trained and rolled out"
-                _train_and_roll_out(seed=round(moment * nights))
-        if len(ended) >= KILL_WORKER * nights and "kill" not in week.done and _kill_worker(config):
-            week.done["kill"] = "worker and flow run killed"
-        if len(ended) >= RESTART * nights and "restart" not in week.done:
-            _make(checkout, "down")
-            _make(checkout, "up")
-            week.done["restart"] = "make down && make up"
-        if len(ended) >= CHANGED_FLOW * nights and "changed" not in week.done:
-            flow = checkout / "flows" / "nightly_evaluation.py"
-            flow.write_text(flow.read_text() + "\n# changed\n")
-            _make(checkout, "up")
-            week.done["changed"] = "make up after a changed flow file"
-        if len(ended) >= nights and not paused:
-            _pause_schedules()
-            paused = True
-        if paused and not waiting and not _unfinished():
-            break
-        if time.monotonic() - began > nights * 60 + 3600:
-            break
-        time.sleep(3)
-    time.sleep(5)
-    _note_verdicts(week)
-    for what in week.done.values():
-        print(f"  done meanwhile: {what}", flush=True)
-    return _checked(week, (time.monotonic() - began) / 60)
+def _make_block(url: str) -> None:
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+    from watch.notices import BLOCK
+
+    json_data = {"text": "{{subject}}: {{body}}"}
+    block = CustomWebhookNotificationBlock(name="nights", url=url, json_data=json_data)  # type: ignore[call-arg]
+    block.save(BLOCK)
 
 
-def _checked(week: Week, minutes: float) -> list[Figure]:
+class Stack:
+    """The running stack, and what can be done to it. chance: decides when and what, the same for the same seed."""
+
+    def __init__(self, config: LocalConfig, checkout: Path, chance: random.Random) -> None:
+        self.config, self.checkout, self.chance = config, checkout, chance
+        self.bucket: str = _s3().list_buckets()["Buckets"][0]["Name"]
+        self._changes = 0
+
+    def queue_images(self) -> None:
+        """Has images wait for a person, whose answers a training is given later."""
+        from tasks.aws import storage
+        from tasks.data.dataset import png
+        from tasks.data.generated import draw
+
+        for number in range(LABELLED):
+            label = ("bicycle", "motorcycle")[number % 2]
+            storage.put(self.bucket, f"incoming/new/{label}-{number}.png", png(draw(label, 90_000 + number)))
+        run_to_the_end("classify-images/local", {"prefix": "incoming/new/"})
+        deadline = time.monotonic() + RUN_SECONDS
+        while not storage.list_etags(self.bucket, "review/queue/"):
+            assert time.monotonic() < deadline, "no image waits for a person"
+            time.sleep(1)
+
+    def disturbances(self) -> dict[str, Callable[[], object]]:
+        return {
+            "make down && make up": self.down_and_up,
+            "reboot": self.reboot,
+            "Prefect server killed": lambda: self.kill("prefect.*server.*start|prefect server"),
+            "worker killed": lambda: self.kill(r"prefect.*worker.*start|local_aws\.worker"),
+            "worker and flow run killed": self.kill_worker_and_run,
+            "model server killed": self.kill_model_servers,
+            "emulator killed": lambda: self.kill(r"local_aws\.ministack"),
+            "flow file changed, make up": self.change_flow,
+            "schedule changed by hand, make up": self.change_schedule,
+            "setting changed": self.change_setting,
+            "retraining from labels": self.retrain,
+        }
+
+    def down_and_up(self) -> None:
+        make(self.checkout, "down")
+        make(self.checkout, "up")
+
+    def reboot(self) -> None:
+        """SIGKILL for every process at once, with the supervisor."""
+        for process in services.supervised_processes(self.config):
+            process.kill()
+        make(self.checkout, "up")
+
+    def kill(self, pattern: str) -> int:
+        """SIGKILL for the service whose command line has the pattern, not for its children."""
+        found = []
+        for process in services.supervised_processes(self.config):
+            try:
+                if re.search(pattern, " ".join(process.cmdline())) and services.FLOW_RUN not in process.environ():
+                    found.append(process)
+            except psutil.Error:
+                continue
+        assert found, f"nothing runs that is {pattern}"
+        for process in found:
+            process.kill()
+        return len(found)
+
+    def kill_worker_and_run(self) -> None:
+        processes = services.flow_run_processes(self.config)
+        self.kill(r"prefect.*worker.*start|local_aws\.worker")
+        for process in processes:
+            for each in [*process.children(recursive=True), process]:
+                each.kill()
+
+    def kill_model_servers(self) -> None:
+        from testing.flow_runs import model_servers
+
+        for process in model_servers(self.config):
+            process.kill()
+
+    def change_flow(self) -> None:
+        flow = self.checkout / "flows" / "nightly_evaluation.py"
+        flow.write_text(flow.read_text() + f"\n# change {self._number()}\n")
+        make(self.checkout, "up")
+
+    def change_schedule(self) -> None:
+        """A person gives the weekly training another time; what applies the file afterwards has to keep it."""
+        from prefect.client.schemas.schedules import CronSchedule
+
+        cron = f"{self._number()} 4 * * 0"
+        with client() as prefect:
+            deployment = prefect.read_deployment_by_name("train-model/local")
+            weekly = next(each for each in deployment.schedules if each.slug == "weekly")
+            prefect.update_deployment_schedule(
+                deployment.id, weekly.id, schedule=CronSchedule(cron=cron, timezone="Europe/Berlin")
+            )
+        self.change_flow()
+        with client() as prefect:
+            stands = prefect.read_deployment_by_name("train-model/local").schedules[0].schedule
+        assert getattr(stands, "cron", "") == cron, f"the schedule is {stands}, and a person had set {cron}"
+
+    def change_setting(self) -> None:
+        """For the next night: an accuracy that it misses, or again one that it reaches."""
+        file = self.checkout / "scones.env"
+        low, high = "SCONES_EVALUATION_MIN_ACCURACY=0\n", "SCONES_EVALUATION_MIN_ACCURACY=1\n"
+        text = file.read_text()
+        file.write_text(text.replace(low, high) if low in text else text.replace(high, low))
+
+    def retrain(self) -> None:
+        """People answer, and a training with their answers runs beside the night."""
+        from tasks.aws import storage
+        from tasks.review import labels
+        from tasks.review.queue import Waiting
+        from tasks.run import utc_now
+
+        reviewer = f"reviewer{self._number()}"
+        for key in storage.list_etags(self.bucket, "review/queue/"):
+            waiting = storage.get_record(self.bucket, key, Waiting)
+            assert waiting is not None
+            label = "bicycle" if "bicycle" in waiting.key else "motorcycle"
+            time_ = utc_now().isoformat(timespec="microseconds")
+            labels.write(
+                self.bucket, labels.Label(inference_id=waiting.inference_id, sha256=waiting.sha256, reviewer=reviewer,
+                                          answer="class", label=label, time=time_)
+            )  # fmt: skip
+        start_run("train-model/local", {"include_reviewed": True, "hyperparameters": {"seed": self._number()}})
+
+    def _number(self) -> int:
+        self._changes += 1
+        return self._changes
+
+
+def live(stack: Stack, nights: int, quiet: int) -> Day:
+    """Lets the schedule start so many nights, and interrupts all but the quiet ones."""
+    from tasks.exclusive import holder
+
+    day, kinds = Day(), stack.disturbances()
+    # Every kind as often as any other.
+    plan: list[str | None] = [list(kinds)[number % len(kinds)] for number in range(nights - quiet)]
+    plan += [None] * quiet
+    stack.chance.shuffle(plan)
+    seen: list[str] = []
+    _add_schedule()
+    paused, began = False, time.monotonic()
+    while time.monotonic() - began < nights * INTERVAL_SECONDS + 3600:
+        time.sleep(0.3)
+        try:
+            _note_verdicts(stack.bucket, day)
+            if not paused and len(scheduled_nights()) >= nights:
+                _pause()
+                paused = True
+            hold = holder(stack.bucket, settings().endpoint)
+            if hold is not None and hold.flow_run not in seen and FLOW in hold.owner:
+                seen.append(hold.flow_run)
+                what = plan[len(seen) - 1] if len(seen) <= nights else None
+                if what is not None:
+                    time.sleep(stack.chance.uniform(EARLIEST_SECONDS, LATEST_SECONDS))
+                    _disturb(stack, day, hold.flow_run, what, kinds[what])
+            if paused and not unfinished():
+                break
+        except UNREACHED:
+            continue  # the server is on its way up
+    time.sleep(2 * 10 + 5)  # two looks of the watch
+    _note_verdicts(stack.bucket, day)
+    return day
+
+
+def _disturb(stack: Stack, day: Day, night: str, what: str, act: Callable[[], object]) -> None:
+    middle = not any(run_id(night) in key for key in day.verdicts) and not _is_over(UUID(night))
+    day.in_the_middle += middle
+    day.disturbed[night] = what
+    print(f"{datetime.now(UTC):%H:%M:%S} {run_id(night)} {what}{'' if middle else ' (it was over)'}", flush=True)
+    try:
+        act()
+    except (AssertionError, subprocess.CalledProcessError) as error:
+        day.failed.append(f"{what}: {error}")
+
+
+def check(stack: Stack, day: Day, hook: Webhook) -> list[Figure]:
     """Every promise, as a count of the nights that broke it."""
-    with _client() as prefect:
-        runs = _scheduled_nights(prefect)
+    from tasks.evaluation.evaluation import newest_summary
+    from tasks.evaluation.summary import INCOMPLETE, EvaluationSummary
+    from tasks.exclusive import holder
+    from tasks.run import Run
+
+    with client() as prefect:
+        runs = scheduled_nights()
         histories = {run.id: prefect.read_flow_run_states(run.id) for run in runs}
-        reports = _reports(prefect)
-    n = f"{len(runs)} nights"
+        everything = all_runs(prefect)
+        reported = Counter(
+            str(run.parameters.get("run"))
+            for run in everything
+            if run.deployment_id == prefect.read_deployment_by_name("confidence-report/local").id
+            and run.state_type
+            and run.state_type.value == "COMPLETED"
+        )
     broken: Counter[str] = Counter()
-    names = Counter(run_id(run.id) for run in runs)
+    judged: dict[UUID, EvaluationSummary] = {}
+
+    def wrong(what: str, is_wrong: bool, run: "FlowRun") -> None:
+        broken[what] += is_wrong
+        if is_wrong:
+            done = day.disturbed.get(str(run.id), "nothing")
+            day.broken.append(f"{run.name} ({run.state_name}; {done} in its middle): {what}")
+
     for run in runs:
-        states = histories[run.id]
-        ends = [state for state in states if state.type.value in TERMINAL]
-        verdict = next((key for key in week.verdicts if f"/{run_id(run.id)}/" in key), None)
-        broken["not started by their schedule"] += not run.auto_scheduled
-        broken["with the RUN of another night"] += names[run_id(run.id)] > 1
-        broken["that did not end, or more than once"] += len(ends) != 1
-        broken["without a verdict"] += verdict is None
-        broken["without a report, or with more than one"] += reports[run_id(run.id)] != 1
-        broken["whose name or state lacks the verdict"] += " | " not in run.name or run.state_name == "Completed"
-    broken["whose verdict changed"] = sum(tag != _etag(key) for key, tag in week.verdicts.items())
-    broken["still waiting"] = len(_unfinished())
-    late = [
-        (run.start_time - run.expected_start_time).total_seconds()
-        for run in runs
-        if run.start_time and run.expected_start_time
-    ]
+        assert run.expected_start_time is not None
+        ends = [state for state in histories[run.id] if state.type.value in TERMINAL]
+        name, date = run_id(run.id), f"{run.expected_start_time:%Y-%m-%d}"
+        summary = newest_summary(stack.bucket, Run(name, date))
+        keys = [key for key in day.verdicts if f"/{name}/" in key]
+        wrong("not started by their schedule", not run.auto_scheduled, run)
+        wrong("that did not end, or more than once", len(ends) != 1, run)
+        wrong("not judged, or more than once", len(keys) != 1, run)
+        complete = summary is not None and summary.outcome != INCOMPLETE and summary.planned == summary.submitted
+        wrong("not judged completely", not complete, run)
+        wrong("with failed images", summary is not None and summary.failed > 0, run)
+        wrong("whose name or state lacks the verdict", " | " not in run.name or run.state_name == "Completed", run)
+        wrong("without a report, or with more than one", reported[name] != 1, run)
+        if summary is not None and summary.started and summary.stopped:
+            judged[run.id] = summary
+    broken["whose verdict changed"] = sum(tag != _etag(stack.bucket, key) for key, tag in day.verdicts.items())
+    broken["still waiting"] = len(unfinished()) + (holder(stack.bucket, settings().endpoint) is not None)
+    waits = _waits([run for run in runs if run.id in judged], judged)
+    for run, seconds in waits:
+        wrong("that waited more than two minutes longer than the one before ran", seconds > MOST_WAIT_SECONDS, run)
+    told, late = _told(day, everything, hook)
     resumed = sum(any(state.type.value == "CRASHED" for state in histories[run.id]) for run in runs)
+    n = f"{len(runs)} nights"
+    kinds = Counter(day.disturbed.values())
     figures = [Figure(f"nights {what}", count, "", n, at_most=0) for what, count in broken.items()]
     figures += [
-        Figure("nights started by a schedule", len(runs), "", "in one go"),
-        Figure("nights that crashed and were resumed by themselves", resumed, "", n, at_least=1),
-        Figure("longest wait for a night's turn", max(late, default=0) / 60, "min", n),
-        Figure("tracebacks in the server's log", _tracebacks(), "", n, at_most=0),
-        Figure("minutes in all", minutes, "min", "1 run"),
+        Figure("interruptions in the middle of a night", day.in_the_middle, "", n, at_least=len(runs) * 2 // 3),
+        *(Figure(f"  {kind}", count, "", "of them") for kind, count in sorted(kinds.items())),
+        Figure("nights that crashed and went on by themselves", resumed, "", n, at_least=1),
+        Figure("longest wait after the night before", max((wait for _, wait in waits), default=0), "s", n),
+        Figure("messages", len(hook.heard), "", n),
+        Figure("messages missing, doubled or untrue", told, "", f"{len(everything)} runs", at_most=0),
+        Figure("longest time until somebody was told", late, "s", n, at_most=MOST_LATE_SECONDS),
+        Figure("changes by a person that were undone, or commands that failed", len(day.failed), "", n, at_most=0),
+        Figure("tracebacks in the server's log", _tracebacks(stack.config), "", n),
     ]
-    for figure in figures:
-        print(figure, flush=True)
     return figures
 
 
-def _messages(nights: int) -> list[Figure]:
-    """Runs nights one after the other and counts those of which the server does not have every message.
-
-    In this process, so that they follow each other closely; the reports that their events start run meanwhile.
-    """
-    lost, runs = 0, 0
-    print(f"  counting the messages of {nights} nights", flush=True)
-    logging.disable(logging.CRITICAL)
-    while runs < nights:
-        began = datetime.now(UTC)
-        batch = [_evaluate() for _ in range(min(BATCH, nights - runs))]
-        _wait_for_reports(len(batch), began)
-        with _client() as prefect:
-            lost += sum(not _all_messages(prefect, run) for run in batch)
-        runs += len(batch)
-        print(f"  {runs} nights, {lost} with a lost message", flush=True)
-    figures = [
-        Figure(f"of {nights} nights, those of which a message was lost", lost, "", f"{nights} nights", at_most=1)
-    ]
-    print(figures[0], flush=True)
-    return figures
+def _waits(runs: "list[FlowRun]", judged: dict[UUID, Any]) -> "list[tuple[FlowRun, float]]":
+    """Seconds that each night waited although its time had come and the one before it was over."""
+    before: datetime | None = None
+    waits = []
+    for run in sorted(runs, key=lambda run: str(judged[run.id].started)):
+        assert run.expected_start_time is not None
+        due = max(run.expected_start_time, before) if before else run.expected_start_time
+        waits.append((run, (datetime.fromisoformat(judged[run.id].started) - due).total_seconds()))
+        before = datetime.fromisoformat(judged[run.id].stopped)
+    return waits
 
 
-def _evaluate() -> UUID:
-    """Runs a night here and returns its flow run's id."""
-    from flows.nightly_evaluation import nightly_evaluation
-
-    state = nightly_evaluation(return_state=True)
-    identifier = state.state_details.flow_run_id
-    assert identifier is not None
-    return identifier
-
-
-def _wait_for_reports(count: int, since: datetime) -> None:
-    """Until so many reports have ended that were started since then, or none comes any more."""
-    deadline = time.monotonic() + NIGHT_SECONDS
-    while time.monotonic() < deadline:
-        with _client() as prefect:
-            deployment = prefect.read_deployment_by_name("confidence-report/local")
-            reports = [
-                run
-                for run in _all_runs(prefect)
-                if run.deployment_id == deployment.id and run.created and run.created >= since
-            ]
-        ended = [run for run in reports if run.state_type and run.state_type.value in TERMINAL]
-        if len(ended) >= count:
-            return
-        if len(ended) == len(reports) and time.monotonic() > deadline - NIGHT_SECONDS + 60:
-            return
-        time.sleep(3)
+def _told(day: Day, runs: "list[FlowRun]", hook: Webhook) -> tuple[int, float]:
+    """Returns how many messages are missing, doubled or untrue, and the longest time that one took in seconds."""
+    told_states = {"Missed", "Incomplete", "Failed", "Crashed", "Cancelled", "Alerts", "Approved", "Rejected"}
+    wrong, late = 0, 0.0
+    for run in runs:
+        heard = [(when, text) for when, text in hook.heard if str(run.id) in text]
+        due = run.deployment_id is not None and run.state_name in told_states
+        if len(heard) != due:
+            wrong += 1
+            day.broken.append(f"{run.name} ({run.state_name}): told {len(heard)} times: {[text for _, text in heard]}")
+        for when, text in heard:
+            if f"{run.state_name}: " not in text:
+                wrong += 1
+                day.broken.append(f"{run.name} is {run.state_name}, and somebody was told: {text}")
+            if run.end_time:
+                late = max(late, (when - run.end_time).total_seconds())
+    return wrong, late
 
 
-def _all_messages(prefect: "SyncPrefectClient", run: UUID) -> bool:
-    """Whether the server has the run's start and end and the evaluation's event, and started its report."""
-    from prefect.events.filters import EventFilter, EventResourceFilter
-
-    wanted = [f"prefect.flow-run.{run}", f"scones.evaluation.{run_id(run)}"]
-    page = prefect.read_events(EventFilter(resource=EventResourceFilter(id=wanted)), limit=50)
-    names = {event.event.rsplit(".", 1)[1] for event in page.events}
-    return {"Running", "completed"} <= names and bool({"Passed", "Missed"} & names) and _reported(prefect, run)
-
-
-def _reported(prefect: "SyncPrefectClient", run: UUID) -> bool:
-    return _reports(prefect)[run_id(run)] > 0
-
-
-def _client() -> "SyncPrefectClient":
+def client() -> "SyncPrefectClient":
     from prefect.client.orchestration import get_client
 
     return get_client(sync_client=True)
 
 
-def _resume_added_schedule() -> None:
+def _add_schedule() -> None:
     """A schedule of many nights an hour, added paused and then resumed as the README says."""
     interval = ["--interval", str(INTERVAL_SECONDS), "--no-active"]
-    subprocess.run(
-        ["prefect", "deployment", "schedule", "create", NIGHTLY, *interval],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    with _client() as prefect:
+    _prefect("schedule", "create", NIGHTLY, *interval)
+    with client() as prefect:
         schedules = prefect.read_deployment_by_name(NIGHTLY).schedules
-    added = next(each for each in schedules if hasattr(each.schedule, "interval"))
-    subprocess.run(
-        ["prefect", "deployment", "schedule", "resume", NIGHTLY, str(added.id)], check=True, stdout=subprocess.DEVNULL
-    )
+    added = next(str(each.id) for each in schedules if hasattr(each.schedule, "interval"))
+    _prefect("schedule", "resume", NIGHTLY, added)
 
 
-def _pause_schedules() -> None:
-    with _client() as prefect:
+def _pause() -> None:
+    """Pauses what is active; applying a file gives schedules new ids."""
+    with client() as prefect:
         for each in prefect.read_deployment_by_name(NIGHTLY).schedules:
             if each.active:
-                subprocess.run(
-                    ["prefect", "deployment", "schedule", "pause", NIGHTLY, str(each.id)],
-                    check=True,
-                    stdout=subprocess.DEVNULL,
-                )
+                _prefect("schedule", "pause", NIGHTLY, str(each.id))
 
 
-def _scheduled_nights(prefect: "SyncPrefectClient") -> "list[FlowRun]":
-    """Runs of the nightly deployment whose time has come."""
-    deployment = prefect.read_deployment_by_name(NIGHTLY)
+def _prefect(*command: str) -> None:
+    subprocess.run(["prefect", "deployment", *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def scheduled_nights() -> "list[FlowRun]":
+    """Runs that a schedule of the nightly deployment made, whose time has come."""
     now = datetime.now(UTC)
-    runs = [run for run in _all_runs(prefect) if run.deployment_id == deployment.id]
+    with client() as prefect:
+        deployment = prefect.read_deployment_by_name(NIGHTLY).id
+        runs = [run for run in all_runs(prefect) if run.deployment_id == deployment]
     return [run for run in runs if run.auto_scheduled and run.expected_start_time and run.expected_start_time <= now]
 
 
-def _all_runs(prefect: "SyncPrefectClient") -> "list[FlowRun]":
+def all_runs(prefect: "SyncPrefectClient") -> "list[FlowRun]":
     runs: list[FlowRun] = []
     while page := prefect.read_flow_runs(limit=200, offset=len(runs)):
         runs += page
     return runs
 
 
-def _unfinished() -> "list[FlowRun]":
+def unfinished() -> "list[FlowRun]":
     """Runs of any deployment that are under way, or whose time has come and that wait."""
     now = datetime.now(UTC)
-    with _client() as prefect:
+    with client() as prefect:
         return [
             run
-            for run in _all_runs(prefect)
+            for run in all_runs(prefect)
             if run.state_type is not None
             and run.state_type.value not in TERMINAL
             and not (run.expected_start_time and run.expected_start_time > now)
         ]
 
 
-def _reports(prefect: "SyncPrefectClient") -> Counter[str]:
-    """How many runs of confidence-report completed for each evaluation's RUN."""
-    deployment = prefect.read_deployment_by_name("confidence-report/local")
-    runs = [run for run in _all_runs(prefect) if run.deployment_id == deployment.id]
-    return Counter(str(run.parameters.get("run")) for run in runs)
-
-
-def _wait_for_end(prefect: "SyncPrefectClient", run: UUID) -> None:
-    deadline = time.monotonic() + NIGHT_SECONDS
-    while True:
+def _is_over(run: UUID) -> bool:
+    with client() as prefect:
         state = prefect.read_flow_run(run).state
-        if state is not None and state.type.value in TERMINAL:
-            return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"flow run {run} is {state} after {NIGHT_SECONDS} s")
-        time.sleep(0.5)
+    return state is not None and state.type.value in TERMINAL
 
 
-def _run_to_the_end(deployment: str, parameters: dict[str, Any] | None = None) -> None:
-    with _client() as prefect:
+def start_run(deployment: str, parameters: dict[str, Any]) -> UUID:
+    with client() as prefect:
         found = prefect.read_deployment_by_name(deployment)
-        run = prefect.create_flow_run_from_deployment(found.id, parameters=parameters or {}).id
-        _wait_for_end(prefect, run)
+        return prefect.create_flow_run_from_deployment(found.id, parameters=parameters).id
+
+
+def run_to_the_end(deployment: str, parameters: dict[str, Any]) -> None:
+    run = start_run(deployment, parameters)
+    deadline = time.monotonic() + RUN_SECONDS
+    while not _is_over(run):
+        assert time.monotonic() < deadline, f"{deployment} is not over after {RUN_SECONDS} s"
+        time.sleep(0.5)
+    with client() as prefect:
         state = prefect.read_flow_run(run).state
-        assert state is not None and state.is_completed(), state
+    assert state is not None and state.is_completed(), state
 
 
-def _train_and_roll_out(seed: int) -> None:
-    _run_to_the_end("train-model/local", {"hyperparameters": {"seed": seed}})
-    _run_to_the_end("deploy-endpoint/local")
-
-
-def _kill_worker(config: LocalConfig) -> bool:
-    """SIGKILL for the worker and for the process of the next night as soon as it runs; False if none did."""
-    from testing.flow_runs import processes_of, worker_processes
-
-    deadline = time.monotonic() + 90
-    with _client() as prefect:
-        while time.monotonic() < deadline:
-            running = [run for run in _scheduled_nights(prefect) if run.state_name == "Running"]
-            if running and (processes := processes_of(running[0].id)):
-                for process in [*worker_processes(config), *processes]:
-                    process.kill()
-                state = prefect.read_flow_run(running[0].id).state_name
-                if state == "Running":
-                    return True
-            time.sleep(0.1)
-    return False
-
-
-def _note_verdicts(week: Week) -> None:
+def _note_verdicts(bucket: str, day: Day) -> None:
     """Remembers each summary as it was when it was first seen."""
-    for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=_bucket(), Prefix="evaluations/"):
+    for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix="evaluations/"):
         for item in page.get("Contents", []):
             if "/summary" in item["Key"]:
-                week.verdicts.setdefault(item["Key"], item["ETag"])
+                day.verdicts.setdefault(item["Key"], item["ETag"])
 
 
-def _etag(key: str) -> str:
-    found: str = _s3().head_object(Bucket=_bucket(), Key=key)["ETag"]
+def _etag(bucket: str, key: str) -> str:
+    found: str = _s3().head_object(Bucket=bucket, Key=key)["ETag"]
     return found
 
 
 def _s3() -> Any:
-    import boto3
+    from tasks.aws.clients import client
 
-    return boto3.client("s3")
-
-
-def _bucket() -> str:
-    name: str = _s3().list_buckets()["Buckets"][0]["Name"]
-    return name
+    return client("s3")
 
 
-def _tracebacks() -> int:
-    log = Path(os.environ["SCONES_STATE"]) / "logs" / "prefect-server.log"
+def _tracebacks(config: LocalConfig) -> int:
+    log = config.state / "logs" / "prefect-server.log"
     return log.read_text(errors="replace").count("Traceback (most recent call last)")
 
 

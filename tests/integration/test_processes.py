@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import status
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig, free_port
 from local_aws.environment import aws_variables
@@ -178,6 +179,8 @@ def test_real_aws_starts_only_server_and_worker(own: tuple[LocalConfig, dict[str
     assert done.returncode == 0, done.stdout + done.stderr
     assert listening(config) == [config.prefect_port]
     worker = next(p for p in services.supervised_processes(config) if "worker" in p.cmdline())
+    watch = next(p for p in services.supervised_processes(config) if "watch" in p.cmdline())
+    assert watch.cmdline()[-1] == "aws"
     assert worker.environ()["AWS_PROFILE"] == "production"
     assert worker.environ()["PREFECT_API_URL"] == f"{config.prefect_url}/api"
     listed = call(environment, "sh", "-c", f'. "{config.state}/env.sh" && prefect deployment ls').stdout
@@ -211,8 +214,10 @@ def test_a_second_up_applies_what_has_changed_and_status_says_what_is_used(
     environment = {name: value for name, value in environment.items() if name != "SCONES_EPOCHS"}
     up = [sys.executable, "-m", "local_aws", "up"]
     assert call({**environment, "SCONES_EPOCHS": "3"}, *up).returncode == 0
-    told = call(environment, "make", "status").stdout
-    assert f"Prefect UI      {config.prefect_url}" in told
+    shown = call(environment, "make", "status")
+    assert shown.returncode == 0, shown.stderr
+    told = shown.stdout
+    assert f"Prefect UI      {config.prefect_url}" in told and "no evaluation has ended yet" in told
     assert "SCONES_EPOCHS: 3, now not set" in told
     moved = call({**environment, "SCONES_PREFECT_PORT": "1"}, "make", "status").stdout
     assert f"Prefect UI      {config.prefect_url}" in moved  # where it is, not where it would be
@@ -231,8 +236,9 @@ def test_a_second_up_applies_what_has_changed_and_status_says_what_is_used(
 
 def test_status_and_help_explain(own: tuple[LocalConfig, dict[str, str]], tmp_path: Path) -> None:
     _, environment = own
-    down = call(environment, "make", "status")
-    assert (down.returncode, "make up" in down.stdout) == (0, True)
+    down = call(environment, sys.executable, "status.py")
+    assert (down.returncode, "make up" in down.stdout) == (status.DOWN, True)
+    assert call(environment, "make", "status").returncode != 0
     shutil.copy(ROOT / "Makefile", tmp_path)
     assert "Nothing is set up" in call(environment, "make", "status", cwd=tmp_path).stdout
     wrong = call(environment, "make", "demo", "DATASET=none.tar.gz", cwd=tmp_path)

@@ -345,12 +345,12 @@ def test_a_deployment_waits_for_an_evaluation_and_changes_nothing_twice(own: Ins
         assert flow.stderr is not None
         for line in flow.stderr:
             log.append(line)
-            if "waiting for it" in line:
+            if "waiting for" in line:
                 break
         assert "already" not in "".join(log)
     log.append(flow.communicate(timeout=120)[1])
     assert flow.returncode == 0, "".join(log)
-    assert "waiting for it" in "".join(log[:-1])
+    assert "an evaluation has held it since" in "".join(log[:-1])
     assert "already" in log[-1]
     assert str(getattr(find(own.endpoint), "endpoint_config_name", "")) == config
 
