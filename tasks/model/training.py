@@ -30,7 +30,7 @@ from tasks.aws.logs import TRAINING_LOGS, LogTail
 from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.installation import DatasetNote, Installation
-from tasks.model.sizing import TUNABLE, hyperparameters_for, in_words, sizing
+from tasks.model.sizing import TUNABLE, corrected, hyperparameters_for, in_words, sizing
 from tasks.run import Log
 from tasks.waiting import look_until
 
@@ -43,6 +43,7 @@ CODE_CHANNEL = "code"
 SOURCES = (
     "train.py",
     "fitting.py",
+    "checkpoints.py",
     "evaluate.py",
     "out_of_fold.py",
     "calibration.py",
@@ -214,7 +215,12 @@ def wait(name: str, progress: Log) -> CompletedJob:
 
     A cancelled flow stops the job, and so does the end of the time that the settings give it.
     """
-    log = LogTail(TRAINING_LOGS, f"{name}/", progress)
+
+    def tell(line: str) -> None:
+        for each in (line, *corrected(line, settings().training_max_seconds)):
+            progress(each)
+
+    log = LogTail(TRAINING_LOGS, f"{name}/", tell)
     with _stopped_on_cancel(name, progress):
         job = _wait_for_end(name, log, progress)
     log.read()
