@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0
 CODE_CHANNEL = "code"
+# Below it a folder for each job.
+CHECKPOINTS_PREFIX = "checkpoints/"
+# As many as SageMaker allows. A job whose instance failed goes on from its checkpoints, within the time that it has.
+RETRIES = 30
 SOURCES = (
     "train.py",
     "fitting.py",
@@ -330,9 +334,11 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
     from sagemaker.core.resources import TrainingJob
     from sagemaker.core.shapes import (
         AlgorithmSpecification,
+        CheckpointConfig,
         MetricDefinition,
         OutputDataConfig,
         ResourceConfig,
+        RetryStrategy,
         StoppingCondition,
         VpcConfig,
     )
@@ -385,6 +391,11 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
                         volume_size_in_gb=10,
                         **volume_key,
                     ),
+                    checkpoint_config=CheckpointConfig(
+                        s3_uri=f"s3://{installation.bucket}/{CHECKPOINTS_PREFIX}{name}/",
+                        local_path="/opt/ml/checkpoints",
+                    ),
+                    retry_strategy=RetryStrategy(maximum_retry_attempts=RETRIES),
                     stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds, **wait),
                     **spot,
                     tags=sdk_tags(),

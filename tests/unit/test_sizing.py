@@ -69,7 +69,9 @@ def test_what_is_said_names_time_place_and_price() -> None:
     size = sizing(1000, 32, hyperparameters(84, 5))
     (line,) = in_words(size, "ml.m5.xlarge", False, 3600)
     assert line.startswith("training: 1,000 images of 32 x 32 pixels, 84 epochs, 6 networks; about ")
-    told = f"{duration(size.seconds(4))} on ml.m5.xlarge, ${size.dollars('ml.m5.xlarge'):.2f}: a guess for such a machine"
+    told = (
+        f"{duration(size.seconds(4))} on ml.m5.xlarge, ${size.dollars('ml.m5.xlarge'):.2f}: a guess for such a machine"
+    )
     assert line.endswith(f"{told}, which the log corrects after the first epoch")
     here, there = in_words(size, "ml.m5.xlarge", True, 3600)
     assert "cores of this machine: a guess" in here and there.endswith("SCONES_TRAINING_INSTANCE_TYPE=ml.m5.xlarge")
