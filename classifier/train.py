@@ -44,7 +44,7 @@ HYPERPARAMETERS = (
     "classifier",
     "outlier_share",
 )
-# What decides what comes of fitting a network; another version of it goes on from no checkpoint.
+# Code that decides how a network comes out; another version of it goes on from no checkpoint.
 FITTING = ("train.py", "fitting.py", "network.py")
 CODE = ("inference.py", "serving.py", "network.py", "out_of_fold.py", "requirements.txt")
 # Of images that people reviewed, in the channel `train`.

@@ -36,7 +36,7 @@ START_SECONDS = 20
 CORES = {"ml.m5.xlarge": 4, "ml.c5.2xlarge": 8, "ml.c5.4xlarge": 16}
 # Above that an instance with more cores is suggested.
 LONG_SECONDS = 1800
-# What classifier/fitting.py prints after the first epoch.
+# Printed by classifier/fitting.py after the first epoch.
 ESTIMATE = re.compile(r"\bestimated_seconds=(\d+) estimated_end=\S+T(\d\d:\d\d)\S*Z")
 
 

@@ -115,7 +115,7 @@ def readable(role_arn: str, uri: str, as_prefix: bool = False) -> bool:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether AWS answered that the caller may not, or asked for what is not there."""
+    """True if AWS answered that the caller may not, or asked for something that is not there."""
     if not isinstance(error, ClientError):
         return False
     return 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) < 500

@@ -15,7 +15,7 @@ from local_sagemaker.store import Record
 
 logger = logging.getLogger(__name__)
 
-# What SageMaker mounts into a container, and below it the folder that is the default.
+# Mounted into a container by SageMaker, and below it the default folder.
 BASE = "/opt/ml/"
 DEFAULT_PATH = f"{BASE}checkpoints/"
 SYNC_SECONDS = 2.0

@@ -24,7 +24,7 @@ from local_sagemaker.store import Record
 logger = logging.getLogger(__name__)
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-# What says where a container's code is.
+# Names where a container's code is.
 CODE_PARAMETER = "sagemaker_submit_directory"
 STOP_GRACE_SECONDS = 120.0
 TOOLKIT_MODULES = {"pytorch": "sagemaker_pytorch_container.training:main"}
