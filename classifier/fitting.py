@@ -2,11 +2,16 @@
 
 import argparse
 import copy
+import heapq
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from checkpoints import NOWHERE, Checkpoint
 from network import Classifier, batches, features, normalize
 from torch import Tensor, nn
 
@@ -19,14 +24,57 @@ TURNED_SHARE = 0.5
 TURNED_WEIGHT = 0.5
 # Of as many pixels at most are patches looked at, a row of 27 numbers each.
 WHITENED_PIXELS = 1_500_000
+# A network is saved so often while it is trained, and at least as often as that many seconds say.
+CHECKPOINTS = 4
+CHECKPOINT_SECONDS = 300.0
 
 
-def fit(pixels: Tensor, labels: Tensor, rows: Tensor, options: argparse.Namespace, member: str) -> Classifier:
+@dataclass(frozen=True)
+class Work:
+    """All that a training has yet to do, of which the first epoch's pace tells how long it takes.
+
+    left: images that each network is yet to be shown, in the order in which they are fitted. cores: how many are fitted
+    at once. began: when the training did, in seconds since 1970.
+    """
+
+    left: tuple[int, ...]
+    cores: int
+    began: float
+
+    def estimate(self, images: int, seconds: float) -> str:
+        """A line with the estimate, after an epoch of that many images that took so long and has just ended."""
+        waited = time.time() - seconds - self.began
+        total = waited + seconds_of(self.left, self.cores, images / max(seconds, 1e-6))
+        end = datetime.fromtimestamp(self.began + total, UTC)
+        return f"estimated_seconds={total:.0f} estimated_end={end:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def seconds_of(left: Sequence[int], cores: int, images_per_second: float) -> float:
+    """How long networks take that are fitted in this order, each on the core that is free first.
+
+    left: images that each is to be shown. images_per_second: of one core.
+    """
+    free = [0.0] * cores
+    for images in left:
+        heapq.heapreplace(free, free[0] + images / images_per_second)
+    return max(free)
+
+
+def fit(
+    pixels: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    options: argparse.Namespace,
+    member: str,
+    checkpoint: Checkpoint = NOWHERE,
+    work: Work | None = None,
+) -> Classifier:
     """Trains a network on some of the images and returns the average of its weights over the last epochs.
 
     Besides the classes it learns to tell upright images from turned ones, as examples of what is of no class. pixels:
     (n, 3, height, width) uint8, which may be a file's; a batch at a time is in memory. labels: (n,). rows: indices of
-    those to train on. member: how its lines of progress begin.
+    those to train on. member: how its lines of progress begin. checkpoint: where the network is saved, and from which
+    it goes on as if it had never been interrupted. work: if an estimate is to be printed after the first epoch.
     """
     model = Classifier(options.num_classes, options.image_shape)
     model.whiten(normalize(pixels[_enough(rows, pixels)]))
@@ -47,8 +95,17 @@ def fit(pixels: Tensor, labels: Tensor, rows: Tensor, options: argparse.Namespac
     )
     loss_function = nn.CrossEntropyLoss(label_smoothing=LABEL_SMOOTHING)
     half_precision = multiplies_bfloat16()
-    step = 0
-    for epoch in range(1, options.epochs + 1):
+    parts = {"average": average, "model": model, "optimizer": optimizer, "schedule": schedule}
+    state = checkpoint.load()
+    done, step = state.get("epoch", 0), state.get("step", 0)
+    if state:
+        for name, part in parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"])
+        print(f"member={member} goes on after epoch={done}/{options.epochs}\n", end="", flush=True)
+    saved = time.monotonic()
+    for epoch in range(done + 1, options.epochs + 1):
         started = time.monotonic()
         model.train()
         total_loss = correct = 0.0
@@ -78,6 +135,15 @@ def fit(pixels: Tensor, labels: Tensor, rows: Tensor, options: argparse.Namespac
             end="",  # the line end in the same write: other members print too
             flush=True,
         )
+        if work and epoch == done + 1:
+            print(f"{work.estimate(len(rows), time.monotonic() - started)}\n", end="", flush=True)
+        due = epoch % math.ceil(options.epochs / CHECKPOINTS) == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS
+        if due or epoch == options.epochs:
+            # Nothing but the average is needed of a network that is done.
+            kept = parts if epoch < options.epochs else {"average": average}
+            states = {name: part.state_dict() for name, part in kept.items()}
+            checkpoint.save({"epoch": epoch, "step": step, "random": torch.get_rng_state(), **states})
+            saved = time.monotonic()
     average.eval()
     total = torch.zeros(average.direction.shape, dtype=torch.float64)
     for part in batches(rows, pixels):

@@ -11,11 +11,13 @@ its shape, the figures, these answers and the inference code to SM_MODEL_DIR.
 
 import argparse
 import csv
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import tempfile
+import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +27,8 @@ import calibration
 import numpy as np
 import thresholds
 import torch
-from fitting import fit
+from checkpoints import Checkpoint, configured_folder, discard, file_of
+from fitting import Work, fit
 from network import Answers, Model, OutlierScale, Prediction, Shape, assign_folds
 from PIL import Image
 from torch import Tensor
@@ -41,6 +44,8 @@ HYPERPARAMETERS = (
     "classifier",
     "outlier_share",
 )
+# Code that decides how a network comes out; another version of it goes on from no checkpoint.
+FITTING = ("train.py", "fitting.py", "network.py")
 CODE = ("inference.py", "serving.py", "network.py", "out_of_fold.py", "requirements.txt")
 # Of images that people reviewed, in the channel `train`.
 REVIEWED_FOLDER = "reviewed/"
@@ -74,6 +79,7 @@ def _train(options: argparse.Namespace, file: Path) -> None:
     save(model, figures, options.model_dir)
     write_answers(options.model_dir / "out_of_fold.csv", names, labels.numpy(), answered, model.predict(answered))
     print_figures(figures)
+    discard(options.checkpoints)
 
 
 def load(
@@ -131,33 +137,67 @@ def nobody_selected(names: list[str]) -> Tensor:
 
 def cross_fit(pixels: Tensor, labels: Tensor, options: argparse.Namespace, file: Path) -> Model:
     """A model whose networks are each trained in a process and on a core of their own. file: what has the pixels."""
+    began = time.time()
     model = Model(Shape(options.num_classes, options.folds, options.repeats, options.final, options.image_shape))
+    rows = [
+        np.flatnonzero(assigned != fold)
+        for repeat in range(options.repeats)
+        for assigned in (assign_folds(pixels.numpy(), options.folds, repeat),)
+        for fold in range(options.folds)
+    ]
+    numbered, networks = list(enumerate(rows, start=1)), list(model.members)
+    if model.final is not None:  # which takes longest
+        numbered.insert(0, (len(rows) + 1, np.arange(len(labels))))
+        networks.insert(0, model.final)
+    training = fingerprint(labels, options, file) if options.checkpoints else ""
+    checkpoints = [Checkpoint(file_of(options.checkpoints, member), training) for member, _ in numbered]
+    done = [checkpoint.load().get("epoch", 0) for checkpoint in checkpoints]
+    # Each network answers once what it was fitted to, which takes as long as an epoch.
+    left = [(options.epochs - epochs + 1) * len(chosen) for epochs, (_, chosen) in zip(done, numbered, strict=True)]
+    cores = os.cpu_count() or 1
+    work = Work(tuple(left), cores, began)
+    first = next((number for number, epochs in enumerate(done) if epochs < options.epochs), None)
     # numpy arrays: torch would share tensors through file descriptors, of which there may be too few.
     jobs: list[Future[Any]] = []
-    networks = ([model.final] if model.final is not None else []) + list(model.members)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__"])  # PyTorch is loaded once, not by every process
-    with ProcessPoolExecutor(os.cpu_count() or 1, context) as pool:
-        if model.final is not None:  # which takes longest
-            rows = np.arange(len(labels))
-            jobs.append(pool.submit(_fit_network, file, labels.numpy(), rows, options, len(networks), len(networks)))
-        for repeat in range(options.repeats):
-            assigned = assign_folds(pixels.numpy(), options.folds, repeat)
-            for fold in range(options.folds):
-                rows, member = np.flatnonzero(assigned != fold), repeat * options.folds + fold + 1
-                jobs.append(pool.submit(_fit_network, file, labels.numpy(), rows, options, member, len(networks)))
+    with ProcessPoolExecutor(cores, context) as pool:
+        for number, ((member, chosen), checkpoint) in enumerate(zip(numbered, checkpoints, strict=True)):
+            given = (file, labels.numpy(), chosen, options, member, len(networks), checkpoint)
+            jobs.append(pool.submit(_fit_network, *given, work if number == first else None))
         for network, job in zip(networks, jobs, strict=True):
             network.load_state_dict({name: torch.from_numpy(value) for name, value in job.result().items()})
     return model.eval()
 
 
+def fingerprint(labels: Tensor, options: argparse.Namespace, file: Path) -> str:
+    """SHA-256 of the code, hyperparameters, images and labels of a training."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for name in FITTING:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    hyperparameters = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+    digest.update(json.dumps(hyperparameters, sort_keys=True).encode())
+    digest.update(labels.numpy().tobytes())
+    with file.open("rb") as images:
+        digest.update(hashlib.file_digest(images, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _fit_network(
-    file: Path, labels: np.ndarray, rows: np.ndarray, options: argparse.Namespace, member: int, of: int
+    file: Path,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    options: argparse.Namespace,
+    member: int,
+    of: int,
+    checkpoint: Checkpoint,
+    work: Work | None,
 ) -> dict[str, np.ndarray]:
     torch.manual_seed(options.seed * 1000 + member)
     torch.set_num_threads(1)
     chosen = torch.from_numpy(rows)
-    network = fit(read_pixels(file), torch.from_numpy(labels), chosen, options, f"{member}/{of}")
+    pixels = read_pixels(file)
+    network = fit(pixels, torch.from_numpy(labels), chosen, options, f"{member}/{of}", checkpoint, work)
     return {name: np.array(value) for name, value in network.state_dict().items()}
 
 
@@ -332,6 +372,7 @@ def _options() -> argparse.Namespace:
     for name in ("train", "train_lst", "model_dir"):
         if getattr(options, name) is None:
             parser.error(f"--{name} is needed outside SageMaker")
+    options.checkpoints = configured_folder(environment.get("SM_INPUT_CONFIG_DIR"))
     options.final = options.classifier == "single"
     if options.final and options.repeats != 1:
         parser.error("--repeats is 1 where a single network serves: the mean of several tells nothing about one")

@@ -1,6 +1,7 @@
 """How a training suits the number and size of its images, how long it takes and what it costs, before it starts."""
 
 import os
+import re
 from dataclasses import dataclass
 
 from settings import Settings
@@ -35,6 +36,8 @@ START_SECONDS = 20
 CORES = {"ml.m5.xlarge": 4, "ml.c5.2xlarge": 8, "ml.c5.4xlarge": 16}
 # Above that an instance with more cores is suggested.
 LONG_SECONDS = 1800
+# Printed by classifier/fitting.py after the first epoch.
+ESTIMATE = re.compile(r"\bestimated_seconds=(\d+) estimated_end=\S+T(\d\d:\d\d)\S*Z")
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,7 @@ def in_words(size: Sizing, instance_type: str, local: bool, max_seconds: int) ->
     if cores:
         where = f"{cores} cores of this machine" if local else instance_type
         lines[0] += f"; about {duration(size.seconds(cores))} on {where}"
-        if size.seconds(cores) > max_seconds:
-            lines.append(
-                f"SageMaker stops it after {duration(max_seconds)}: raise SCONES_TRAINING_MAX_SECONDS, or choose fewer "
-                "epochs (SCONES_EPOCHS) or smaller images (SCONES_IMAGE_SIZE)"
-            )
+        lines += _too_long(size.seconds(cores), max_seconds)
     suggested = size.suggested_instance()
     if local or instance_type != suggested:
         took, dollars = size.seconds(CORES[suggested]), size.dollars(suggested)
@@ -127,7 +126,28 @@ def in_words(size: Sizing, instance_type: str, local: bool, max_seconds: int) ->
         lines.append(f"on AWS about {duration(took)}{price} with SCONES_TRAINING_INSTANCE_TYPE={suggested}")
     elif (dollars := size.dollars(instance_type)) is not None:
         lines[0] += f", ${dollars:.2f}"
+    if cores:
+        lines[0] += ": a guess for such a machine, which the log corrects after the first epoch"
     return lines
+
+
+def corrected(line: str, max_seconds: int) -> list[str]:
+    """Lines for people from the line of a job's log that says how long it takes; none from any other line."""
+    found = ESTIMATE.search(line)
+    if not found:
+        return []
+    seconds = int(found[1])
+    said = f"at the pace of its first epoch the training takes about {duration(seconds)}, until {found[2]} UTC"
+    return [said, *_too_long(seconds, max_seconds)]
+
+
+def _too_long(seconds: float, max_seconds: int) -> list[str]:
+    if seconds <= max_seconds:
+        return []
+    return [
+        f"SageMaker stops it after {duration(max_seconds)}: raise SCONES_TRAINING_MAX_SECONDS, or choose fewer "
+        "epochs (SCONES_EPOCHS) or smaller images (SCONES_IMAGE_SIZE)"
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -31,7 +31,7 @@ from tasks.aws.tags import sdk_tags
 from tasks.cancellation import is_cancelled
 from tasks.errors import SconesError
 from tasks.installation import DatasetNote, Installation
-from tasks.model.sizing import TUNABLE, hyperparameters_for, in_words, sizing
+from tasks.model.sizing import TUNABLE, corrected, hyperparameters_for, in_words, sizing
 from tasks.run import Log
 from tasks.waiting import look_until
 
@@ -41,9 +41,14 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 2.0
 CODE_CHANNEL = "code"
+# Below it a folder for each job.
+CHECKPOINTS_PREFIX = "checkpoints/"
+# As many as SageMaker allows. A job whose instance failed goes on from its checkpoints, within the time that it has.
+RETRIES = 30
 SOURCES = (
     "train.py",
     "fitting.py",
+    "checkpoints.py",
     "evaluate.py",
     "out_of_fold.py",
     "calibration.py",
@@ -215,7 +220,12 @@ def wait(name: str, progress: Log) -> CompletedJob:
 
     A cancelled flow stops the job, and so does the end of the time that the settings give it.
     """
-    log = LogTail(TRAINING_LOGS, f"{name}/", progress)
+
+    def tell(line: str) -> None:
+        for each in (line, *corrected(line, settings().training_max_seconds)):
+            progress(each)
+
+    log = LogTail(TRAINING_LOGS, f"{name}/", tell)
     with _stopped_on_cancel(name, progress):
         job = _wait_for_end(name, log, progress)
     log.read()
@@ -328,9 +338,11 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
     from sagemaker.core.resources import TrainingJob
     from sagemaker.core.shapes import (
         AlgorithmSpecification,
+        CheckpointConfig,
         MetricDefinition,
         OutputDataConfig,
         ResourceConfig,
+        RetryStrategy,
         StoppingCondition,
         VpcConfig,
     )
@@ -383,6 +395,11 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
                         volume_size_in_gb=10,
                         **volume_key,
                     ),
+                    checkpoint_config=CheckpointConfig(
+                        s3_uri=f"s3://{installation.bucket}/{CHECKPOINTS_PREFIX}{name}/",
+                        local_path="/opt/ml/checkpoints",
+                    ),
+                    retry_strategy=RetryStrategy(maximum_retry_attempts=RETRIES),
                     stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds, **wait),
                     **spot,
                     tags=sdk_tags(),

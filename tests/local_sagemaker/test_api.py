@@ -778,7 +778,7 @@ def test_what_would_be_ignored_is_refused(server: Server, world: World) -> None:
     """A caller who asks for it must not believe that it is done."""
     job = world.training_job(unique("api"))
     for path, value in {
-        "CheckpointConfig": {"S3Uri": "s3://bucket/checkpoints"},
+        "CheckpointConfig": {"S3Uri": "s3://bucket/checkpoints", "LocalPath": "/tmp/checkpoints"},
         "InputDataConfig.0.InputMode": "Pipe",
         "InputDataConfig.0.DataSource.S3DataSource.S3DataType": "AugmentedManifestFile",
     }.items():
@@ -804,6 +804,11 @@ def test_what_would_be_ignored_is_refused(server: Server, world: World) -> None:
     [
         ("InputDataConfig.0.ChannelName", "..", "no name for its folder"),
         ("OutputDataConfig.S3OutputPath", "https://bucket/out", "not an S3 URI"),
+        ("CheckpointConfig", {"S3Uri": "https://bucket/kept"}, "not an S3 URI"),
+        ("CheckpointConfig", {"S3Uri": "s3://bucket/kept", "LocalPath": "/opt/ml/model/kept"}, "none of code, input"),
+        ("CheckpointConfig", {"S3Uri": "s3://bucket/kept", "LocalPath": "/opt/ml/kept/../../up"}, "not supported"),
+        ("CheckpointConfig", {"LocalPath": "/opt/ml/checkpoints"}, "failed to satisfy constraint"),
+        ("RetryStrategy", {"MaximumRetryAttempts": 31}, "failed to satisfy constraint"),
         ("OutputDataConfig.S3OutputPath", "s3://bucket/../../out", "a part . or .."),
         ("AlgorithmSpecification.MetricDefinitions", [{"Name": "m", "Regex": "("}], "Metric m"),
         ("AlgorithmSpecification.MetricDefinitions", [{"Name": "m", "Regex": "x"}], "no capturing group"),

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -19,6 +21,7 @@ from PIL import Image
 from local_aws.config import ROOT
 from tasks.data.dataset import generated, manifest, png
 from tasks.data.generated import draw
+from testing.waiting import eventually
 
 CLASSES = ("bicycle", "motorcycle")
 
@@ -33,6 +36,21 @@ def run_training(
     reviewed: int = 0,
 ) -> subprocess.CompletedProcess[str]:
     """reviewed: of the first images, so many are below reviewed/."""
+    command, environment = training(folder, *arguments, samples=samples, classes=classes, size=size, reviewed=reviewed)
+    if damage:
+        (folder / "train" / damage).write_bytes(b"not an image")
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def training(
+    folder: Path,
+    *arguments: str,
+    samples: int = 24,
+    classes: tuple[str, ...] = CLASSES,
+    size: int = 32,
+    reviewed: int = 0,
+) -> tuple[list[str], dict[str, str]]:
+    """The command of a training job and its environment, as for run_training."""
     dataset = generated(classes, 12, 1, size)
     names = tuple(f"reviewed/{name}" if n < reviewed else name for n, name in enumerate(dataset.train.names))
     dataset = replace(dataset, train=replace(dataset.train, names=names))
@@ -41,8 +59,6 @@ def run_training(
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name, pixels in zip(dataset.train.names, dataset.train.pixels, strict=True):
         (folder / "train" / name).write_bytes(png(pixels))
-    if damage:
-        (folder / "train" / damage).write_bytes(b"not an image")
     (folder / "train_lst" / "train.lst").write_text(manifest(dataset.train))
     defaults = ["--num_classes", "2", "--num_training_samples", str(samples), "--epochs", "2", "--seed", "3"]
     defaults += ["--folds", "2", "--repeats", "1"]
@@ -51,9 +67,9 @@ def run_training(
         "SM_CHANNEL_TRAIN": str(folder / "train"),
         "SM_CHANNEL_TRAIN_LST": str(folder / "train_lst"),
         "SM_MODEL_DIR": str(folder / "model"),
+        "SM_INPUT_CONFIG_DIR": str(folder),
     }
-    command = [sys.executable, str(ROOT / "classifier" / "train.py"), *defaults, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return [sys.executable, str(ROOT / "classifier" / "train.py"), *defaults, *arguments], environment
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +80,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("member=")]
     epochs = sorted((line[0], line[1]) for line in lines)
     assert epochs == [(f"member={m}/3", f"epoch={e}/2") for m in (1, 2, 3) for e in (1, 2)]
+    (estimate,) = [line for line in done.stdout.splitlines() if line.startswith("estimated_seconds=")]
+    assert re.fullmatch(r"estimated_seconds=\d+ estimated_end=[0-9T:-]+Z", estimate)
     return folder / "model"
 
 
@@ -83,11 +101,25 @@ def test_ray_serves_config_names_what_is_in_the_archive(model: Path) -> None:
 
 
 def test_a_seed_gives_the_same_weights_again(model: Path, tmp_path: Path) -> None:
-    import torch
-
     assert run_training(tmp_path).returncode == 0
     first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (model, tmp_path / "model"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_job_that_is_killed_and_started_again_leaves_the_same_model(model: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "checkpoints"
+    (tmp_path / "checkpointconfig.json").write_text(json.dumps({"LocalPath": str(kept)}))
+    command, environment = training(tmp_path)
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    eventually(lambda: killed.poll() is not None or list(kept.glob("*.pt")))
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    done = run_training(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after epoch=" in done.stdout
+    first, second = (torch.load(folder / "model.pt", weights_only=True) for folder in (model, tmp_path / "model"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not list(kept.iterdir())
 
 
 def test_wrong_data_ends_training_with_what_is_wrong(tmp_path: Path) -> None:

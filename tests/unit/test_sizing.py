@@ -3,7 +3,7 @@
 import pytest
 
 from settings import Settings
-from tasks.model.sizing import CORES, duration, in_words, sizing, suited
+from tasks.model.sizing import CORES, corrected, duration, in_words, sizing, suited
 from tasks.prices import INSTANCE_HOUR
 
 
@@ -69,12 +69,25 @@ def test_what_is_said_names_time_place_and_price() -> None:
     size = sizing(1000, 32, hyperparameters(84, 5))
     (line,) = in_words(size, "ml.m5.xlarge", False, 3600)
     assert line.startswith("training: 1,000 images of 32 x 32 pixels, 84 epochs, 6 networks; about ")
-    assert line.endswith(f"{duration(size.seconds(4))} on ml.m5.xlarge, ${size.dollars('ml.m5.xlarge'):.2f}")
+    told = (
+        f"{duration(size.seconds(4))} on ml.m5.xlarge, ${size.dollars('ml.m5.xlarge'):.2f}: a guess for such a machine"
+    )
+    assert line.endswith(f"{told}, which the log corrects after the first epoch")
     here, there = in_words(size, "ml.m5.xlarge", True, 3600)
-    assert "cores of this machine" in here and there.endswith("SCONES_TRAINING_INSTANCE_TYPE=ml.m5.xlarge")
+    assert "cores of this machine: a guess" in here and there.endswith("SCONES_TRAINING_INSTANCE_TYPE=ml.m5.xlarge")
     lines = in_words(sizing(20_000, 96, hyperparameters(20, 3)), "ml.m5.xlarge", False, 3600)
     assert any("SageMaker stops it after 60 min" in line for line in lines)
     assert in_words(size, "ml.p9.huge", False, 3600)[0].endswith("6 networks")
+
+
+def test_the_jobs_own_estimate_is_told_in_words_and_so_is_a_limit_that_it_exceeds() -> None:
+    line = "estimated_seconds=2412 estimated_end=2026-11-29T19:20:31Z"
+    told = "at the pace of its first epoch the training takes about 40 min, until 19:20 UTC"
+    assert corrected(line, 3600) == [told]
+    first, second = corrected(line, 1800)
+    assert first == told and second.startswith("SageMaker stops it after 30 min: raise SCONES_TRAINING_MAX_SECONDS")
+    for other in ("member=1/6 epoch=1/84 train_loss=0.7 seconds=9.86", "estimated_seconds=soon", ""):
+        assert corrected(other, 3600) == []
 
 
 @pytest.mark.parametrize(("seconds", "says"), [(12, "12 s"), (90, "2 min"), (3600, "60 min"), (9000, "2.5 hours")])

@@ -1,13 +1,15 @@
-"""A training job that is to stop: what is tried again, what is left alone, and what is said."""
+"""A training job without AWS: what it is asked for, what is said of it, and how it is stopped."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from sagemaker.core.resources import TrainingJob
 
 from tasks.aws.errors import AwsError
 from tasks.model import training
+from tasks.run import Log
 
 Codes = list[str]
 
@@ -26,6 +28,43 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> tuple[Codes, Codes]:
 
     monkeypatch.setattr(training, "client", lambda service: SimpleNamespace(stop_training_job=stop_training_job))
     return codes, names
+
+
+def test_each_job_has_checkpoints_of_its_own_and_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    created: dict[str, Any] = {}
+    monkeypatch.setattr(TrainingJob, "create", lambda **given: created.update({given["training_job_name"]: given}))
+    monkeypatch.setattr(training, "sdk", dict)
+    installation: Any = SimpleNamespace(bucket="bucket", training_role_arn="arn:aws:iam::000000000000:role/train")
+    for name in ("job-1", "job-1-2"):
+        training._start(name, installation, training.JobPlan("train.py", "s3://bucket/code.tar.gz", {}, {}, ()))
+        # Without the slash the first would get what the second saved.
+        assert created[name]["checkpoint_config"].s3_uri == f"s3://bucket/checkpoints/{name}/"
+        assert created[name]["retry_strategy"].maximum_retry_attempts == 30
+
+
+def test_the_jobs_own_estimate_is_told_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = SimpleNamespace(s3_model_artifacts="s3://bucket/model.tar.gz")
+    job = SimpleNamespace(
+        training_job_status="Completed",
+        secondary_status="Completed",
+        model_artifacts=artifacts,
+        final_metric_data_list=[],
+    )
+    said = ["member=6/6 epoch=1/84 seconds=28.4", "estimated_seconds=2412 estimated_end=2026-11-29T19:20:31Z"]
+
+    class Tail:
+        def __init__(self, group: str, prefix: str, progress: Log) -> None:
+            self.progress = progress
+
+        def read(self) -> None:
+            while said:
+                self.progress(said.pop(0))
+
+    monkeypatch.setattr(training, "LogTail", Tail)
+    monkeypatch.setattr(training, "_find", lambda name: job)
+    lines: list[str] = []
+    training.wait("job", lines.append)
+    assert lines[2] == "at the pace of its first epoch the training takes about 40 min, until 19:20 UTC"
 
 
 def test_a_stop_is_tried_again_while_aws_is_busy(asked: tuple[Codes, Codes]) -> None:

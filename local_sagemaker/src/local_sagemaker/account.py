@@ -93,7 +93,7 @@ def assumable(role_arn: str) -> bool:
     try:
         client_as(role_arn, "s3")
     except ClientError as error:
-        if _is_refusal(error):
+        if is_refusal(error):
             return False
         raise
     return True
@@ -108,13 +108,16 @@ def readable(role_arn: str, uri: str, as_prefix: bool = False) -> bool:
             return bool(s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("Contents"))
         s3.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if _is_refusal(error):
+        if is_refusal(error):
             return False
         raise
     return True
 
 
-def _is_refusal(error: ClientError) -> bool:
+def is_refusal(error: Exception) -> bool:
+    """True if AWS answered that the caller may not, or asked for something that is not there."""
+    if not isinstance(error, ClientError):
+        return False
     return 400 <= error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) < 500
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import regex
+from botocore.exceptions import BotoCoreError, ClientError
 
 from local_sagemaker import account, training_container
+from local_sagemaker.checkpoints import BASE, SYNC_SECONDS, Checkpoints
 from local_sagemaker.container import Container, container_environment, start_process
 from local_sagemaker.resources import TRAINING_JOB, Resources
 from local_sagemaker.store import Record
@@ -22,13 +24,16 @@ from local_sagemaker.store import Record
 logger = logging.getLogger(__name__)
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-# Where SageMaker mounts a container's channels, and what says where its code is.
-BASE = "/opt/ml/"
+# Names where a container's code is.
 CODE_PARAMETER = "sagemaker_submit_directory"
 STOP_GRACE_SECONDS = 120.0
 TOOLKIT_MODULES = {"pytorch": "sagemaker_pytorch_container.training:main"}
 METRIC_SECONDS = 1.0
+# After a restart AWS's other services may be starting too.
+ACCOUNT_SECONDS = 120.0
 MESSAGES = {
+    "Starting": "Starting the training job",
+    "Interrupted": "Training job interrupted",
     "Downloading": "Downloading input data",
     "Training": "Training image download completed. Training in progress.",
     "Uploading": "Uploading generated training model",
@@ -59,10 +64,27 @@ class TrainingJobs:
         self._containers: dict[str, Container] = {}
         self._shutdown = False
         shutil.rmtree(folder, ignore_errors=True)
-        for job in resources.store.all(TRAINING_JOB.path):
+        for job in sorted(resources.store.all(TRAINING_JOB.path), key=lambda job: job["CreationTime"]):
             if job["TrainingJobStatus"] in ("InProgress", "Stopping"):
-                reason = "InternalServerError: the server was restarted while the training job was in progress"
-                self._end(job["TrainingJobName"], "Failed", "Failed", reason)
+                self._recover(job)
+
+    def _recover(self, job: Record) -> None:
+        """Starts a job again whose instance went with the server, if it is one that AWS would start again.
+
+        On AWS that is an interrupted job on spot capacity, and another one as often as its RetryStrategy says:
+        https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_RetryStrategy.html
+        """
+        name, spot = job["TrainingJobName"], job.get("EnableManagedSpotTraining", False)
+        restarts, most = job.get("Restarts", 0), job.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0)
+        if job["TrainingJobStatus"] == "Stopping" or not (spot or restarts < most):
+            reason = "InternalServerError: the server was restarted while the training job was in progress"
+            self._end(name, "Failed", "Failed", reason)
+            return
+        if spot:
+            self._transition(name, "Interrupted")
+        self._transition(name, "Starting", Restarts=restarts + 1, TrainingEndTime=None)
+        with self._resources.store.lock:
+            self.start(job)
 
     def start(self, job: Record) -> None:
         """Queues a job; to be called with the store locked, so that nobody finds a job that can't be stopped yet."""
@@ -108,19 +130,34 @@ class TrainingJobs:
                 del self._futures[name], self._stopping[name]
 
     def _train(self, job: Record, folder: Path) -> str:
-        name = job["TrainingJobName"]
+        name, config = job["TrainingJobName"], job.get("CheckpointConfig")
+        if job.get("Restarts"):
+            self._wait_for_account(job)
         self._transition(name, "Downloading")
-        _lay_out(job, folder, account.client_as(job["RoleArn"], "s3"))
+        checkpoints = Checkpoints(config, folder, job["RoleArn"]) if config else None
+        _lay_out(job, folder, account.client_as(job["RoleArn"], "s3"), checkpoints)
         if self._shutdown or self._stopping[name].is_set():
             return "Stopped"
         self._transition(name, "Training", TrainingStartTime=time.time())
-        status = self._run_container(job, folder)
+        status = self._run_container(job, folder, checkpoints)
         self._transition(name, "Uploading", TrainingEndTime=time.time())
         # Not the client that downloaded: its session may have expired by now.
         _upload(job, folder, account.client_as(job["RoleArn"], "s3"))
         return status
 
-    def _run_container(self, job: Record, folder: Path) -> str:
+    def _wait_for_account(self, job: Record) -> None:
+        """Returns when the job's role can be assumed."""
+        deadline = time.monotonic() + ACCOUNT_SECONDS
+        while not self._shutdown and not self._stopping[job["TrainingJobName"]].wait(1):
+            try:
+                account.client_as(job["RoleArn"], "s3")
+                return
+            except (BotoCoreError, ClientError) as error:
+                if isinstance(error, ClientError) and time.monotonic() > deadline:
+                    raise
+                logger.warning("training job %s waits: %s", job["TrainingJobName"], error)
+
+    def _run_container(self, job: Record, folder: Path, checkpoints: Checkpoints | None) -> str:
         """Completed if the script ended by itself, Stopped or MaxRuntimeExceeded if it was told to."""
         name = job["TrainingJobName"]
         metrics: dict[str, Record] = {}
@@ -149,25 +186,39 @@ class TrainingJobs:
         self._containers[name] = container
         if self._shutdown:
             container.signal(signal.SIGKILL)
+        began = time.monotonic() - job.get("SecondsRun", 0.0)
         try:
-            status = self._wait(job, container)
+            status = self._wait(job, container, checkpoints, began)
         finally:
             container.stop(self._grace)
+            self._note_time(name, began)
             del self._containers[name]
             self._resources.update(TRAINING_JOB, name, FinalMetricDataList=list(metrics.values()))
+        if checkpoints and not self._shutdown:
+            _copy(checkpoints)
         if status == "Completed" and container.exit_code != 0:
             raise JobFailed(_failure_reason(folder, container))
         return status
 
-    def _wait(self, job: Record, container: Container) -> str:
-        deadline = time.monotonic() + job["StoppingCondition"]["MaxRuntimeInSeconds"]
-        stop = self._stopping[job["TrainingJobName"]]
+    def _wait(self, job: Record, container: Container, checkpoints: Checkpoints | None, began: float) -> str:
+        """How it ended. began: as if the earlier attempts had come right before; MaxRuntimeInSeconds is of all."""
+        name, copied = job["TrainingJobName"], time.monotonic()
         while not container.wait(0.1):
-            if stop.is_set():
+            now = time.monotonic()
+            if self._stopping[name].is_set():
                 return "Stopped"
-            if time.monotonic() > deadline:
+            if now - began > job["StoppingCondition"]["MaxRuntimeInSeconds"]:
                 return "MaxRuntimeExceeded"
+            if now - copied > SYNC_SECONDS:
+                self._note_time(name, began)
+                if checkpoints:
+                    _copy(checkpoints)
+                copied = time.monotonic()
         return "Completed"
+
+    def _note_time(self, name: str, began: float) -> None:
+        """While it runs, as a server that is killed can't tell when."""
+        self._resources.store.update(TRAINING_JOB.path, name, SecondsRun=time.monotonic() - began)
 
     def _transition(self, name: str, status: str, **fields: Any) -> None:
         with self._resources.store.lock:
@@ -184,13 +235,14 @@ class TrainingJobs:
             return
         job = self._resources.get(TRAINING_JOB, name)
         now = time.time()
-        seconds = round(now - job.get("TrainingStartTime", now))
+        ended = job.get("TrainingEndTime") or now
+        seconds = round(job.get("SecondsRun", 0.0) + now - ended)
         self._transition(
             name,
             secondary,
             TrainingJobStatus=status,
             FailureReason=reason and reason[:1024],
-            TrainingEndTime=job.get("TrainingEndTime", now),
+            TrainingEndTime=ended,
             TrainingTimeInSeconds=seconds,
             BillableTimeInSeconds=seconds,
         )
@@ -212,6 +264,13 @@ def _metric_value(pattern: "regex.Pattern[str]", line: str) -> float | None:
         return None
 
 
+def _copy(checkpoints: Checkpoints) -> None:
+    try:
+        checkpoints.copy()
+    except ClientError as error:
+        raise JobFailed(f"ClientError: Checkpoint upload failed: {error}") from error
+
+
 def _toolkit_module(job: Record) -> str:
     image = job["AlgorithmSpecification"]["TrainingImage"]
     for framework, module in TOOLKIT_MODULES.items():
@@ -220,7 +279,7 @@ def _toolkit_module(job: Record) -> str:
     raise JobFailed(f"ClientError: this server runs PyTorch training images only, not {image!r}")
 
 
-def _lay_out(job: Record, folder: Path, s3: Any) -> None:
+def _lay_out(job: Record, folder: Path, s3: Any, checkpoints: Checkpoints | None) -> None:
     """Writes what SageMaker puts below /opt/ml before it starts a container."""
     configuration = folder / "input" / "config"
     configuration.mkdir(parents=True)
@@ -248,6 +307,14 @@ def _lay_out(job: Record, folder: Path, s3: Any) -> None:
             "RecordWrapperType": "None",
             "ContentType": channel.get("ContentType", "application/octet-stream"),
         }
+    if checkpoints:
+        try:
+            checkpoints.restore()
+        except (ValueError, ClientError) as error:
+            raise JobFailed(f"ClientError: Checkpoint download failed: {error}") from error
+        # The file's name is what AWS's own XGBoost image reads (SM_CHECKPOINT_CONFIG_FILE).
+        content = {**job["CheckpointConfig"], "LocalPath": str(checkpoints.folder)}
+        (configuration / "checkpointconfig.json").write_text(json.dumps(content))
     instance_type = job["ResourceConfig"].get("InstanceType", "local")
     # "localhost" and not "algo-1": the toolkit waits for the host's name to resolve.
     group = {"instance_group_name": "homogeneousCluster", "instance_type": instance_type, "hosts": ["localhost"]}

@@ -5,12 +5,15 @@ import time
 import regex
 
 from local_sagemaker import account
+from local_sagemaker.checkpoints import BASE, DEFAULT_PATH
 from local_sagemaker.protocol import ResourceLimitExceeded, ValidationException
 from local_sagemaker.resources import TRAINING_JOB, Resources, check_s3_uri, refuse, require
 from local_sagemaker.store import Record
-from local_sagemaker.training import TrainingJobs, artifacts_uri
+from local_sagemaker.training import MESSAGES, TrainingJobs, artifacts_uri
 
 DAY = 86400
+# Folders below /opt/ml that SageMaker itself, or its toolkit, puts there.
+MOUNTED = ("code", "input", "model", "output")
 
 
 class TrainingJobOperations:
@@ -24,7 +27,7 @@ class TrainingJobOperations:
         _check(request)
         _check_access(request)
         now = time.time()
-        starting = {"Status": "Starting", "StartTime": now, "StatusMessage": "Starting the training job"}
+        starting = {"Status": "Starting", "StartTime": now, "StatusMessage": MESSAGES["Starting"]}
         with self._resources.store.lock:
             job = self._resources.create(
                 TRAINING_JOB,
@@ -56,7 +59,7 @@ class TrainingJobOperations:
 def _check(request: Record) -> None:
     """Raises for what the API's description allows but no job can run with here."""
     # What would change a job's result is refused; what only watches it (debugger, profiler) is kept and not acted on.
-    refuse(request, "CheckpointConfig", "RetryStrategy", "ServerlessJobConfig")
+    refuse(request, "ServerlessJobConfig")
     require(request, "AlgorithmSpecification", "ResourceConfig")
     algorithm, instances = request["AlgorithmSpecification"], request["ResourceConfig"]
     refuse(algorithm, "AlgorithmName")
@@ -77,6 +80,7 @@ def _check(request: Record) -> None:
             f"The account-level service limit '{instances['InstanceType']} for training job usage' is 1 Instances per "
             f"job, with a request of {instances['InstanceCount']} Instances."
         )
+    _check_checkpoints(request.get("CheckpointConfig"))
     _check_spot(bool(request.get("EnableManagedSpotTraining")), request.get("StoppingCondition", {}))
     check_s3_uri("OutputDataConfig.S3OutputPath", request["OutputDataConfig"]["S3OutputPath"])
     names = [channel["ChannelName"] for channel in request.get("InputDataConfig", [])]
@@ -86,8 +90,22 @@ def _check(request: Record) -> None:
         _check_channel(channel, algorithm)
 
 
+def _check_checkpoints(config: Record | None) -> None:
+    """The folder is one of its own below /opt/ml, which stands for a folder of this machine here."""
+    if config is None:
+        return
+    check_s3_uri("CheckpointConfig.S3Uri", config["S3Uri"])
+    path = config.get("LocalPath", DEFAULT_PATH)
+    first, *rest = path.removeprefix(BASE).rstrip("/").split("/")
+    if not path.startswith(BASE) or first in ("", *MOUNTED) or {"", ".", ".."} & {first, *rest}:
+        raise ValidationException(
+            f"CheckpointConfig.LocalPath: {path!r} is not supported by this server, only a folder below {BASE} that is "
+            f"none of {', '.join(MOUNTED)}"
+        )
+
+
 def _check_spot(spot: bool, condition: Record) -> None:
-    """Spot capacity is always there at once and never taken away here; what AWS wants to be told is asked for.
+    """Spot capacity is there at once and goes away with the server only; what AWS wants to be told is asked for.
 
     "It must be equal to or greater than MaxRuntimeInSeconds"
     (https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_StoppingCondition.html). That without spot there is
