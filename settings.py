@@ -269,7 +269,7 @@ class Settings(BaseSettings):
     training_spot: bool = Field(
         default=False,
         description="Whether training waits for spare capacity (managed spot training), which is much cheaper. An "
-        "interrupted job begins anew; a job of this project takes minutes.",
+        "interrupted job goes on from its last checkpoint.",
     )
     training_pytorch: str = Field(default="2.13", description="PyTorch version of AWS's training image.")
     training_python: str = Field(
