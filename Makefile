@@ -86,7 +86,7 @@ bench-evaluation: setup ## measure the nightly evaluation, also under faults (ab
 bench-bulk: setup ## measure many images in batches, also under faults (about two hours)
 	@$(RUN) -m benchmarks.bulk
 
-bench-nights: setup ## a week of scheduled nights in fast motion, with kills and restarts (about 40 minutes)
+bench-nights: setup ## thirty scheduled nights in fast motion, most of them interrupted (about an hour)
 	@$(RUN) -m benchmarks.nights
 
 bench-own-images: setup ## measure own images of several numbers and sizes: time, memory (about an hour)

@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
-from local_aws.environment import enter, worker_settings
+from local_aws.environment import defaults_file, enter, machine_defaults, worker_settings
 from local_aws.errors import print_error
 from settings import PREFIX, ROOT, Settings, SettingsError, file_values, settings, settings_file
 from tasks.aws.clients import client
@@ -31,16 +31,15 @@ SECRETS = {"prefect_database", "heartbeat_url"}
 
 
 def differing() -> list[tuple[str, str, str]]:
-    """Name, value and source of each setting that is not the default's: of the settings file, or the environment.
+    """Name, value and source of each setting that is not the default's: environment, settings file, or this machine.
 
     Raises SettingsError if one is unknown or wrong.
     """
-    chosen, rows = settings(), []
+    chosen, in_file, rows = settings(), file_values(), []
     for name, field in [*Settings.model_fields.items(), *LocalConfig.model_fields.items()]:
         variable = PREFIX + name.upper()
-        source = (
-            "environment" if variable in os.environ else settings_file().name if variable in file_values() else None
-        )
+        sources = {"environment": os.environ, settings_file().name: in_file, "this machine": machine_defaults()}
+        source = next((source for source, names in sources.items() if variable in names), None)
         value = getattr(chosen, name, None) if name in Settings.model_fields else getattr(LocalConfig(), name)
         if source and value != field.default:
             shown = ",".join(value) if isinstance(value, tuple) else str(value)
@@ -178,6 +177,9 @@ def main() -> int:
         return 0
     try:
         config = LocalConfig()
+        current = services.mode(config)
+        if current == "local":
+            os.environ["SCONES_DEFAULTS"] = str(defaults_file(config))  # as the flow runs have it
         print(services.status(config))
         rows = differing()
         print(f"\nsettings        {settings_file()}{'' if settings_file().exists() else ' (there is none)'}")
@@ -185,7 +187,6 @@ def main() -> int:
         if lines := worker_differences(config):
             print("the worker was started with others; `make up` applies these:")
             print("\n".join(f"  {line}" for line in lines))
-        current = services.mode(config)
         if current is None:
             return DOWN
         started = config.model_copy(update=services.running_config(config))

@@ -83,7 +83,7 @@ def aws_variables(config: LocalConfig) -> dict[str, str]:
         "no_proxy": "127.0.0.1,localhost",
         # ministack runs a custom runtime's bootstrap as it is, and keeps the names of errors only so.
         "SCONES_LAMBDA_RUNTIME": "provided.al2023",
-        "SCONES_DEFAULTS": str(_defaults(config)),
+        "SCONES_DEFAULTS": str(defaults_file(config)),
     }
 
 
@@ -163,14 +163,14 @@ def prepare(config: LocalConfig) -> None:
     for folder in ("logs", "prefect", "prefect-aws", "aws/tmp", "bin"):
         (config.state / folder).mkdir(parents=True, exist_ok=True)
     _sdk_defaults(config).write_text("SchemaVersion: '1.0'\n")
-    _defaults(config).write_text("".join(f"{name}={value}\n" for name, value in machine_defaults().items()))
+    defaults_file(config).write_text("".join(f"{name}={value}\n" for name, value in machine_defaults().items()))
     # The AWS CLI's own script does not start if the path of its Python has a space in it.
     cli = config.state / "bin" / "aws"
     cli.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m awscli "$@"\n')
     cli.chmod(0o755)
 
 
-def _defaults(config: LocalConfig) -> Path:
+def defaults_file(config: LocalConfig) -> Path:
     """What machine_defaults says, for every process."""
     return config.state / "defaults.env"
 

@@ -16,6 +16,7 @@ from tasks.capture.window import Quarantined
 from tasks.data.dataset import LeftOut
 from tasks.evaluation.results import Planned, Result
 from tasks.evaluation.summary import EvaluationSummary
+from tasks.exclusive import Hold
 from tasks.installation import DatasetNote
 from tasks.report.summary import Alert, ReportSummary, Unmatched
 from tasks.review.announcement import Backlog, NewLabels
@@ -47,6 +48,7 @@ TYPES: dict[str, type[Any]] = {
     "reviewed-line": Use,
     "provenance-line": Provenance,
     "rollout": Rollout,
+    "hold": Hold,
     "threshold-change": ThresholdChange,
 }
 

@@ -7,6 +7,8 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterId,
     FlowRunFilter,
     FlowRunFilterEndTime,
     FlowRunFilterExpectedStartTime,
@@ -59,11 +61,16 @@ class Pool:
             ),
         ]
         runs = {run.id: run for chosen in filters for run in _all(prefect, name, chosen)}
-        known = {flow.id: flow.name for flow in prefect.read_flows(limit=PAGE)}
-        return cls(name, kind, list(runs.values()), known)
+        return cls(name, kind, list(runs.values()), _flows(prefect, {run.flow_id for run in runs.values()}))
 
     def flow_of(self, run: FlowRun) -> str:
         return self.flows.get(run.flow_id, "")
+
+
+def _flows(prefect: SyncPrefectClient, ids: set[UUID]) -> dict[UUID, str]:
+    """Names by id; a server may have many more flows than this project's."""
+    found = prefect.read_flows(flow_filter=FlowFilter(id=FlowFilterId(any_=list(ids)))) if ids else []
+    return {flow.id: flow.name for flow in found}
 
 
 def _all(prefect: SyncPrefectClient, pool: str, chosen: FlowRunFilter) -> list[FlowRun]:
