@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 import re
 import tarfile
 import tempfile
@@ -17,6 +16,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from tasks.data import cifar_pickle
 from tasks.data.generated import SIZE, THINGS, draw
 from tasks.errors import SconesError
 from tasks.records import Record
@@ -269,46 +269,31 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _fine_labels(archive: tarfile.TarFile, path: Path) -> list[str]:
-    names = _member(archive, "meta").get(b"fine_label_names")
-    if not isinstance(names, list):
+    meta = _member(archive, "meta")
+    if b"fine_label_names" not in meta:
         raise DatasetError(f"{path}: meta has no fine_label_names")
-    return [name.decode() for name in names]
-
-
-class _CifarUnpickler(pickle.Unpickler):
-    """Loads numpy arrays and built-in containers, and refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-        ):
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR archive needs")
+    return cifar_pickle.names(meta[b"fine_label_names"])
 
 
 def _member(archive: tarfile.TarFile, name: str) -> dict[bytes, Any]:
-    info = archive.getmember(f"{ARCHIVE_FOLDER}/{name}")
-    file = archive.extractfile(info)
-    if file is None or info.size > MAX_MEMBER_BYTES:
-        raise ValueError(f"{name} is not a file of at most {MAX_MEMBER_BYTES} bytes")
-    content = _CifarUnpickler(io.BytesIO(file.read()), encoding="bytes").load()
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} is not a dictionary")
-    return content
+    """One of the archive's pickles; tar may have written the folder with ./ before it."""
+    wanted = (f"{ARCHIVE_FOLDER}/{name}", f"./{ARCHIVE_FOLDER}/{name}")
+    info = next((each for each in archive if each.name in wanted), None)
+    file = archive.extractfile(info) if info is not None else None
+    if info is None or file is None or info.size > MAX_MEMBER_BYTES:
+        raise ValueError(f"there is no file {wanted[0]} of at most {MAX_MEMBER_BYTES} bytes")
+    try:
+        return cifar_pickle.load(file.read())
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _split(content: dict[bytes, Any], wanted: list[int], name: str) -> Split:
-    labels = np.array(content[b"fine_labels"])
-    data = content[b"data"]
+    labels, data = cifar_pickle.whole_numbers(content[b"fine_labels"]), content[b"data"]
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape == (len(labels), 3072)):
         raise ValueError(f"{name} does not hold 32x32 RGB images")
     rows = np.flatnonzero(np.isin(labels, wanted))
     pixels = data[rows].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     renumbered = np.array([wanted.index(label) for label in labels[rows]], dtype=int)
-    names = tuple(content[b"filenames"][row].decode() for row in rows)
-    return Split(np.ascontiguousarray(pixels), renumbered, names)
+    files = cifar_pickle.names(content[b"filenames"])
+    return Split(np.ascontiguousarray(pixels), renumbered, tuple(files[row] for row in rows))

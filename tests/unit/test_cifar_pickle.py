@@ -1,0 +1,99 @@
+"""Pickles of CIFAR archives: as anybody may have written them, and as nobody should."""
+
+import io
+import pickle
+import pickletools
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tasks.data import cifar_pickle
+from tasks.data.dataset import DatasetError, from_archive
+from tests.unit.test_dataset import CLASSES, archive, batch
+
+LABELS = [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("text_keys", [False, True])
+@pytest.mark.parametrize("labels", ["list", "array", "scalars"])
+def test_every_protocol_gives_the_same(protocol: int, text_keys: bool, labels: str) -> None:
+    original = batch(LABELS, 1)
+    written: dict[Any, Any] = dict(original)
+    if labels == "array":
+        written[b"fine_labels"] = np.array(LABELS)
+    elif labels == "scalars":
+        written[b"fine_labels"] = [np.int64(each) for each in LABELS]
+    if text_keys:
+        written = {key.decode(): value for key, value in written.items()}
+    read = cifar_pickle.load(pickle.dumps(written, protocol=protocol))
+    assert (read[b"data"] == original[b"data"]).all() and read[b"data"].dtype == np.uint8
+    assert cifar_pickle.whole_numbers(read[b"fine_labels"]).tolist() == LABELS
+    assert cifar_pickle.names(read[b"filenames"]) == cifar_pickle.names(original[b"filenames"])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [">i4", "<u2", "i8"])
+def test_arrays_keep_their_order_and_numbers(order: Any, dtype: str) -> None:
+    array = np.arange(12, dtype=dtype).reshape(3, 4).copy(order)
+    for protocol in range(6):
+        assert (cifar_pickle.load(pickle.dumps({"a": array}, protocol))[b"a"] == array).all()
+
+
+def test_an_archive_packed_from_within_its_folder_is_read(tmp_path: Path) -> None:
+    packed, again = archive(tmp_path / "a.tar.gz"), tmp_path / "b.tar"
+    with tarfile.open(packed) as old, tarfile.open(again, "w") as new:
+        for info in old:
+            content = old.extractfile(info)
+            info.name = f"./{info.name}"
+            new.addfile(info, content)
+    assert from_archive(again, CLASSES).train.labels.tolist() == [0, 1, 0]
+
+
+class Reduced:
+    """Pickled as a call of a function of numpy's with arguments of the attacker's."""
+
+    def __init__(self, call: Any, *arguments: Any, state: Any = None) -> None:
+        self.reduced = (call, arguments, state) if state is not None else (call, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+RECONSTRUCT = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+OBJECTS = np.dtype("O")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        # Python objects at addresses of the attacker's choice: with numpy's own classes this ends the process.
+        Reduced(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (4,), OBJECTS, False, b"\x41" * 32)),
+        Reduced(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (4,), OBJECTS, False, [1, 2, 3, 4])),
+        # A shape that does not fit the content, of too many or negative sizes.
+        Reduced(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2**40,), np.dtype("u1"), False, b"x")),
+        Reduced(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (-1,), np.dtype("u1"), False, b"x")),
+        Reduced(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,) * 5, np.dtype("u1"), False, b"x")),
+        Reduced(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, "x", np.dtype("u1"), False, b"x")),
+        Reduced(RECONSTRUCT, np.ndarray, (0,), b"b", state="nonsense"),
+        Reduced(np.dtype, [("a", "u1"), ("b", "O")]),
+        Reduced(np.ndarray, (2**40,), np.dtype("u1")),
+    ],
+)
+@pytest.mark.parametrize("protocol", [0, 2, 3, 5])
+def test_an_array_that_is_an_attack_is_refused(attack: Reduced, protocol: int, tmp_path: Path) -> None:
+    train = pickle.dumps({b"data": attack, b"fine_labels": [0], b"filenames": [b"a.png"]}, protocol)
+    with pytest.raises(DatasetError):
+        from_archive(archive(tmp_path / "a.tar.gz", train=train), CLASSES)
+
+
+@pytest.mark.parametrize("call", ["os.system", "builtins.eval", "numpy.load", "numpy._core.multiarray.fromfile"])
+def test_nothing_else_can_be_called(call: str) -> None:
+    module, name = call.rsplit(".", 1)
+    content = f"c{module}\n{name}\n(S'x'\ntR.".encode()
+    pickletools.dis(content, out=io.StringIO())  # it is a pickle
+    with pytest.raises(pickle.UnpicklingError, match=f"asks for {call}"):
+        cifar_pickle.load(content)
