@@ -14,6 +14,11 @@ VERSION ?=
 CONFIRM ?=
 IMAGE ?= scones-runner:1
 
+# What a person gives is never expanded by make, nor by the shell: recipes read it from the environment, in quotes.
+GIVEN := AWS DATASET OTHERS TESTS WORKERS ENV FROM TO VERSION CONFIRM IMAGE
+$(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
+export $(GIVEN)
+
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
@@ -46,17 +51,17 @@ setup: $(VENV)/bin/scones ## virtual environment with the locked requirements
 # Before anything is installed for it.
 .PHONY: check-dataset
 check-dataset:
-	@case "$(DATASET)" in ''|cifar100|generated) ;; *) test -e "$(DATASET)" || { \
-	  echo "error: DATASET=$(DATASET) is neither cifar100, generated, a file nor a folder" >&2; exit 1; } ;; esac
+	@case "$$DATASET" in ''|cifar100|generated) ;; *) test -e "$$DATASET" || { \
+	  printf 'error: DATASET=%s is neither cifar100, generated, a file nor a folder\n' "$$DATASET" >&2; exit 1; } ;; esac
 
 demo: check-dataset setup ## run the whole pipeline on this machine and show what came of it
-	@$(RUN) demo.py $(if $(DATASET),--dataset "$(DATASET)")
+	@$(RUN) demo.py $${DATASET:+--dataset "$$DATASET"}
 
 test-unit: setup ## run the tests that need no services
 	@$(BIN)/pytest -q -n 2 tests/unit
 
 test: setup ## run every test
-	@$(BIN)/pytest -q -p no:randomly $(if $(TESTS),$(TESTS),-n $(WORKERS))
+	@$(BIN)/pytest -q -p no:randomly $${TESTS:--n "$$WORKERS"}
 
 # Ray Serve brings its own versions of what the rest has.
 RAY := .venv-ray
@@ -69,13 +74,13 @@ test-ray: setup $(RAY)/.installed ## run the test that serves a model with Ray S
 	@RAY_PYTHON=$(CURDIR)/$(RAY)/bin/python $(BIN)/pytest -q tests/ray_serve
 
 coverage: setup ## run every test and show the branch coverage of what ships
-	@$(BIN)/pytest -q -p no:randomly -n $(WORKERS) --cov --cov-report=term
+	@$(BIN)/pytest -q -p no:randomly -n "$$WORKERS" --cov --cov-report=term
 
 bench-model: setup ## measure the classifier: accuracy, images of no class, time (about an hour)
-	@$(RUN) -m benchmarks.model $(if $(DATASET),--dataset "$(DATASET)") $(if $(OTHERS),--others "$(OTHERS)")
+	@$(RUN) -m benchmarks.model $${DATASET:+--dataset "$$DATASET"} $${OTHERS:+--others "$$OTHERS"}
 
 bench-review: setup ## measure what answers about unsure images are worth, and certificates (about half an hour)
-	@$(RUN) -m benchmarks.review $(if $(DATASET),--dataset "$(DATASET)")
+	@$(RUN) -m benchmarks.review $${DATASET:+--dataset "$$DATASET"}
 
 bench-serving: setup ## measure what one network serves faster than ten (about four minutes)
 	@$(RUN) -m benchmarks.serving
@@ -99,34 +104,34 @@ bench-sagemaker: setup ## measure the SageMaker server against its goals (about 
 	@$(RUN) -m benchmarks.sagemaker
 
 up: setup ## start Prefect server, worker and the embedded AWS, and deploy prefect.yaml
-	@$(RUN) deploy.py --aws $(AWS)
+	@$(RUN) deploy.py --aws "$$AWS"
 
 deploy: setup ## bring the stacks and deployments of ENV=dev or ENV=prod to environments/ENV.env (AWS=real for an account)
-	@$(RUN) environment.py --aws $(AWS) deploy $(ENV) $(if $(BUILD),--build)
+	@$(RUN) environment.py --aws "$$AWS" deploy "$$ENV" $(if $(BUILD),--build)
 
 drift: setup ## show what was changed by hand in the stacks of ENV
-	@$(RUN) environment.py --aws $(AWS) drift $(ENV)
+	@$(RUN) environment.py --aws "$$AWS" drift "$$ENV"
 
 promote: setup ## make VERSION of the environment FROM an approved version of TO
-	@$(RUN) environment.py --aws $(AWS) promote $(VERSION) --source $(FROM) --target $(TO)
+	@$(RUN) environment.py --aws "$$AWS" promote "$$VERSION" --source "$$FROM" --target "$$TO"
 
 remove: setup ## delete everything that ENV has in AWS, if CONFIRM is the name of its stack
-	@$(RUN) environment.py --aws $(AWS) remove $(ENV) $(if $(CONFIRM),--confirm "$(CONFIRM)")
+	@$(RUN) environment.py --aws "$$AWS" remove "$$ENV" $${CONFIRM:+--confirm "$$CONFIRM"}
 
 image: ## build the image of flow runs on ECS as IMAGE=REPOSITORY:TAG (takes Docker)
-	docker build --platform linux/amd64 --tag $(IMAGE) .
+	docker build --platform linux/amd64 --tag "$$IMAGE" .
 
 down: ## stop them; what they hold is kept
 	@test ! -x $(RUN) || $(RUN) -m local_aws down
 
 review: setup ## serve the page on which people look at unsure images (AWS=real for your account)
-	@$(RUN) review.py --aws $(AWS)
+	@$(RUN) review.py --aws "$$AWS"
 
 demo-review: setup ## classify generated images without labels, and serve the page on those that wait for a person
 	@$(RUN) review.py demo
 
 cost: setup ## what the installation costs a month on AWS, by its settings and last runs (AWS=real for your account's)
-	@$(RUN) cost.py --aws $(AWS)
+	@$(RUN) cost.py --aws "$$AWS"
 
 status: ## what runs and where, settings that differ from the defaults, schedules
 	@if test -x $(RUN); then $(RUN) status.py; else echo "Nothing is set up. \`make up\` or \`make demo\` does it."; fi
@@ -135,7 +140,7 @@ logs: setup ## follow the logs of all services
 	@$(RUN) -m local_aws logs
 
 conformance: setup ## compare the answers of the embedded AWS, or with AWS=real of your account, with what is expected
-	@$(RUN) -m conformance --aws $(AWS)
+	@$(RUN) -m conformance --aws "$$AWS"
 
 # Its requirements and those of the rest exclude each other.
 CHECKOV := .venv-checkov

@@ -22,6 +22,7 @@ from uuid import UUID
 from deploy import DeploymentError, bring_up
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
+from local_aws.credentials import credentials
 from local_aws.errors import print_error
 from settings import PREFIX, SettingsError, run_id, settings
 from tasks.data import folder
@@ -244,7 +245,7 @@ def _print_summary(config: LocalConfig, evaluation: "FlowRun", seconds: float) -
         "accuracy": f"{accuracy} (95 % interval {low:.3f} to {high:.3f}, n = {summary['captured']})",
         "model version": summary["model_version"],
         "report": folder / "report.html",
-        "Prefect UI": config.prefect_url,
+        "Prefect UI": credentials(config).sign_in(config.prefect_url),
         "took": f"{seconds:.0f} s",
     }
     print()

@@ -1,7 +1,6 @@
 """Starts the services and applies prefect.yaml: `make up`."""
 
 import argparse
-import asyncio
 import hashlib
 import os
 import subprocess
@@ -15,6 +14,7 @@ import yaml
 import schedules
 from local_aws import services
 from local_aws.config import ROOT, ConfigError, LocalConfig
+from local_aws.credentials import credentials
 from local_aws.environment import enter, work_pool
 from local_aws.errors import print_error
 from settings import SettingsError, settings
@@ -116,7 +116,7 @@ def apply_document(document: dict[str, Any], name: str, file: Path, log: Path) -
     for deployment in document["deployments"]:
         schedules.with_settings(deployment, settings())
     described = {each["entrypoint"]: schedules.applied(each) for each in document["deployments"]}
-    standing, before = asyncio.run(_read_standing(name))
+    standing, before = _read_standing(name)
     document["deployments"] = [
         schedules.merge(each, before.get(each["entrypoint"]), standing[each["entrypoint"]], print)
         if each["entrypoint"] in standing
@@ -130,24 +130,30 @@ def apply_document(document: dict[str, Any], name: str, file: Path, log: Path) -
     if done.returncode:
         tail = "\n".join(log.read_text().splitlines()[-20:])
         raise DeploymentError(f"prefect deploy failed; the end of {log}:\n{tail}")
-    asyncio.run(_remember_applied(name, described))
+    _remember_applied(name, described)
 
 
-async def _read_standing(name: str) -> "tuple[dict[str | None, DeploymentResponse], dict[str, Any]]":
+def _read_standing(name: str) -> "tuple[dict[str | None, DeploymentResponse], dict[str, Any]]":
     """Returns the deployments of that name and what was applied last, both by entrypoint."""
-    from prefect import get_client
+    from prefect.client.orchestration import get_client
 
-    async with get_client() as client:
-        standing = {each.entrypoint: each for each in await client.read_deployments() if each.name == name}
-        variable = await client.read_variable_by_name(_applied_variable(name))
-        before: Any = variable.value if variable is not None and standing else {}
+    with get_client(sync_client=True) as client:
+        standing = {each.entrypoint: each for each in client.read_deployments() if each.name == name}
+        variable = client.read_variable_by_name(_applied_variable(name))
+    before: Any = variable.value if variable is not None and standing else {}
     return standing, before
 
 
-async def _remember_applied(name: str, described: dict[str, Any]) -> None:
-    from prefect.variables import Variable
+def _remember_applied(name: str, described: dict[str, Any]) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 
-    await Variable.aset(_applied_variable(name), described, overwrite=True)
+    variable = _applied_variable(name)
+    with get_client(sync_client=True) as client:
+        if client.read_variable_by_name(variable) is None:
+            client.create_variable(VariableCreate(name=variable, value=described))
+        else:
+            client.update_variable(VariableUpdate(name=variable, value=described))
 
 
 def _applied_variable(name: str) -> str:
@@ -185,7 +191,8 @@ def _block_state(config: LocalConfig) -> str | None:
     """
     asked = {"block_documents": {"name": {"any_": [NOTIFICATION_BLOCK]}}}
     url = f"{config.prefect_url}/api/block_documents/filter"
-    found = httpx.post(url, json=asked, timeout=30, trust_env=False).raise_for_status().json()
+    login = credentials(config).prefect_login
+    found = httpx.post(url, json=asked, auth=login, timeout=30, trust_env=False).raise_for_status().json()
     return f"{found[0]['id']} {found[0]['updated']}" if found else None
 
 

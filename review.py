@@ -9,7 +9,8 @@ from typing import Any
 
 from deploy import DeploymentError, enter_installation
 from local_aws import services
-from local_aws.config import ConfigError
+from local_aws.config import ConfigError, LocalConfig
+from local_aws.credentials import credentials
 from local_aws.errors import print_error
 from settings import SettingsError, run_id, settings
 from tasks.errors import SconesError
@@ -97,17 +98,16 @@ def serve_page(installed: Any, reviewer: str) -> int:
     from tasks.review.announcement import Crossing
     from tasks.review.desk import Desk
     from tasks.review.labels import REVIEWER
-    from tasks.review.page import application, serve
+    from tasks.review.page import address, application, serve
 
     port = settings().review_port
     services.check_port("page", "SCONES_REVIEW_PORT", port)
     desk = Desk(installed.bucket, settings(), installed.classes)
     desk.refresh()
+    token = credentials(LocalConfig()).review_token
     name = reviewer if REVIEWER.fullmatch(reviewer) else ""
-    print(
-        f"{len(desk.review.queue)} images are or were in the queue. http://127.0.0.1:{port} (Ctrl-C ends)", flush=True
-    )
-    serve(application(desk, port, name, Crossing()), port)
+    print(f"{len(desk.review.queue)} images are or were in the queue. {address(port, token)} (Ctrl-C ends)", flush=True)
+    serve(application(desk, port, name, Crossing(), token), port)
     return 0
 
 

@@ -50,6 +50,8 @@ CODE_PREFIX = "code/"
 MODELS_PREFIX = "models/"
 # Photographs that somebody has classified by themselves.
 ADHOC_PREFIX = "adhoc/"
+# Images without labels, which somebody brings; the functions for batches read no other prefix besides test/.
+INCOMING_PREFIX = "incoming/"
 CAPTURE_PREFIX = "data-capture/"
 # Of a bulk run at the same time, if nothing else is set; each asks the endpoint with 8 threads.
 BATCHES_PER_INSTANCE = 2

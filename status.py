@@ -16,6 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from local_aws import services
 from local_aws.config import ConfigError, LocalConfig
+from local_aws.credentials import credentials
 from local_aws.environment import defaults_file, enter, machine_defaults, worker_settings
 from local_aws.errors import print_error
 from settings import PREFIX, ROOT, Settings, SettingsError, file_values, settings, settings_file
@@ -62,8 +63,9 @@ def worker_differences(config: LocalConfig) -> list[str]:
 class Prefect:
     """Prefect's API by HTTP: importing its client takes longer than all else that `make status` does."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=f"{url}/api", timeout=30, trust_env=False)
+    def __init__(self, config: LocalConfig) -> None:
+        login = credentials(config).prefect_login
+        self._client = httpx.Client(base_url=f"{config.prefect_url}/api", auth=login, timeout=30, trust_env=False)
 
     def read(self, what: str, **asked: Any) -> list[dict[str, Any]]:
         """Returns what a filter route answers, such as of flow_runs."""
@@ -194,7 +196,7 @@ def main() -> int:
             print("\nthe Prefect server does not answer; its log is in", config.state / "logs")
             return DOWN
         enter(started, real_aws=current == "real")
-        prefect = Prefect(started.prefect_url)
+        prefect = Prefect(started)
         print(f"\nlast night      {night(prefect)}")
         _print("in progress", in_progress(prefect, datetime.now(UTC)) + holds(settings()), "nothing")
         _print("schedules", schedules(prefect), "none")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from local_aws.config import ROOT, LocalConfig, settings_file
+from local_aws.credentials import credentials, private_folder
 
 FOREIGN_PREFIXES = ("AWS_", "PREFECT_", "SAGEMAKER_", "SM_", "BOTO_")
 # A proxy must not stand between processes of one machine.
@@ -49,6 +50,10 @@ def prefect_variables(config: LocalConfig, real_aws: bool = False) -> dict[str, 
         "PREFECT_API_URL": f"{config.prefect_url}/api",
         "PREFECT_UI_URL": config.prefect_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Whoever asks has to know this password, and a web page may ask from the server's own origin only.
+        "PREFECT_SERVER_API_AUTH_STRING": credentials(config).prefect_auth,
+        "PREFECT_API_AUTH_STRING": credentials(config).prefect_auth,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": config.prefect_url,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": config.prefect_database_url(real_aws),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
@@ -62,11 +67,12 @@ def prefect_variables(config: LocalConfig, real_aws: bool = False) -> dict[str, 
 
 
 def aws_variables(config: LocalConfig) -> dict[str, str]:
-    """Dummy credentials, endpoints on this machine, and no other source of either."""
+    """The installation's own credentials, endpoints on this machine, and no other source of either."""
+    root = credentials(config)
     nowhere = str(config.state / "aws" / "no-such-file")
     return {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_ACCESS_KEY_ID": root.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": root.secret_access_key,
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
         "AWS_ENDPOINT_URL": config.aws_url,
@@ -160,6 +166,7 @@ def enter(config: LocalConfig, real_aws: bool = False) -> None:
 
 def prepare(config: LocalConfig) -> None:
     """Makes the folders and the file that the environment names."""
+    private_folder(config.state)
     for folder in ("logs", "prefect", "prefect-aws", "aws/tmp", "bin"):
         (config.state / folder).mkdir(parents=True, exist_ok=True)
     _sdk_defaults(config).write_text("SchemaVersion: '1.0'\n")

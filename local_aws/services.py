@@ -26,6 +26,7 @@ import psutil
 
 from local_aws.certificate import ensure_certificate
 from local_aws.config import ROOT, LocalConfig
+from local_aws.credentials import credentials, private_folder, write_private
 from local_aws.environment import (
     local_exports,
     prepare,
@@ -71,7 +72,7 @@ def up(config: LocalConfig, real_aws: bool = False) -> list[str]:
                 f"the services run with other settings than these: {'; '.join(changed)}. {len(busy)} flow runs are in "
                 "progress: wait for them, then run `make up` again, or stop everything with `make down`"
             )
-        (config.state / "env.sh").write_text(shell_script(config, real_aws))
+        write_private(config.state / "env.sh", shell_script(config, real_aws))
         settings = worker_settings(config, real_aws)
         if running and not changed and all(answers(config, name) for name in _checked_services(real_aws)):
             return _renew_worker(config, settings, busy)
@@ -81,8 +82,8 @@ def up(config: LocalConfig, real_aws: bool = False) -> list[str]:
         if not real_aws:
             ensure_certificate(config.certificate, config.key)
         (config.state / "mode").write_text(wanted)
-        (config.state / "services.json").write_text(json.dumps(_service_settings(config)))
-        config.worker_settings.write_text(json.dumps(settings))
+        write_private(config.state / "services.json", json.dumps(_service_settings(config)))
+        write_private(config.worker_settings, json.dumps(settings))
         _supervisor(config, "supervisord", real_aws=real_aws)
         try:
             _start(config, real_aws)
@@ -123,7 +124,7 @@ def status(config: LocalConfig) -> str:
         return "The services are down. `make up` starts them."
     lines = _supervisor(config, "supervisorctl", "status").stdout.strip()
     started = config.model_copy(update=running_config(config))
-    where = [f"Prefect UI      {started.prefect_url}"]
+    where = [f"Prefect UI      {credentials(config).sign_in(started.prefect_url)}"]
     if current == "local":
         where += [f"ministack       {started.aws_url}", f"SageMaker       {started.sagemaker_url}"]
     return "\n".join([lines, "", *where, f"state and logs  {config.state}"])
@@ -204,7 +205,7 @@ def _renew_worker(config: LocalConfig, settings: dict[str, str], busy: list[psut
             f"NOT applied while {len(busy)} flow runs are in progress; run `make up` again afterwards: {line}"
             for line in changed
         ]
-    config.worker_settings.write_text(json.dumps(settings))
+    write_private(config.worker_settings, json.dumps(settings))
     _supervisor(config, "supervisorctl", "restart", "worker")
     return [f"restarted the worker: {line}" for line in changed]
 
@@ -377,7 +378,7 @@ def _check_space(config: LocalConfig) -> None:
 @contextmanager
 def _lock(config: LocalConfig) -> Iterator[None]:
     """One `up` or `down` at a time."""
-    config.state.mkdir(parents=True, exist_ok=True)
+    private_folder(config.state)
     with (config.state / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -99,15 +99,19 @@ class Page:
 
 
 @contextmanager
-def browser() -> Iterator["Browser"]:
-    """A browser with a profile of its own, which is gone with it. Raises BrowserError if there is none."""
+def browser(*arguments: str) -> Iterator["Browser"]:
+    """A browser with a profile of its own, which is gone with it. Raises BrowserError if there is none.
+
+    arguments: of the command line, besides those that every browser here has.
+    """
     found = executable()
     if found is None:
         raise BrowserError(f"there is none of {', '.join(NAMES)}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [found, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"]
         command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "--disable-dev-shm-usage"]
-        command += ["--disable-background-networking", "--disable-component-update", "about:blank"]
+        command += ["--disable-background-networking", "--disable-component-update", *arguments]
+        command.append("about:blank")
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             with connect(_address(process, Path(profile)), max_size=None) as connection:

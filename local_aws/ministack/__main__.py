@@ -12,6 +12,7 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config as HypercornConfig
 
 from local_aws.config import LocalConfig
+from local_aws.credentials import credentials
 from local_aws.environment import ministack_variables
 
 SNAPSHOT_SECONDS = 10
@@ -36,6 +37,7 @@ def main() -> None:
         buckets,
         budgets,
         distributed_map,
+        doors,
         ecs,
         metrics,
         roles,
@@ -63,7 +65,8 @@ def main() -> None:
 
     async def run() -> None:
         snapshots = asyncio.create_task(snapshot())
-        await serve(authorization.with_authorizer(app), server)
+        guarded = doors.with_doors(authorization.with_authorizer(app), credentials(config))
+        await serve(guarded, server)
         snapshots.cancel()
 
     # A client that keeps a TLS connection would hold up the end for half a minute.

@@ -1,17 +1,17 @@
 """Tells the SageMaker server what the policies of a caller allow, as `local_sagemaker.authorization` asks it."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
-from ministack.core import iam_evaluator, responses
+from ministack.core import iam_evaluator, responses, sigv4
 
 from local_aws.config import AUTHORIZER_PATH
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 
 
 def with_authorizer(app: Application) -> Application:
@@ -38,6 +38,8 @@ def with_authorizer(app: Application) -> Application:
 
 def decide(question: dict[str, Any]) -> dict[str, Any]:
     """The answer to one question, which names an access key and the requests that its owner makes."""
+    if "scope" in question:
+        return _signing_key(question["accessKeyId"], question["scope"])
     principal = iam_evaluator.resolve_principal(question["accessKeyId"], responses.get_account_id())
     if isinstance(principal, iam_evaluator.AuthError):
         return {"error": {"code": principal.code, "message": principal.message}}
@@ -48,6 +50,16 @@ def decide(question: dict[str, Any]) -> dict[str, Any]:
         for request in question["requests"]
     ]
     return {"principal": principal.arn, "decisions": decisions}
+
+
+def _signing_key(access_key: str, scope: dict[str, Any]) -> dict[str, Any]:
+    """The key that signs requests of one day, region and service, if the access key and its session token are known."""
+    account = responses._account_from_sts_session(access_key) or responses.get_account_id()
+    known = iam_evaluator.resolve_credential(access_key, account, scope["token"] or "")
+    if isinstance(known, iam_evaluator.CredentialResolutionError):
+        return {"error": {"code": known.code, "message": known.message}}
+    key = sigv4.derive_signing_key(known.secret_access_key, scope["date"], scope["region"], scope["service"])
+    return {"signingKey": key.hex()}
 
 
 def role_decision(role_arn: str, session: str, action: str, resource: str) -> tuple[str, str]:

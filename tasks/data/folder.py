@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -95,7 +96,8 @@ def local_entries(path: Path) -> list[Entry]:
     if path.is_dir():
         files = sorted(each for each in path.rglob("*") if each.is_file() and not _hidden(each.relative_to(path)))
         return _by_folder(
-            [(each.relative_to(path).as_posix(), each.read_bytes) for each in files if _is_image(each.name)], str(path)
+            [(each.relative_to(path).as_posix(), partial(_read, each)) for each in files if _is_image(each.name)],
+            str(path),
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -103,9 +105,17 @@ def local_entries(path: Path) -> list[Entry]:
         raise DatasetError(f"{path} can't be read: {error}") from error
 
     def reader(name: str) -> Callable[[], bytes]:
-        return (path.parent / name).read_bytes
+        return lambda: _read(path.parent / name)
 
     return listed(text, path.name, reader)
+
+
+def _read(path: Path) -> bytes:
+    """Returns at most one byte more than an image may have. Raises OSError for what is no file, such as a device."""
+    if not path.is_file():
+        raise OSError("it is no file" if path.exists() else "there is no such file")
+    with path.open("rb") as file:
+        return file.read(MOST_BYTES + 1)
 
 
 def stored_entries(keys: list[str], prefix: str, read: Callable[[str], bytes]) -> list[Entry]:

@@ -80,6 +80,10 @@ METRICS = (
 )
 
 
+# Of model.tar.gz, packed and unpacked, and of a file of figures in it. A model of this project has some ten megabytes.
+MOST_ARTIFACT_BYTES, MOST_UNPACKED_BYTES, MOST_FILE_BYTES = 512_000_000, 2_000_000_000, 64_000_000
+
+
 class TrainingError(SconesError):
     """The job did not complete; the message has AWS's reason."""
 
@@ -300,13 +304,21 @@ def stop(name: str) -> None:
 def read_artifact(job: CompletedJob, name: str) -> bytes:
     """A file that the job's script left in its model folder. Raises TrainingError if there is none."""
     bucket, _, key = job.artifact_uri.removeprefix("s3://").partition("/")
-    content = storage.get(bucket, key)
-    if content is None:
+    found = storage.get_with_etag(bucket, key, MOST_ARTIFACT_BYTES + 1)
+    if found is None:
         raise TrainingError(f"training job {job.name} left no artifact at {job.artifact_uri}")
+    if len(found[0]) > MOST_ARTIFACT_BYTES:
+        raise TrainingError(f"{job.artifact_uri} has more than {MOST_ARTIFACT_BYTES:,} bytes")
+    passed = 0
     try:
-        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        with tarfile.open(fileobj=io.BytesIO(found[0])) as archive:
             for member in archive:
+                passed += member.size  # all of it is unpacked on the way
+                if passed > MOST_UNPACKED_BYTES:
+                    raise TrainingError(f"{job.artifact_uri} unpacks to more than {MOST_UNPACKED_BYTES:,} bytes")
                 if member.name.removeprefix("./") == name and (file := archive.extractfile(member)):
+                    if member.size > MOST_FILE_BYTES:
+                        raise TrainingError(f"{name} in {job.artifact_uri} has more than {MOST_FILE_BYTES:,} bytes")
                     return file.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise TrainingError(f"{job.artifact_uri} can't be read: {error}") from error

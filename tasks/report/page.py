@@ -4,6 +4,8 @@ index.html leads to all of them.
 """
 
 import base64
+import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from types import MappingProxyType
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from tasks.capture.window import Quarantined
 from tasks.data.dataset import LeftOut
@@ -39,6 +42,9 @@ LINES = 50
 # Newest reports of which the index shows trends and what to look at, how many of the latter, and a trend's pixels.
 RECENT, LOOK_FIRST, TREND_SIZE = 30, 5, (160, 36)
 
+# What names a report's folder.
+DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,199}")
 TEMPLATES = Environment(
     # Nothing from a record reaches the page unescaped.
     autoescape=True,
@@ -47,6 +53,20 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+# Sorts a table by a column.
+SCRIPT = Markup((Path(__file__).parent / "templates" / "report.js").read_text())  # noqa: S704  # it is this project's
+
+
+def policy(script: str | None = None) -> str:
+    """Returns the Content-Security-Policy of a page, which runs no script but this one and loads nothing.
+
+    Not even a link that is a script: https://developer.mozilla.org/en-US/docs/Web/HTTP/Guides/CSP
+    """
+    allowed = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    if script is None:
+        return allowed
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"{allowed}; script-src 'sha256-{digest}'"
 
 
 @dataclass(frozen=True)
@@ -84,6 +104,8 @@ def render(
         for title, rows in sheets.items()
     ]
     return TEMPLATES.get_template("report.html.j2").render(
+        script=SCRIPT,
+        policy=policy(SCRIPT),
         summary=summary,
         headline=headline(summary),
         good=not to_look_at(summary) if summary.window else summary.outcome == PASSED,
@@ -132,6 +154,7 @@ def render_executions(
     by_id = {row.inference_id: row for row in subject.results}
     read = {each.inference_id for each in executions}
     return TEMPLATES.get_template("executions.html.j2").render(
+        policy=policy(),
         run=subject.run,
         executions=executions,
         results=by_id,
@@ -155,12 +178,14 @@ def render_index(
             report = IndexedReport.parse(content, name)
         except RecordError:
             continue
-        if name.split("/")[-3:-1] == [report.date, report.run] and report.bucket in (None, bucket):
+        named = DATE.fullmatch(report.date) and RUN.fullmatch(report.run)  # they become a link
+        if named and name.split("/")[-3:-1] == [report.date, report.run] and report.bucket in (None, bucket):
             reports.append(report)
     reports.sort(key=lambda report: (report.stopped or report.date, report.run), reverse=True)
     rows = [(report, link(report) if link else f"{report.date}/{report.run}/report.html") for report in reports]
     first = [(each, where) for each, where in rows[:RECENT] if to_look_at(each)]
     return TEMPLATES.get_template("index.html.j2").render(
+        policy=policy(),
         rows=rows,
         bucket=bucket,
         first=first[:LOOK_FIRST],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from settings import REVIEW_LABELS_PREFIX, REVIEW_QUEUE_PREFIX, TEST_PREFIX, TRAIN_PREFIX, Settings
+from settings import INCOMING_PREFIX, REVIEW_LABELS_PREFIX, REVIEW_QUEUE_PREFIX, Settings
 from tasks.aws import storage
 from tasks.records import Record, RecordError
 from tasks.review.queue import Waiting, by_chance
@@ -31,6 +31,8 @@ TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # Clocks differ a little; an answer of tomorrow would win over all that come before it.
 AHEAD = timedelta(minutes=10)
+# Of a record of the queue or an answer, which have some hundred.
+MOST_BYTES = 64_000
 # Whom the page writes as where nobody answered.
 NOBODY = "page"
 # More people than this are not asked about one image.
@@ -102,7 +104,12 @@ class Review:
             (REVIEW_QUEUE_PREFIX, Waiting, self.keep_waiting),
             (REVIEW_LABELS_PREFIX, Label, self.keep_label),
         ):
-            new = [key for key in storage.list_etags(bucket, prefix) if key not in self.read]
+            there = storage.list_objects(bucket, prefix)
+            new = [key for key in there if key not in self.read]
+            for key in [key for key in new if there[key][1] > MOST_BYTES]:
+                self.read.add(key)
+                self.strange[key] = f"it has {there[key][1]:,} bytes, more than any record"
+                new.remove(key)
             with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
                 for key, content in zip(new, threads.map(lambda key: storage.get(bucket, key), new), strict=True):
                     if content is None:
@@ -120,8 +127,8 @@ class Review:
             self.strange[key] = f"it is about {waiting.inference_id[:60]!r}, which is not its name"
         elif problem := _problem(waiting):
             self.strange[key] = problem
-        elif waiting.key.startswith((TEST_PREFIX, TRAIN_PREFIX)):
-            self.strange[key] = f"{waiting.key[:200]!r} is an image whose label is known"
+        elif not waiting.key.startswith(INCOMING_PREFIX):
+            self.strange[key] = f"{waiting.key[:200]!r} is not below {INCOMING_PREFIX}, where images without labels are"
         else:
             self.queue[name] = waiting
 

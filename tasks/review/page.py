@@ -3,6 +3,7 @@
 Nothing that came from a record reaches the page but as JSON text, which the page's script writes as text.
 """
 
+import hmac
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from msgspec import to_builtins
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +30,7 @@ TEMPLATES = Environment(
 FILES = {"review.js": "text/javascript", "review.css": "text/css"}
 # Of a request's body: an answer has about 200 bytes.
 MOST_BODY_BYTES = 10_000
+COOKIE = "scones-review"
 HEADERS = {
     # The page runs its own script and shows its own images, and nothing else does in its place.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -59,15 +61,22 @@ class _Answered(_Body):
     seconds: float | None = None
 
 
-def application(desk: Desk, port: int, reviewer: str, announce: Announce) -> FastAPI:
-    """The page over a desk. reviewer: the name that the page proposes."""
+def application(desk: Desk, port: int, reviewer: str, announce: Announce, token: str) -> FastAPI:
+    """The page over a desk. reviewer: the name that the page proposes. token: opens the page, see `address`."""
     app = FastAPI(title="Review", docs_url=None, redoc_url=None, openapi_url=None)
     hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        problem = foreign(request, hosts)
-        response = _error(*problem) if problem else await call_next(request)
+        if problem := foreign(request, hosts):
+            response: Response = _error(*problem)
+        elif request.url.path == "/" and _is(request.query_params.get("token"), token):
+            response = RedirectResponse("/", 303)  # so that the token is in no history
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        elif not _is(request.cookies.get(COOKIE), token):
+            response = _error(401, "open the link that `make review` prints")
+        else:
+            response = await call_next(request)
         response.headers.update(HEADERS)
         return response
 
@@ -134,6 +143,15 @@ def application(desk: Desk, port: int, reviewer: str, announce: Announce) -> Fas
         return {"item": _shown(waiting), "progress": _told(desk.progress(body.reviewer))}
 
     return app
+
+
+def address(port: int, token: str) -> str:
+    """The link that opens the page: whoever has it may answer. The browser then keeps the token as a cookie."""
+    return f"http://127.0.0.1:{port}/?token={token}"
+
+
+def _is(given: str | None, token: str) -> bool:
+    return given is not None and hmac.compare_digest(given.encode(), token.encode())
 
 
 def serve(app: FastAPI, port: int) -> None:

@@ -20,6 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Scheduled
 
 from local_aws.config import ROOT, LocalConfig, free_port
+from local_aws.credentials import credentials
 from settings import BULK_PREFIX, REVIEW_QUEUE_PREFIX, run_id
 from tasks.aws import storage
 from tasks.aws.clients import client
@@ -31,6 +32,7 @@ from tasks.evaluation.results import Result, results_of
 from tasks.evaluation.summary import STATUSES, EvaluationSummary
 from tasks.report.story import stories
 from tasks.report.subject import read_evaluation
+from tasks.review.page import address
 from tasks.review.queue import Waiting
 from tasks.run import Run, utc_now
 from testing.faults.bulk_runs import BulkLab
@@ -218,7 +220,8 @@ def test_the_demo_of_the_review_has_images_wait_and_serves_the_page(installed: A
 
 def answers(port: int) -> bool:
     with suppress(httpx.HTTPError):
-        return "Who answers?" in httpx.get(f"http://127.0.0.1:{port}/").text
+        token = credentials(LocalConfig()).review_token
+        return "Who answers?" in httpx.get(address(port, token), follow_redirects=True).text
     return False
 
 

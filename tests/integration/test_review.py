@@ -31,6 +31,7 @@ from flows.queue_review import queue_review
 from flows.teardown import teardown
 from flows.train_model import train_model
 from local_aws.config import LocalConfig, free_port
+from local_aws.credentials import credentials
 from settings import BACKLOG_EVENT, ROOT, Settings, settings
 from tasks.aws import storage
 from tasks.aws.clients import client
@@ -44,6 +45,7 @@ from tasks.review import training_set
 from tasks.review.announcement import announce
 from tasks.review.desk import Desk, ReviewRefused
 from tasks.review.labels import Label, Review, counted
+from tasks.review.page import COOKIE, address
 from tasks.review.queue import Waiting
 from tasks.review.training_set import Use
 from tasks.run import utc_now
@@ -54,6 +56,7 @@ from tests.unit.test_labels import name_of, waiting
 
 STACK = "reviews"
 CLASSES = ("bicycle", "motorcycle")
+TOKEN = credentials(LocalConfig()).review_token
 SCRIPT = "<img src=x onerror=alert(1)>.png"
 NO_BROWSER = "needs chromium or google-chrome"
 
@@ -236,10 +239,10 @@ def page_over(bucket: str, port: int, **environment: str) -> Iterator[subprocess
         "import sys; from settings import settings; from tasks.review.desk import Desk; "
         "from tasks.review.page import application, serve; "
         "desk = Desk(sys.argv[1], settings(), ('bicycle', 'motorcycle')); "
-        "serve(application(desk, int(sys.argv[2]), 'anna', lambda new, needed: None), int(sys.argv[2]))"
+        "serve(application(desk, int(sys.argv[2]), 'anna', lambda *new: None, sys.argv[3]), int(sys.argv[2]))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, bucket, str(port)],
+        [sys.executable, "-c", code, bucket, str(port), TOKEN],
         cwd=ROOT,
         env={**os.environ, "SCONES_REVIEW_DOUBLE_SHARE": "0", **environment},
         text=True,
@@ -254,13 +257,13 @@ def page_over(bucket: str, port: int, **environment: str) -> Iterator[subprocess
 
 def _answers(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+        return httpx.get(address(port, TOKEN), follow_redirects=True).status_code == 200
     except httpx.HTTPError:
         return False
 
 
 def asked(port: int, path: str, body: Any, **headers: str) -> httpx.Response:
-    own = {"Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json"}
+    own = {"Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json", "Cookie": f"{COOKIE}={TOKEN}"}
     content = body if isinstance(body, str) else json.dumps(body)
     return httpx.post(f"http://127.0.0.1:{port}/api/{path}", content=content, headers={**own, **headers})
 
@@ -277,11 +280,15 @@ def test_the_pages_edges(bucket: str) -> None:
             {"Sec-Fetch-Site": "cross-site"},
             {"Host": "evil.example"},
             {"Content-Type": "text/plain"},
+            {"Cookie": ""},
+            {"Cookie": f"{COOKIE}=guessed"},
         ):
             refused = asked(port, "answers", answer, **headers)
-            assert refused.status_code in (403, 415, 421) and "error" in refused.json(), headers
+            assert refused.status_code in (401, 403, 415, 421) and "error" in refused.json(), headers
         image = f"http://127.0.0.1:{port}/api/images/{name_of(0)}"
         assert httpx.get(image, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+        for path in ("", "?token=guessed", "static/review.js", f"api/images/{name_of(0)}"):
+            assert httpx.get(f"http://127.0.0.1:{port}/{path}").status_code == 401, path
         for body, status in (
             ("{", 422),
             ("[]", 422),
@@ -309,7 +316,7 @@ def test_the_pages_edges(bucket: str) -> None:
         shown = asked(port, "next", ours)
         # Nothing of what the model said before the answer.
         assert shown.json()["item"] == {"inference_id": name_of(0)}
-        got = httpx.get(image)
+        got = httpx.get(image, cookies={COOKIE: TOKEN})
         assert got.content == storage.get(bucket, "incoming/0.png") and got.headers["content-type"] == "image/png"
         for header in ("content-security-policy", "x-content-type-options", "cross-origin-resource-policy"):
             assert got.headers[header]
@@ -317,7 +324,9 @@ def test_the_pages_edges(bucket: str) -> None:
         assert (given["predicted_class"], given["agrees"]) == ("bicycle", True)
         stored = storage.get_record(bucket, given["stored"], Label)
         assert stored is not None and stored.seconds is None and stored.label == "bicycle"
-        assert httpx.get(f"http://127.0.0.1:{port}/static/..%2f..%2fdesk.py").status_code == 404
+        assert (
+            httpx.get(f"http://127.0.0.1:{port}/static/..%2f..%2fdesk.py", cookies={COOKIE: TOKEN}).status_code == 404
+        )
         with pytest.raises(httpx.ConnectError):  # on this machine's loopback interface only
             httpx.get(f"http://{own_address()}:{port}/", timeout=3)
 
@@ -337,7 +346,7 @@ needs_browser = pytest.mark.skipif(executable() is None, reason=NO_BROWSER)
 
 def entered(page: Page, port: int, name: str) -> None:
     """Opens the page as that person."""
-    page.open(f"http://127.0.0.1:{port}/")
+    page.open(address(port, TOKEN))
     page.wait_for("document.getElementById('who').open")
     page.evaluate(f"document.getElementById('name').value = {name!r}")
     page.evaluate("document.querySelector('#who form button').click()")

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
+from local_aws.environment import REGION
 from local_aws.standalone import StandaloneAws
 from testing.archives import tar_gz
 from testing.waiting import eventually
@@ -73,6 +78,17 @@ class Server:
         other = copy.copy(self)
         other._use(url)
         return other
+
+    def post(self, body: bytes, target: str, **changed: str) -> httpx.Response:
+        """The answer to a request of the control plane as a client signs it; headers can be changed afterwards."""
+        config, key = self.aws.config, self.aws.environment
+        url = f"{config.sagemaker_url}/"
+        request = AWSRequest("POST", url, {"X-Amz-Target": target, "Content-Type": "application/x-amz-json-1.1"}, body)
+        credentials = Credentials(key["AWS_ACCESS_KEY_ID"], key["AWS_SECRET_ACCESS_KEY"])
+        SigV4Auth(credentials, "sagemaker", REGION).add_auth(request)
+        headers = {**request.headers, **{name.replace("_", "-"): value for name, value in changed.items()}}
+        given = {name: str(value) for name, value in headers.items() if value}
+        return httpx.post(url, content=body, headers=given, trust_env=False)
 
     def put(self, key: str, body: bytes) -> str:
         """The object's URI."""

@@ -26,6 +26,7 @@ from local_sagemaker.store import Store
 
 from local_aws import services
 from local_aws.config import ROOT, LocalConfig, free_port
+from local_aws.credentials import credentials
 from local_aws.environment import prepare, process_environment, shell_script
 from tests.conftest import POISON
 
@@ -36,7 +37,7 @@ def test_local_processes_get_nothing_of_a_real_account(config: LocalConfig, monk
     environment = process_environment(config)
     real = set(POISON.values())
     assert not [name for name, value in environment.items() if value in real]
-    assert environment["AWS_ACCESS_KEY_ID"] == "test"
+    assert environment["AWS_ACCESS_KEY_ID"] == credentials(config).access_key_id
     assert "127.0.0.1" in environment["PREFECT_API_URL"]
     assert not {"AWS_PROFILE", "PREFECT_API_KEY", "AWS_SESSION_TOKEN", "HTTPS_PROXY"} & set(environment)
 

@@ -146,6 +146,7 @@ def test_trend_and_drift_are_drawn(tmp_path: Path, n: int) -> None:
     assert save(drift_of_confidence(counts, counts, found, CAPTION), tmp_path / "drift.png").stat().st_size > 5_000
 
 
+DAY = "2026-11-20"
 HOSTILE = '<script>alert("x")</script>{{ 7 * 7 }}'
 
 
@@ -666,10 +667,10 @@ def test_the_index_in_the_bucket_is_of_the_reports_that_were_written_last(monkey
 
 def test_the_index_shows_how_accurate_each_model_was(tmp_path: Path) -> None:
     for number, (version, accuracy) in enumerate((("v1", 0.9), ("v2", 0.95), ("v1", 0.8), ("v1", 0.85))):
-        about = replace(ABOUT, model_version=version, stopped=f"2026-11-2{number}T03:40:00", run=Run(f"r{number}", "x"))
+        about = replace(ABOUT, model_version=version, stopped=f"2026-11-2{number}T03:40:00", run=Run(f"r{number}", DAY))
         summary = structs.replace(summary_of(about, table(0), bucket="ours"), accuracy=accuracy)
-        (tmp_path / "x" / f"r{number}").mkdir(parents=True)
-        (tmp_path / "x" / f"r{number}" / "summary.json").write_text(json.dumps(summary.to_json()))
+        (tmp_path / DAY / f"r{number}").mkdir(parents=True)
+        (tmp_path / DAY / f"r{number}" / "summary.json").write_text(json.dumps(summary.to_json()))
     text = render_index(summaries_below(tmp_path), "ours")
     assert "v1: 0.900 to 0.850 in 3 reports" in text and "v2:" not in text
     points = [tuple(map(float, point.split(","))) for point in text.split('points="')[1].split('"')[0].split()]
@@ -680,7 +681,11 @@ def test_the_index_shows_how_accurate_each_model_was(tmp_path: Path) -> None:
 def test_the_index_joins_no_models_of_two_data_sets_that_are_both_v1() -> None:
     def written(number: int, accuracy: float, dataset: DatasetNote, **changed: Any) -> ReportSummary:
         about = replace(
-            ABOUT, dataset=dataset, stopped=f"2026-11-2{number}T03:40:00", run=Run(f"r{number}", "x"), **changed
+            ABOUT,
+            dataset=dataset,
+            stopped=f"2026-11-2{number}T03:40:00",
+            run=Run(f"r{number}", DAY),
+            **changed,
         )
         return structs.replace(summary_of(about, table(0)), accuracy=accuracy)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
+from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,12 @@ def region() -> str:
 
 def arn(resource: str) -> str:
     return f"arn:aws:sagemaker:{region()}:{account_id()}:{resource}"
+
+
+def credentials() -> ReadOnlyCredentials | None:
+    """Returns the credentials with which this server runs, the account's own; None if it has none."""
+    found = boto3.Session().get_credentials()
+    return found.get_frozen_credentials() if found else None
 
 
 def role_credentials(role_arn: str) -> dict[str, str]:

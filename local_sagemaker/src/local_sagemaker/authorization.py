@@ -3,7 +3,9 @@
 Who the caller is and what its policies say is the account's to know: an authorizer is asked over HTTP. It gets
 `{"accessKeyId": "...", "requests": [{"action": "...", "resource": "...", "conditions": {KEY: VALUE, ...}}, ...]}` and
 answers `{"principal": ARN, "decisions": ["Allow" | "Deny" | "ImplicitDeny", ...]}`, or `{"error": {"code": "...",
-"message": "..."}}` if the access key is not valid.
+"message": "..."}}` if the access key is not valid. To `{"accessKeyId": "...", "scope": {"token": ..., "date": ...,
+"region": ..., "service": ...}}` it answers `{"signingKey": HEX}`, by which signatures are checked. It is asked with the
+account's own secret key as a bearer token.
 """
 
 import json
@@ -28,6 +30,7 @@ from local_sagemaker.resources import (
     TRAINING_JOB,
     Kind,
 )
+from local_sagemaker.signatures import Scope
 
 # The resource types and condition keys of each action are those of
 # https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonsagemaker.html
@@ -186,6 +189,13 @@ class Authorizer:
                 raise AccessDeniedException(_denial(answer["principal"], request, decision), refused)
         self._keep(access_key, wanted)
 
+    def signing_key(self, scope: Scope) -> bytes:
+        """Returns the key that signs requests of that scope. Raises ApiError if the account has no such access key."""
+        answer = self._ask({"accessKeyId": scope.access_key, "scope": asdict(scope)})
+        if "error" in answer:
+            raise ApiError(answer["error"]["code"], answer["error"]["message"])
+        return bytes.fromhex(answer["signingKey"])
+
     def _allowed_before(self, access_key: str, requests: list[Request]) -> bool:
         with self._lock:
             return all((access_key, repr(request)) in self._until for request in requests)
@@ -203,7 +213,10 @@ class Authorizer:
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         try:
-            response = self._pool.request("POST", self._url, json=question)
+            # Whoever has the account's own key may ask.
+            own = account.credentials()
+            secret = {"Authorization": f"Bearer {own.secret_key if own else ''}"}
+            response = self._pool.request("POST", self._url, json=question, headers=secret)
             answer: dict[str, Any] = response.json()
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise ApiError("ServiceUnavailable", f"the authorizer does not answer: {error}", 503) from error

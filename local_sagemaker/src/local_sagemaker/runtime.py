@@ -29,6 +29,14 @@ class ValidationError(ApiError):
         super().__init__("ValidationError", message, status)
 
 
+async def body_of(request: web.Request) -> bytes:
+    """Returns a request's body, as often as it is asked for. Raises ValidationError if it is too large."""
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise ValidationError(f"The request body is larger than {MAX_BODY_BYTES} bytes.", 413) from error
+
+
 class Runtime:
     """Answers InvokeEndpoint with the endpoint's models."""
 
@@ -53,10 +61,7 @@ class Runtime:
         """Raises ApiError: ValidationError, ModelError or ServiceUnavailable."""
         name = request.match_info["name"]
         members = _members(request)
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge as error:
-            raise ValidationError(f"The request body is larger than {MAX_BODY_BYTES} bytes.", 413) from error
+        body = await body_of(request)
         if len(body) > MAX_BODY_BYTES:
             raise ValidationError(f"The request body of {len(body)} bytes is larger than {MAX_BODY_BYTES}.", 413)
         try:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +15,7 @@ from typing import Any
 from aiohttp import web
 from botocore.exceptions import BotoCoreError, ClientError
 
+from local_sagemaker import account
 from local_sagemaker.authorization import AUTO_SCALING, Authorizer, Request
 from local_sagemaker.autoscaling import PERIOD_SECONDS, AutoScaling
 from local_sagemaker.capture import CaptureSpool
@@ -30,7 +30,8 @@ from local_sagemaker.operations.training_jobs import TrainingJobOperations
 from local_sagemaker.protocol import ApiError, parse, service_model
 from local_sagemaker.resources import ENDPOINT, Resources
 from local_sagemaker.routing import Routing
-from local_sagemaker.runtime import MAX_BODY_BYTES, MODEL_SECONDS, Runtime
+from local_sagemaker.runtime import MAX_BODY_BYTES, MODEL_SECONDS, Runtime, body_of
+from local_sagemaker.signatures import Scope, Signatures, signing_key
 from local_sagemaker.store import Store
 from local_sagemaker.training import STOP_GRACE_SECONDS, TrainingJobs
 
@@ -89,7 +90,16 @@ def create_app(config: ServerConfig) -> web.Application:
     # Operations may wait for the store; the loop goes on answering invocations.
     threads = ThreadPoolExecutor(8, thread_name_prefix="control")
 
-    callers: set[tuple[str, str | None]] = set()
+    callers: set[tuple[str, str]] = set()
+    signatures = Signatures(partial(_signing_key, authorizer))
+
+    async def signer(request: web.Request, body: bytes, service: str, refused: int = 400) -> str:
+        """Returns the access key of a request. Raises ApiError if it is not signed with it."""
+        url = f"http://{request.host}{request.raw_path}"
+        check = partial(signatures.check, request.method, url, request.headers, body, service, refused)
+        if signatures.knows(request.headers):
+            return check()
+        return await asyncio.get_running_loop().run_in_executor(threads, check)
 
     async def control(request: web.Request) -> web.Response:
         target = request.headers.get("X-Amz-Target", "")
@@ -97,10 +107,13 @@ def create_app(config: ServerConfig) -> web.Application:
         if target.startswith(SCALING_TARGET):
             control_plane, name = auto_scaling, target.removeprefix(SCALING_TARGET)
         try:
+            if request.content_type != JSON:
+                raise ApiError("UnknownOperationException", f"the Content-Type must be {JSON}", 404)
+            access_key = await signer(request, await request.read(), control_plane.service)
             payload = parse(await request.read())
-            _log_request(request, name, payload, control_plane.service)
+            _log_request(access_key, name, payload, control_plane.service)
             rate.take()
-            call = partial(control_plane.call, name, payload, _access_key(request))
+            call = partial(control_plane.call, name, payload, access_key)
             answer = await asyncio.get_running_loop().run_in_executor(threads, call)
         except ApiError as error:
             return _error(error, {"__type": error.code, "message": error.message}, JSON)
@@ -110,14 +123,14 @@ def create_app(config: ServerConfig) -> web.Application:
         return web.json_response(answer, content_type=JSON)
 
     async def invoke(request: web.Request) -> web.Response:
-        caller = (request.match_info["name"], _access_key(request))
-        if caller not in callers:  # the first of each; thousands a minute would hide the rest of the log
-            callers.add(caller)
-            _log_request(request, "InvokeEndpoint", {"EndpointName": request.match_info["name"]})
         try:
+            caller = (request.match_info["name"], await signer(request, await body_of(request), "sagemaker", 403))
+            if caller not in callers:  # the first of each; thousands a minute would hide the rest of the log
+                callers.add(caller)
+                _log_request(caller[1], "InvokeEndpoint", {"EndpointName": caller[0]})
             if authorizer:
                 wanted = Request("sagemaker:InvokeEndpoint", ENDPOINT.arn(caller[0]))
-                if not authorizer.remembers(caller[1] or "", wanted):
+                if not authorizer.remembers(caller[1], wanted):
                     check = partial(authorizer.check, caller[1], [wanted], refused=403)
                     await asyncio.get_running_loop().run_in_executor(threads, check)
             return await request.app[RUNTIME].invoke_endpoint(request)
@@ -136,7 +149,7 @@ def create_app(config: ServerConfig) -> web.Application:
 
     app = web.Application(
         client_max_size=MAX_BODY_BYTES + 1,
-        middlewares=[_answer_everything],
+        middlewares=[_answer_everything, _refuse_web_pages],
         handler_args={"auto_decompress": False},  # a body is the model's, as it came
     )
     app.cleanup_ctx.append(run)
@@ -164,6 +177,17 @@ class Rate:
         if self._tokens < 1:
             raise ApiError("ThrottlingException", "Rate exceeded")
         self._tokens -= 1
+
+
+@web.middleware
+async def _refuse_web_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A page in a browser may send requests here, also by a name that its owner points to this machine."""
+    if request.host.rsplit(":", 1)[0] not in ("127.0.0.1", "localhost"):
+        return web.Response(text="this server is 127.0.0.1 and localhost only", status=421)
+    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
+        error = ApiError("AccessDeniedException", "requests of web pages are refused", 403)
+        return _error(error, {"__type": error.code, "message": error.message}, JSON)
+    return await handler(request)
 
 
 @web.middleware
@@ -205,13 +229,21 @@ def _unknown_operation(name: str) -> Handler:
     return refuse
 
 
-def _log_request(request: web.Request, operation: str, payload: dict[str, Any], service: str = "sagemaker") -> None:
+def _log_request(access_key: str, operation: str, payload: dict[str, Any], service: str = "sagemaker") -> None:
     """One line a request: who called what on which resource, and whether it sets tags."""
     names = {field: value for field, value in payload.items() if field.endswith("Name") and isinstance(value, str)}
-    line = {"service": service, "operation": operation, "access_key": _access_key(request)}
+    line = {"service": service, "operation": operation, "access_key": access_key}
     logger.info("request %s", json.dumps({**line, "tagged": bool(payload.get("Tags")), **names}))
 
 
-def _access_key(request: web.Request) -> str | None:
-    key = re.search(r"Credential=([^/]+)/", request.headers.get("Authorization", ""))
-    return key[1] if key else None
+def _signing_key(authorizer: Authorizer | None, scope: Scope) -> bytes:
+    """Returns the key of a scope: of the account's own access key, with which this server runs, or the authorizer's.
+
+    Raises ApiError for an access key that neither knows.
+    """
+    own = account.credentials()
+    if own is not None and own.secret_key and (scope.access_key, scope.token) == (own.access_key, own.token):
+        return signing_key(own.secret_key, scope)
+    if authorizer is None:
+        raise ApiError("UnrecognizedClientException", "The security token included in the request is invalid.")
+    return authorizer.signing_key(scope)
