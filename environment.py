@@ -101,6 +101,8 @@ def job_template(outputs: dict[str, str]) -> dict[str, Any]:
             "assignPublicIp": "ENABLED" if chosen.runner_public_ip else "DISABLED",
         },
         "labels": chosen.tags,
+        # Without it the worker would write its own key, in clear text, into each request for a task.
+        "prefect_api_key_secret_arn": chosen.runner_api_key_secret,
     }
     for variable, value in defaults.items():
         template["variables"]["properties"][variable]["default"] = value

@@ -102,7 +102,9 @@ def load(
         try:
             _, label, name = line.split("\t")
             labels.append(int(label))
-            with Image.open(images / name) as image:
+            with Image.open(images / name, formats=("PNG", "JPEG")) as image:
+                if (image.height, image.width) != image_shape[1:]:  # before anything of it is decoded
+                    raise ValueError(f"it has {image.width} x {image.height} pixels")
                 array = np.array(image.convert("RGB"))
         except (ValueError, OSError) as error:
             raise ValueError(f"{manifests[0].name}, line {number}: {error}") from error

@@ -27,6 +27,9 @@ LOG_RETENTION_DAYS = 30
 STACK_SECONDS = 1800
 
 
+WORKFLOW_TEMPLATE = ROOT / "infrastructure" / "workflow.yaml"
+
+
 class InfrastructureError(SconesError):
     """A stack is missing, or could not be created or updated; the message has the failing resource's reason."""
 
@@ -95,7 +98,7 @@ def deploy_workflow_stack(bucket: str, progress: Log, classes: tuple[str, ...] |
         "DefinitionKey": keys["definition"],
         "BatchDefinitionKey": keys["batch-definition"],
     }
-    outcome = deploy_stack(chosen.stack, ROOT / "infrastructure" / "workflow.yaml", parameters)
+    outcome = deploy_stack(chosen.stack, WORKFLOW_TEMPLATE, parameters)
     progress(f"stack {chosen.stack}: {outcome}")
     # Not in the template: SageMaker may have made them already. Only who may change the stack may do this too.
     if outcome != "unchanged":
@@ -142,11 +145,21 @@ def deploy_runner_stack(prefect_api_url: str, work_pool: str, progress: Log) -> 
 
 
 def change_threshold(threshold: float, progress: Log) -> None:
-    """Gives the workflow stack another threshold and leaves the rest of it as it is."""
+    """Gives the workflow stack another threshold and leaves the rest of it as it is.
+
+    The stack keeps its template, so that has to be this release's: another one, which somebody with less rights may
+    have put there, would be carried out with the rights of whoever calls. Raises InfrastructureError if it is another.
+    """
     name = settings().stack
     stack = _settled(name)
     if stack is None:
         raise InfrastructureError(f"there is no stack {name!r}", "run the prepare-data deployment first")
+    with translate_aws_errors(f"read the template of the stack {name}"):
+        standing = client("cloudformation").get_template(StackName=name, TemplateStage="Original")["TemplateBody"]
+    if standing != WORKFLOW_TEMPLATE.read_text():
+        raise InfrastructureError(
+            f"the stack {name} has another template than this release", "run the prepare-data deployment first"
+        )
     parameters: dict[str, str | None] = {parameter["ParameterKey"]: None for parameter in stack["Parameters"]}
     outcome = deploy_stack(name, None, {**parameters, "Threshold": repr(threshold)})
     progress(f"stack {name}: {outcome}, the threshold is {threshold:.4f}")

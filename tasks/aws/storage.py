@@ -1,5 +1,6 @@
 """Objects in the bucket: many at once, and none that is already there with the same content."""
 
+import base64
 import hashlib
 import io
 import json
@@ -33,8 +34,6 @@ CONSOLES = {
     ".amazonaws.com": "console.aws.amazon.com",
 }
 
-# The SHA-256 of the content in an object's metadata.
-CONTENT_HASH = "content-sha256"
 R = TypeVar("R", bound=Record)
 
 
@@ -125,14 +124,23 @@ def upload_changed(
 def _has_content(bucket: str, key: str, etag: str, content: bytes) -> bool:
     """Whether an object has this content.
 
-    Its ETag is the MD5 unless it is encrypted with KMS; then what `put` says in its metadata is looked at.
+    Its ETag is the MD5 unless it is encrypted with KMS; then its checksum is looked at, which S3 has compared with the
+    content when it was written, so that nobody can claim another.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
     """
     if etag == hashlib.md5(content, usedforsecurity=False).hexdigest():
         return True
-    head = retry_transient(f"look at s3://{bucket}/{key}", lambda: client("s3").head_object(Bucket=bucket, Key=key))
-    encryption = head.get("ServerSideEncryption", "")
-    return "aws:kms" in encryption and head["Metadata"].get(CONTENT_HASH) == hashlib.sha256(content).hexdigest()
+    head = retry_transient(
+        f"look at s3://{bucket}/{key}",
+        lambda: client("s3").head_object(Bucket=bucket, Key=key, ChecksumMode="ENABLED"),
+    )
+    return "aws:kms" in head.get("ServerSideEncryption", "") and head.get("ChecksumSHA256") == _checksum(content)
+
+
+def _checksum(content: bytes) -> str:
+    """SHA-256 as S3 writes it."""
+    return base64.b64encode(hashlib.sha256(content).digest()).decode()
 
 
 def delete_others(bucket: str, prefix: str, keep: Iterable[str]) -> int:
@@ -193,10 +201,11 @@ def delete(bucket: str, key: str) -> None:
 def put(bucket: str, key: str, content: bytes) -> None:
     """Writes an object, which a browser takes for what the ending of its key says."""
     kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
-    metadata = {CONTENT_HASH: hashlib.sha256(content).hexdigest()}
     retry_transient(
         f"write s3://{bucket}/{key}",
-        lambda: client("s3").put_object(Bucket=bucket, Key=key, Body=content, Metadata=metadata, ContentType=kind),
+        lambda: client("s3").put_object(
+            Bucket=bucket, Key=key, Body=content, ContentType=kind, ChecksumSHA256=_checksum(content)
+        ),
     )
 
 
@@ -294,6 +303,23 @@ def get(bucket: str, key: str) -> bytes | None:
     """An object's content; None if there is none."""
     found = get_with_etag(bucket, key)
     return None if found is None else found[0]
+
+
+def sha256(bucket: str, key: str) -> str | None:
+    """Returns the SHA-256 of an object's content in hex, which is not held in memory; None if there is no object."""
+    s3 = client("s3")
+
+    def read() -> str | None:
+        try:
+            body = s3.get_object(Bucket=bucket, Key=key)["Body"]
+        except s3.exceptions.NoSuchKey:
+            return None
+        digest = hashlib.sha256()
+        for block in body.iter_chunks(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+    return retry_transient(f"read s3://{bucket}/{key}", read)
 
 
 def get_with_etag(bucket: str, key: str, most_bytes: int | None = None) -> tuple[bytes, str] | None:

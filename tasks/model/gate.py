@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 
 from settings import Settings, settings
 from tasks.installation import Installation
-from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, decide, versions
+from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, check_artifact, decide, versions
 from tasks.model.training import JobPlan, image_shape, read_artifact, run_job, training_channels, upload_source
 from tasks.run import Log
 
@@ -81,7 +81,12 @@ def pass_gate(installation: Installation, version: ModelVersion, run: str) -> Mo
 def judge(
     installation: Installation, challenger: ModelVersion, champion: ModelVersion | None, run: str, progress: Log
 ) -> Verdict:
-    """Runs evaluate.py as a job on both artifacts and applies the settings' limits to its figures."""
+    """Runs evaluate.py as a job on both artifacts and applies the settings' limits to its figures.
+
+    Raises ArtifactChanged if one of them is not what was registered.
+    """
+    for version in filter(None, (challenger, champion)):
+        check_artifact(version)
     channels = {**training_channels(installation.bucket), "challenger": challenger.artifact_uri}
     if champion:
         channels["champion"] = champion.artifact_uri
@@ -91,6 +96,8 @@ def judge(
         hyperparameters={"num_classes": str(len(installation.classes)), "image_shape": image_shape()},
         channels=channels,
         metrics=METRICS,
+        # The challenger's own code answers, and may be anybody's: it gets no network and no credentials.
+        isolated=True,
     )
     job = run_job(installation, plan, f"{settings().stack}-gate-{run}", progress)
     written = json.loads(read_artifact(job, COMPARISON))

@@ -4,10 +4,11 @@ import hashlib
 from urllib.parse import urlsplit
 
 from settings import MODELS_PREFIX, settings
+from tasks.aws import storage
 from tasks.aws.clients import client, retry_transient
 from tasks.errors import SconesError
 from tasks.installation import Installation
-from tasks.model.registry import APPROVED, ModelVersion, decide, register_copy, versions
+from tasks.model.registry import APPROVED, ARTIFACT_SHA256, ModelVersion, decide, register_copy, versions
 from tasks.run import Log
 
 # Metadata of a promoted version: which one it is a copy of.
@@ -40,6 +41,9 @@ def promote(source: ModelVersion, classes: tuple[str, ...], target: Installation
             Bucket=target.bucket, Key=key, CopySource={"Bucket": address.netloc, "Key": address.path.lstrip("/")}
         ),
     )
+    copied = storage.sha256(target.bucket, key)
+    if copied != source.metadata.get(ARTIFACT_SHA256, copied):
+        raise NotPromoted(f"{source.artifact_uri} is not the archive that was registered as {source.name}")
     made = register_copy(source, f"s3://{target.bucket}/{key}", {ORIGIN: source.arn})
     decided = decide(made, APPROVED, f"promoted from {source.arn}, which was approved: {source.reason}")
     progress(f"{source.arn} is {decided.name} of {settings().model_package_group}")

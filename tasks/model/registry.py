@@ -11,6 +11,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.logging import get_run_logger
 
 from settings import settings
+from tasks.aws import storage
 from tasks.aws.clients import client, none_if_missing, sdk
 from tasks.aws.errors import translate_aws_errors
 from tasks.aws.images import inference_image
@@ -18,6 +19,8 @@ from tasks.aws.tags import sdk_tags
 from tasks.errors import SconesError
 from tasks.model.training import CompletedJob, TrainingPlan
 
+# Metadata of a version: the SHA-256 of its archive when it was registered.
+ARTIFACT_SHA256 = "artifact_sha256"
 APPROVED, REJECTED, PENDING = "Approved", "Rejected", "PendingManualApproval"
 MAX_DESCRIPTION = 1024
 # What AWS's PyTorch image asks for; Ray Serve's finds its config.yaml by itself.
@@ -30,6 +33,10 @@ MAX_METADATA = 256
 
 class NoModel(SconesError):
     """There is no version that could be deployed; the message says what to do."""
+
+
+class ArtifactChanged(SconesError):
+    """A version's archive is gone, or is another one than was registered."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ def register(job: CompletedJob, plan: TrainingPlan) -> ModelVersion:
             "data_fingerprint": plan.data_fingerprint,
             "data": UNTAKEN.sub("_", plan.data)[:MAX_METADATA],
             "training_job": job.name,
+            ARTIFACT_SHA256: _digest(job.artifact_uri),
             **{name.replace(":", "_"): f"{value:.6g}" for name, value in job.metrics.items()},
         },
     )
@@ -114,6 +122,27 @@ def register(job: CompletedJob, plan: TrainingPlan) -> ModelVersion:
 def register_copy(source: ModelVersion, artifact_uri: str, lineage: dict[str, str]) -> ModelVersion:
     """Makes a copy of another group's version one of this group, which awaits a decision, with what is known of it."""
     return _create(f"Copy of {source.arn}", source.image, artifact_uri, {**source.metadata, **lineage})
+
+
+def check_artifact(version: ModelVersion) -> None:
+    """Raises ArtifactChanged if a version's archive is not the one any more that was registered.
+
+    Whoever may write below models/ could replace it; the registry takes other rights.
+    """
+    known = version.metadata.get(ARTIFACT_SHA256)
+    if known and _digest(version.artifact_uri) != known:
+        raise ArtifactChanged(
+            f"{version.artifact_uri} is not the archive that was registered as {version.name}",
+            "restore the object's version of that time, or train again",
+        )
+
+
+def _digest(artifact_uri: str) -> str:
+    bucket, _, key = artifact_uri.removeprefix("s3://").partition("/")
+    digest = storage.sha256(bucket, key)
+    if digest is None:
+        raise ArtifactChanged(f"there is no archive {artifact_uri}", "train again")
+    return digest
 
 
 def _create(description: str, image: str, artifact_uri: str, metadata: dict[str, str]) -> ModelVersion:

@@ -90,13 +90,17 @@ class TrainingError(SconesError):
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A script of classifier/ and what it is to be run with. channels: S3 URI by name; metrics: those it prints."""
+    """A script of classifier/ and what it is to be run with. channels: S3 URI by name; metrics: those it prints.
+
+    isolated: without network and credentials, whatever the settings say.
+    """
 
     program: str
     source_uri: str
     hyperparameters: dict[str, str]
     channels: dict[str, str]
     metrics: tuple[str, ...]
+    isolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -377,7 +381,8 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
         else {}
     )
     spot = {"enable_managed_spot_training": True} if chosen.training_spot else {}
-    network: dict[str, Any] = {"enable_network_isolation": True} if chosen.network_isolation else {}
+    isolated = chosen.network_isolation or plan.isolated
+    network: dict[str, Any] = {"enable_network_isolation": True} if isolated else {}
     if chosen.vpc_subnets:
         network["vpc_config"] = VpcConfig(
             subnets=list(chosen.vpc_subnets), security_group_ids=list(chosen.vpc_security_groups)

@@ -13,7 +13,7 @@ from tasks.aws.clients import client, none_if_missing, retry_until_role_is_assum
 from tasks.aws.errors import translate_aws_errors
 from tasks.aws.tags import tag_list
 from tasks.installation import Installation, capture_destination
-from tasks.model.registry import ModelVersion
+from tasks.model.registry import ModelVersion, check_artifact
 from tasks.serving.endpoint import find
 
 
@@ -60,7 +60,8 @@ def config_name(installation: Installation, version: ModelVersion) -> str:
 
 
 def create_model(installation: Installation, version: ModelVersion, name: str) -> None:
-    """Creates the model unless it exists."""
+    """Creates the model unless it exists. Raises ArtifactChanged if its archive is not what was registered."""
+    check_artifact(version)
     chosen = settings()
     with translate_aws_errors(f"look at model {name}"):
         if none_if_missing(lambda: client("sagemaker").describe_model(ModelName=name)) is not None:
