@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.response import StreamingBody
 
 from tasks.aws import storage
 
@@ -35,7 +36,8 @@ class MemoryBucket:
         self.read.append(Key)
         if Key not in self.objects:
             raise NoSuchKey
-        return {"Body": io.BytesIO(self.objects[Key]), "ETag": _etag(self.objects[Key])}
+        content = self.objects[Key]
+        return {"Body": StreamingBody(io.BytesIO(content), len(content)), "ETag": _etag(content)}
 
     def list_objects_v2(self, Bucket: str, Prefix: str, Delimiter: str = "") -> dict[str, Any]:  # noqa: N803
         contents, folders = [], set()

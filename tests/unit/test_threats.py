@@ -1,20 +1,41 @@
 """The defences that docs/threat-model.md claims."""
 
+import base64
+import gzip
+import hashlib
 import io
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from settings import ROOT
+import environment
+from settings import ROOT, settings
+from tasks.aws import stacks, storage
 from tasks.bulk.manifest import ManifestError, Source
+from tasks.data import folder
+from tasks.installation import Installation
+from tasks.model import gate, registry, training
+from tasks.model.registry import ModelVersion
+from tasks.review.labels import Review
+from tasks.serving import models
+from tests.unit.bucket import MemoryBucket
+from tests.unit.test_labels import waiting
 
 sys.path.insert(0, str(ROOT / "classifier"))
 from evaluate import ModelFailed, answers
 
+QUEUED = waiting()
 PAGE = ROOT / "docs" / "threat-model.md"
 
 
@@ -47,3 +68,163 @@ def test_a_prefix_or_manifest_of_another_bucket_is_refused(given: str) -> None:
         Source.of("ours", given, None, "2026-11-26")
     with pytest.raises(ManifestError, match="another bucket"):
         Source.of("ours", None, f"{given}manifest.jsonl", "2026-11-26")
+
+
+def test_an_object_that_claims_a_content_is_believed_only_if_s3_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket under KMS has ETags that are no MD5; whoever may write below code/ also writes metadata."""
+    heads: list[dict[str, Any]] = []
+    uploaded: list[str] = []
+    s3 = SimpleNamespace(
+        list_objects_v2=lambda **request: {"Contents": [{"Key": "code/a.zip", "ETag": '"kms-1"', "Size": 4}]},
+        head_object=lambda **request: {"ServerSideEncryption": "aws:kms", **heads[-1]},
+        put_object=lambda **request: uploaded.append(request["Key"]),
+    )
+    monkeypatch.setattr(storage, "client", lambda service: s3)
+    digest = hashlib.sha256(b"ours")
+    heads.append({"Metadata": {"content-sha256": digest.hexdigest()}})  # poisoned: its content is another
+    assert storage.upload_changed("bucket", "code/", {"code/a.zip": b"ours"}) == 1 and uploaded == ["code/a.zip"]
+    heads.append({"Metadata": {}, "ChecksumSHA256": base64.b64encode(digest.digest()).decode()})
+    assert storage.upload_changed("bucket", "code/", {"code/a.zip": b"ours"}) == 0
+    heads.append({"Metadata": {}, "ChecksumSHA256": base64.b64encode(hashlib.sha256(b"evil").digest()).decode()})
+    assert storage.upload_changed("bucket", "code/", {"code/a.zip": b"ours"}) == 1
+
+
+def test_a_template_that_somebody_planted_is_not_carried_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlowRunnerRole may execute change sets; one with a role hidden behind a condition waits for an administrator."""
+    called: list[str] = []
+    ours = stacks.WORKFLOW_TEMPLATE.read_text()
+    planted = ours + "\n  Evil:\n    Type: AWS::IAM::Role\n    Condition: ThresholdIsHigh\n"
+    template = [planted]
+
+    def deploy(name: str, template: Any, parameters: dict[str, Any]) -> str:
+        called.append(parameters["Threshold"])
+        return "updated"
+
+    cloudformation = SimpleNamespace(get_template=lambda **request: {"TemplateBody": template[0]})
+    monkeypatch.setattr(stacks, "client", lambda service: cloudformation)
+    monkeypatch.setattr(stacks, "_settled", lambda name: {"Parameters": [{"ParameterKey": "Threshold"}]})
+    monkeypatch.setattr(stacks, "deploy_stack", deploy)
+    with pytest.raises(stacks.InfrastructureError, match="another template than this release"):
+        stacks.change_threshold(0.9, print)
+    assert called == []
+    template[0] = ours
+    stacks.change_threshold(0.9, print)
+    assert called == ["0.9"]
+
+
+def version(**metadata: str) -> ModelVersion:
+    return ModelVersion(7, "arn", "s3://bucket/models/job/output/model.tar.gz", "image", "Approved", "", metadata)
+
+
+def test_an_archive_that_was_replaced_is_neither_compared_nor_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = MemoryBucket(monkeypatch)
+    bucket.put_object("models/job/output/model.tar.gz", b"what was registered")
+    registered = version(artifact_sha256=hashlib.sha256(b"what was registered").hexdigest())
+    registry.check_artifact(registered)
+    bucket.objects["models/job/output/model.tar.gz"] = b"what a hostile challenger wrote over it"
+    with pytest.raises(registry.ArtifactChanged, match="is not the archive that was registered as v7"):
+        registry.check_artifact(registered)
+    installed = Installation("bucket", "arn", "arn", "e", ("a", "b"), 0.9, "arn", "arn")
+    with pytest.raises(registry.ArtifactChanged):
+        models.create_model(installed, registered, "name")
+    with pytest.raises(registry.ArtifactChanged):
+        gate.judge(installed, version(), registered, "run", print)
+    bucket.objects.clear()
+    with pytest.raises(registry.ArtifactChanged, match="there is no archive"):
+        registry.check_artifact(registered)
+
+
+def test_the_gates_job_has_no_network_and_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A challenger's own code runs in it, whatever SCONES_NETWORK_ISOLATION says."""
+    plans: list[Any] = []
+
+    def run_job(installation: Any, plan: Any, name: str, progress: Any) -> Any:
+        plans.append(plan)
+
+    monkeypatch.setattr(gate, "run_job", run_job)
+    monkeypatch.setattr(gate, "read_artifact", lambda job, name: b'{"challenger_failure": "it is hostile"}')
+    monkeypatch.setattr(gate, "upload_source", lambda bucket: "s3://bucket/code/x.tar.gz")
+    installed = Installation("bucket", "arn", "arn", "e", ("a", "b"), 0.9, "arn", "arn")
+    assert not gate.judge(installed, version(), None, "run", print).approved
+    assert plans[0].isolated
+
+
+def test_the_key_of_prefects_api_is_in_no_request_for_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker on ECS hands its own environment on unless the job template names the secret."""
+    import asyncio
+
+    from prefect_aws.workers.ecs_worker import ECSJobConfiguration
+
+    arn = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:prefect"
+    monkeypatch.setenv("SCONES_RUNNER_API_KEY_SECRET", arn)
+    monkeypatch.setenv("PREFECT_API_KEY", "pnu_secret")
+    monkeypatch.setenv("SCONES_RUNNER_VPC", "vpc-1")
+    monkeypatch.setenv("SCONES_RUNNER_SUBNETS", "subnet-1")
+    settings.cache_clear()
+    try:
+        names = ("ClusterArn", "FlowRunTaskDefinitionArn", "SecurityGroupId")
+        template = environment.job_template(dict.fromkeys(names, "arn"))
+    finally:
+        settings.cache_clear()
+    variables = {name: each.get("default") for name, each in template["variables"]["properties"].items()}
+    assert variables["prefect_api_key_secret_arn"] == arn
+    made = asyncio.run(
+        ECSJobConfiguration.from_template_and_values(template, {"env": {"PREFECT_API_KEY": "pnu_secret"}})
+    )
+    made.prepare_for_flow_run(SimpleNamespace(id=uuid4(), name="run", deployment_id=None, tags=[], labels={}))
+    assert "pnu_secret" not in str(made.env)
+
+
+@pytest.mark.parametrize("key", ["models/job/output/model.tar.gz", "test/a.png", "reports/x", "incoming-too/x.png"])
+def test_the_page_reads_images_without_labels_only(key: str) -> None:
+    review = Review()
+    review.keep_waiting(f"review/queue/{QUEUED.inference_id}.json", replace(QUEUED, key=key))
+    assert review.queue == {} and "is not below incoming/" in next(iter(review.strange.values()))
+
+
+def test_a_record_of_many_bytes_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = MemoryBucket(monkeypatch)
+    bucket.put_object("review/labels/x/anna-1.json", b"x" * 100_000)
+    review = Review()
+    review.refresh("bucket")
+    assert bucket.read == [] and "100,000 bytes" in review.strange["review/labels/x/anna-1.json"]
+
+
+@pytest.mark.parametrize("size", [10_000_000_000, training.MOST_FILE_BYTES + 1])
+def test_an_archive_that_unpacks_to_too_much_is_not_unpacked(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = MemoryBucket(monkeypatch)
+    info = tarfile.TarInfo("metrics.json")
+    info.size = size  # as its header says; the content need not be there
+    packed = gzip.compress(info.tobuf() + b"\0" * 10_240)
+    bucket.put_object("models/job/output/model.tar.gz", packed)
+    job = SimpleNamespace(name="job", artifact_uri="s3://bucket/models/job/output/model.tar.gz")
+    with pytest.raises(training.TrainingError, match="more than"):
+        training.read_artifact(job, "metrics.json")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/proc/self/mem", "missing.png", "folder"])
+def test_a_list_of_images_that_names_no_file_is_told_and_ends(path: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path,label\n{path},cat\n")
+    (entry,) = folder.local_entries(listed)
+    pixels, content, problem = folder._pixels(entry, 32)
+    assert pixels is None and content == b"" and problem
+
+
+def test_a_list_cannot_name_more_than_an_image_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "MOST_BYTES", 1000)
+    (tmp_path / "large.png").write_bytes(b"x" * 100_000)
+    (tmp_path / "list.csv").write_text("path,label\nlarge.png,cat\n")
+    (entry,) = folder.local_entries(tmp_path / "list.csv")
+    assert len(entry.read()) == 1001
+    assert "more than 1,000 bytes" in folder._pixels(entry, 32)[2]
+
+
+@pytest.mark.parametrize("given", ["$(shell touch made)", "`touch made`", '"; touch made; "', "$$(touch made)"])
+def test_what_is_given_to_make_is_not_carried_out(given: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for command in (["make", "check-dataset", f"DATASET={given}"], ["make", "-n", "test", f"TESTS={given}"]):
+        subprocess.run(command, cwd=tmp_path, capture_output=True)
+    subprocess.run(["make", "check-dataset"], cwd=tmp_path, capture_output=True, env={**os.environ, "DATASET": given})
+    assert not (tmp_path / "made").exists()
