@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-own-images bench-report bench-review bench-sagemaker bench-serving conformance deploy drift promote remove image up down status logs lint format check schemas lock clean
+.PHONY: help setup demo cost demo-review review test test-unit test-ray coverage bench-model bench-evaluation bench-bulk bench-nights bench-own-images bench-report bench-review bench-sagemaker bench-serving fuzz conformance deploy drift promote remove image up down status logs lint format check schemas lock clean
 
 help: ## explain the targets
 	@echo "Scones Unlimited: an image-classification workflow on AWS, run by Prefect."
@@ -138,6 +138,9 @@ status: ## what runs and where, settings that differ from the defaults, schedule
 
 logs: setup ## follow the logs of all services
 	@$(RUN) -m local_aws logs
+
+fuzz: setup ## try every parser of what comes from outside with changed inputs (five minutes)
+	@$(RUN) -m testing.fuzz
 
 conformance: setup ## compare the answers of the embedded AWS, or with AWS=real of your account, with what is expected
 	@$(RUN) -m conformance --aws "$$AWS"

@@ -1,0 +1,1 @@
+"""Parsers of what comes from outside, tried with inputs that nobody meant."""
