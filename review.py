@@ -118,7 +118,7 @@ def import_file(installed: Any, review: Any, file: Path) -> int:
 
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise label_studio.LabelStudioError(f"{file} is no JSON: {error}") from error
     answers, problems = label_studio.import_answers(content, review, installed.classes)
     written = [label for label in answers if label.key not in review.read and labels.write(installed.bucket, label)]

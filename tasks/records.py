@@ -49,6 +49,8 @@ class Record(Part, frozen=True, kw_only=True):
             return msgspec.convert(content, cls)
         except msgspec.ValidationError as error:
             raise RecordError(f"{source} is no {cls.__name__}: {error}") from error
+        except UnicodeEncodeError as error:  # half of a pair of surrogates, which JSON may escape
+            raise RecordError(f"{source} is no text") from error
 
     @classmethod
     def parse(cls, content: bytes, source: str) -> Self:

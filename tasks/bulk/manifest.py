@@ -170,7 +170,7 @@ def _rows(file: Path, name: str) -> Iterator[tuple[int, Any]]:
 def _decoded(line: bytes, number: int, name: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"line {number} of {name} is no JSON: {line[:100]!r}", "mend the manifest") from error
 
 

@@ -245,7 +245,7 @@ def _lines(text: str, where: str) -> Iterator[dict[str, object]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"{where}: line {number} is not JSON: {error}") from error
         if not isinstance(record, dict):
             raise DatasetError(f"{where}: line {number} is not a JSON object")

@@ -9,13 +9,14 @@ from testing.archives import tar_gz
 from tests.local_sagemaker.conftest import ACTOR, INFERENCE_IMAGE, TRAINING_IMAGE, Server, unique
 
 TRY = """
-import importlib, subprocess, sys
+import importlib.util, subprocess, sys
 for name in ("json", "numpy", "torch", "PIL", "scipy", "own", "jinja2", "sagemaker_inference", "prefect"):
     try:
         importlib.import_module(name)
         sys.stdout.write(f"{name} is there\\n")
     except ModuleNotFoundError as error:
         sys.stdout.write(f"{name} fails: {error}\\n")
+    sys.stdout.write(f"{name} has a spec: {importlib.util.find_spec(name) is not None}\\n")
 """
 BOTH = TRY + "if len(sys.argv) < 2 or sys.argv[1] != 'again': subprocess.run([sys.executable, __file__, 'again'])\n"
 REFUSED = "fails: No module named"
@@ -35,8 +36,10 @@ def test_a_job_and_what_it_starts_have_only_what_the_training_image_has(server: 
     log = log_of(server, {})
     for name in ("json", "numpy", "torch", "PIL", "scipy", "own", "jinja2"):
         assert log.count(f"{name} is there") == 2, name
+        assert log.count(f"{name} has a spec: True") == 2, name
     for name in ("sagemaker_inference", "prefect"):
         assert log.count(f"{name} {REFUSED} '{name}'") == 2, log
+        assert log.count(f"{name} has a spec: False") == 2, log
     other = sys.version_info[:2] != (3, 13)
     assert any("this image has Python 3.13 on AWS" in line for line in log) is other
 

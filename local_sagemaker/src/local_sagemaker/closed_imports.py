@@ -49,28 +49,29 @@ def other_python() -> str | None:
 def close() -> None:
     """Closes this process, if the environment says so."""
     text = os.environ.get(VARIABLE)
-    if text is not None and not any(isinstance(finder, Closed) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Closed(frozenset(text.split())))
+    if text is not None and PathFinder in sys.meta_path:
+        _replace(PathFinder, Closed(frozenset(text.split())))
 
 
-class Closed:
-    """A finder that finds nothing: it refuses what is installed on this machine and not in the image."""
+class Closed(PathFinder):
+    """Python's finder, which does not find what is installed on this machine and not in the image.
+
+    It finds nothing instead of raising: who asks importlib.util.find_spec for a module learns that it is not there.
+    """
 
     def __init__(self, modules: frozenset[str]) -> None:
         self._modules = modules | ALWAYS | sys.stdlib_module_names
         self._folders = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
         self._asked_for: frozenset[str] | None = None
 
-    def find_spec(
+    def find_spec(  # type: ignore[override]  # of this object, not of the class
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """None if others may look for the module. Raises ModuleNotFoundError."""
-        if path is not None or fullname in self._modules:  # a part of a package, or all right
-            return None
-        spec = PathFinder.find_spec(fullname)
-        if spec is None or not self._installed(spec) or fullname in self._required():
-            return None
-        raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+        """None if there is no such module, or if the image does not hold it."""
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or path is not None or fullname in self._modules:  # a part of a package, or all right
+            return spec
+        return spec if not self._installed(spec) or fullname in self._required() else None
 
     def _installed(self, spec: ModuleSpec) -> bool:
         """Whether it is one of this machine's distributions, and not the container's own code."""
@@ -81,12 +82,18 @@ class Closed:
         """Modules that requirements.txt files beside the container's own code ask for."""
         if self._asked_for is None:
             self._asked_for = frozenset()  # reading them imports something
-            sys.meta_path.remove(self)
+            _replace(self, PathFinder)
             try:
                 self._asked_for = _modules_asked_for()
             finally:
-                sys.meta_path.insert(0, self)
+                _replace(PathFinder, self)
         return self._asked_for
+
+
+def _replace(one: object, other: object) -> None:
+    """Puts the other finder where the one is among those that Python asks."""
+    finders: list[object] = sys.meta_path  # type: ignore[assignment]
+    finders[finders.index(one)] = other
 
 
 def _modules_asked_for() -> frozenset[str]:
