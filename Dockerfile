@@ -7,7 +7,7 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PREFECT_FLOWS_HEARTBEAT_FREQUEN
 WORKDIR /opt/scones
 
 COPY infrastructure/runner.lock infrastructure/runner.lock
-RUN pip install --no-cache-dir --no-deps --requirement infrastructure/runner.lock
+RUN pip install --no-cache-dir --require-hashes --no-deps --requirement infrastructure/runner.lock
 
 COPY settings.py ./
 COPY flows flows

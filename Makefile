@@ -36,10 +36,12 @@ help: ## explain the targets
 	@echo "  make test TESTS=tests/unit       a part of the tests"
 	@echo "  make setup PIP_ARGS='...'        arguments for pip, such as PyTorch's CPU index (see README)"
 
-$(VENV)/.installed: requirements.lock local_sagemaker/pyproject.toml
+# PyTorch last and without hashes: its files differ by index and by kind of machine.
+$(VENV)/.installed: requirements.lock torch.lock local_sagemaker/pyproject.toml
 	@test -e $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r torch.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e ./local_sagemaker
 	@touch $@
 
@@ -65,9 +67,10 @@ test: setup ## run every test
 
 # Ray Serve brings its own versions of what the rest has.
 RAY := .venv-ray
-$(RAY)/.installed: tests/ray_serve/requirements.txt
+$(RAY)/.installed: tests/ray_serve/requirements.lock torch.lock
 	@test -e $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
-	$(RAY)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --require-hashes --no-deps -r $<
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r torch.lock
 	@touch $@
 
 test-ray: setup $(RAY)/.installed ## run the test that serves a model with Ray Serve (downloads about 1.4 GB)
@@ -147,9 +150,9 @@ conformance: setup ## compare the answers of the embedded AWS, or with AWS=real 
 
 # Its requirements and those of the rest exclude each other.
 CHECKOV := .venv-checkov
-$(CHECKOV)/.installed: infrastructure/requirements-checkov.txt
+$(CHECKOV)/.installed: infrastructure/checkov.lock
 	@test -e $(CHECKOV)/bin/python || $(PYTHON) -m venv $(CHECKOV)
-	$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --require-hashes --no-deps -r $<
 	@touch $@
 
 lint: setup $(CHECKOV)/.installed ## ruff, mypy, and cfn-lint, checkov and AWS's reference of permissions on the templates
@@ -173,12 +176,14 @@ check: ## all that CI runs: the demo on generated images, linters, types, tests
 schemas: setup ## write docs/schemas/ anew from the types
 	@$(RUN) -m tasks.schemas
 
-lock: setup ## renew requirements.lock from pyproject.toml
-	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
-	  --no-annotate --extra local --extra dev --output-file requirements.lock pyproject.toml local_sagemaker/pyproject.toml
-	@$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-header \
-	  --no-annotate --constraint requirements.lock --output-file infrastructure/runner.lock pyproject.toml
-	@sed -i.bak -E -e "s/^(torch==[0-9.]+)\+cpu/\1/" -e "/^pip==/d" requirements.lock && rm requirements.lock.bak
+COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --unsafe-package torch --unsafe-package pip \
+  --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+lock: setup ## renew what is locked from pyproject.toml and the other lists
+	@sed -nE 's/^ *"(torch==[0-9.]+)",.*/\1/p' pyproject.toml > torch.lock
+	@$(COMPILE) --extra local --extra dev --output-file requirements.lock pyproject.toml local_sagemaker/pyproject.toml
+	@$(COMPILE) --constraint requirements.lock --output-file infrastructure/runner.lock pyproject.toml
+	@$(COMPILE) --output-file infrastructure/checkov.lock infrastructure/checkov.in
+	@$(COMPILE) --constraint torch.lock --output-file tests/ray_serve/requirements.lock tests/ray_serve/requirements.in
 
 clean: ## stop everything and remove what setup, services and reports left
 	@test ! -x $(RUN) || $(RUN) -m local_aws clean

@@ -163,7 +163,7 @@ def _copy_checkout(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    for name in ("requirements.lock", "local_sagemaker/pyproject.toml"):
+    for name in ("requirements.lock", "torch.lock", "local_sagemaker/pyproject.toml"):
         os.utime(folder / name, (0, 0))  # else make would install the copy's packages into the environment of both
     return folder
 

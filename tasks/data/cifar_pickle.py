@@ -7,12 +7,29 @@ plain bytes, once type, shape and length are known to agree. numpy's own classes
 import io
 import math
 import pickle
+import pickletools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 # Plain numbers, by the names that numpy writes into pickles.
 TYPES = {name: np.dtype(name) for name in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")}
+
+
+class _Function:
+    """A function that a pickle can call and not change."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it changes a function, which no CIFAR archive needs")
 
 
 class _Dtype:
@@ -65,21 +82,25 @@ def _made(content: Any, dtype: Any, shape: Any, order: Any) -> "np.ndarray[Any, 
     return np.frombuffer(bytes(content), dtype=kind).reshape(sizes, order="F" if order == "F" else "C")
 
 
+@_Function
 def _reconstruct(*ignored: Any) -> _Array:
     """Stands for numpy's function, which makes an empty array that is filled afterwards."""
     return _Array()
 
 
+@_Function
 def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any = "C") -> "np.ndarray[Any, Any]":
     """Stands for numpy's function, which protocol 5 uses."""
     return _made(content, dtype, shape, order)
 
 
+@_Function
 def _scalar(dtype: Any, content: Any = b"") -> int:
     """Stands for numpy's function that makes a number of a type."""
     return int(_made(content, dtype, (1,), "C")[0])
 
 
+@_Function
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """Stands for _codecs.encode, by which protocols 0 to 2 write bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1"):
@@ -87,6 +108,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin-1")
 
 
+@_Function
 def _bytes(*content: Any) -> bytes:
     """Stands for bytes(), by which these protocols write empty ones."""
     if content:
@@ -113,11 +135,22 @@ class _Unpickler(pickle.Unpickler):
         return STAND_INS[module, name]
 
 
+def _check(content: bytes) -> None:
+    """Raises ValueError if a pickle is damaged, or would take more memory than its own bytes are worth.
+
+    The unpickler makes room for what a pickle announces before it looks whether that is there.
+    """
+    for count, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise ValueError("it numbers its parts beyond their count")
+
+
 def load(content: bytes) -> dict[bytes, Any]:
     """Returns the dictionary in a pickle, with arrays as numpy's and its keys as bytes.
 
     Raises ValueError, pickle.UnpicklingError or another exception of a damaged pickle if it holds anything else.
     """
+    _check(content)
     found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     if not isinstance(found, dict):
         raise ValueError("it is not a dictionary")

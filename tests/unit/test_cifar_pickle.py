@@ -3,6 +3,8 @@
 import io
 import pickle
 import pickletools
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from settings import ROOT
 from tasks.data import cifar_pickle
 from tasks.data.dataset import DatasetError, from_archive
 from tests.unit.test_dataset import CLASSES, archive, batch
@@ -88,6 +91,28 @@ def test_an_array_that_is_an_attack_is_refused(attack: Reduced, protocol: int, t
     train = pickle.dumps({b"data": attack, b"fine_labels": [0], b"filenames": [b"a.png"]}, protocol)
     with pytest.raises(DatasetError):
         from_archive(archive(tmp_path / "a.tar.gz", train=train), CLASSES)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # part number 2,147,483,647 of a list that the unpickler fills up
+        b"\x80\x02}p268435455\n.",
+        b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b".",  # eight gigabytes, none of which follow
+    ],
+)
+def test_a_few_bytes_do_not_take_gigabytes(bomb: bytes) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (10**9, 10**9))"
+    code = f"{limited}; from tasks.data import cifar_pickle; cifar_pickle.load({bomb!r})"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "ValueError" in ended.stderr.splitlines()[-1]
+
+
+def test_a_stand_in_is_the_same_for_the_next_archive() -> None:
+    """BUILD with two states sets attributes, such as a function's defaults."""
+    change = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__)s\x86b."
+    with pytest.raises(pickle.UnpicklingError, match="changes a function"):
+        cifar_pickle.load(change)
 
 
 @pytest.mark.parametrize("call", ["os.system", "builtins.eval", "numpy.load", "numpy._core.multiarray.fromfile"])

@@ -1,3 +1,4 @@
+import re
 import shutil
 import socket
 import subprocess
@@ -183,10 +184,18 @@ def is_import(line: str) -> bool:
     return line.lstrip().startswith(("import ", "from "))
 
 
-def test_the_lock_has_no_local_version() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    assert "+" not in lock
-    assert "torch==2.13.0\n" in lock
+@pytest.mark.parametrize(
+    "name", ["requirements", "infrastructure/runner", "infrastructure/checkov", "tests/ray_serve/requirements"]
+)
+def test_every_package_but_pytorch_is_locked_with_its_hashes(name: str) -> None:
+    lock = (ROOT / f"{name}.lock").read_text()
+    packages = re.findall(r"^([a-z0-9.-]+)==([^ \n]+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", lock, re.MULTILINE)
+    assert len(packages) == len([line for line in lock.splitlines() if line[:1] not in (" ", "#", "")]) > 10
+    assert not [package for package, version, hashes in packages if "+" in version or package == "torch"]
+
+
+def test_pytorch_is_locked_by_its_version() -> None:
+    assert f'"{(ROOT / "torch.lock").read_text().strip()}",' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_an_unfinished_capture_record_is_cut_and_the_whole_ones_are_kept(tmp_path: Path) -> None:
