@@ -15,7 +15,7 @@ CONFIRM ?=
 IMAGE ?= scones-runner:1
 
 # What a person gives is never expanded by make, nor by the shell: recipes read it from the environment, in quotes.
-GIVEN := AWS DATASET OTHERS TESTS WORKERS ENV FROM TO VERSION CONFIRM IMAGE
+GIVEN := AWS DATASET OTHERS TESTS WORKERS ENV FROM TO VERSION CONFIRM IMAGE BUILD
 $(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
 export $(GIVEN)
 

@@ -8,6 +8,7 @@ that can't be asked is a result of the comparison, not a failure of the job.
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -19,6 +20,9 @@ from pathlib import Path
 import numpy as np
 from calibration import calibrated_errors, expected_calibration_error
 from train import image_shape, load, nobody_selected
+
+# That a model may take to answer for all images.
+SECONDS = 1800
 
 
 class ModelFailed(Exception):
@@ -45,6 +49,8 @@ def _evaluate(options: argparse.Namespace, file: Path) -> None:
         if channel is None:
             continue
         try:
+            with _archive(channel).open("rb") as archive:
+                comparison[f"{role}_sha256"] = hashlib.file_digest(archive, "sha256").hexdigest()
             answered[role] = answers(channel, images, options.num_classes)
         except ModelFailed as error:
             comparison[f"{role}_failure"] = str(error)
@@ -61,15 +67,13 @@ def _evaluate(options: argparse.Namespace, file: Path) -> None:
 
 def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
     """A model's probabilities (n, num_classes) of images (n, 3, height, width) uint8. Raises ModelFailed."""
-    archives = sorted(channel.rglob("*.tar.gz"))
-    if len(archives) != 1:
-        raise ModelFailed(f"the channel holds {len(archives)} archives, not one")
+    archive_file = _archive(channel)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            with tarfile.open(archives[0]) as archive:
-                archive.extractall(folder / "model", filter="data")
-        except (OSError, tarfile.TarError, EOFError) as error:
+            with tarfile.open(archive_file) as archive:
+                archive.extractall(folder / "model", filter=_plain)  # noqa: S202 it calls data_filter
+        except (OSError, tarfile.TarError, EOFError, ValueError) as error:
             raise ModelFailed(f"its artifact can't be unpacked: {error}") from error
         trained_on = _image_shape(folder / "model" / "model.json")
         if trained_on != images.shape[1:]:
@@ -79,16 +83,50 @@ def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
             raise ModelFailed("its artifact has no code/out_of_fold.py")
         np.save(folder / "images.npy", images)
         command = [sys.executable, str(program), str(folder / "model"), str(folder / "images.npy")]
-        done = subprocess.run([*command, str(folder / "answers.npy")], capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ModelFailed(f"it can't be loaded and asked (exit code {done.returncode}): {last[:300]}")
-        probabilities: np.ndarray = np.load(folder / "answers.npy")
+        # It is anybody's code: it is not told where the labels are.
+        told = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
+        with (folder / "log.txt").open("wb+") as log:
+            try:
+                subprocess.run(
+                    [*command, str(folder / "answers.npy")],
+                    stdout=log,
+                    stderr=log,
+                    env=told,
+                    timeout=SECONDS,
+                    check=True,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise ModelFailed(f"it did not answer within {SECONDS} seconds") from error
+            except subprocess.CalledProcessError as error:
+                log.seek(max(0, log.tell() - 2000))
+                last = (log.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+                raise ModelFailed(
+                    f"it can't be loaded and asked (exit code {error.returncode}): {last[:300]}"
+                ) from error
+        try:
+            probabilities: np.ndarray = np.load(folder / "answers.npy")
+        except (OSError, ValueError, EOFError, MemoryError) as error:
+            raise ModelFailed(f"its answers can't be read: {error}") from error
     if probabilities.shape != (len(images), num_classes):
         raise ModelFailed(f"it answers {probabilities.shape}, not {(len(images), num_classes)}")
     if not np.isfinite(probabilities).all() or np.abs(probabilities.sum(axis=1) - 1).max() > 0.01:
         raise ModelFailed("its answers are not probabilities")
     return probabilities
+
+
+def _archive(channel: Path) -> Path:
+    """A channel's one archive. Its prefix may hold more objects, which whoever may write below models/ can add."""
+    archives = [file for file in sorted(channel.iterdir()) if file.name.endswith(".tar.gz") and file.is_file()]
+    if len(archives) != 1:
+        raise ModelFailed(f"the channel holds {len(archives)} archives, not one")
+    return archives[0]
+
+
+def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Python's own filter, and no links: by chains of them some releases of Python are led out of the folder."""
+    if not (member.isreg() or member.isdir()):
+        raise ModelFailed(f"its artifact holds {member.name[:100]}, which is no file")
+    return tarfile.data_filter(member, folder)
 
 
 def _image_shape(file: Path) -> tuple[int, ...]:

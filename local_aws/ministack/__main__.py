@@ -30,7 +30,9 @@ def main() -> None:
     # ministack reads its environment when it is imported. Its own main() is not used: with TLS that listens on port
     # 443 as well.
     from ministack.app import _build_persistence_save_dict, app
+    from ministack.core import iam_evaluator
     from ministack.core.persistence import save_all
+    from ministack.services import sts
 
     from local_aws.ministack import (
         authorization,
@@ -63,9 +65,12 @@ def main() -> None:
             await asyncio.to_thread(save_all, services)
             seconds = time.monotonic() - began
 
+    def known(key: str) -> bool:
+        return key in sts._sessions or iam_evaluator.find_iam_access_key_account(key) is not None
+
     async def run() -> None:
         snapshots = asyncio.create_task(snapshot())
-        guarded = doors.with_doors(authorization.with_authorizer(app), credentials(config))
+        guarded = doors.with_doors(authorization.with_authorizer(app), credentials(config), known)
         await serve(guarded, server)
         snapshots.cancel()
 

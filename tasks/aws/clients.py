@@ -67,7 +67,8 @@ def session() -> boto3.Session:
 def client(service: str) -> Any:
     """A client with explicit timeouts and retries, shared by the threads of this process."""
     made: Any = session()  # its types know services by literal names only
-    return made.client(service, config=CONFIG)
+    # Otherwise S3's links are signed by version 2.
+    return made.client(service, config=CONFIG.merge(Config(signature_version="s3v4")) if service == "s3" else CONFIG)
 
 
 def sdk() -> dict[str, Any]:

@@ -147,7 +147,7 @@ def deploy_runner_stack(prefect_api_url: str, work_pool: str, progress: Log) -> 
 def change_threshold(threshold: float, progress: Log) -> None:
     """Gives the workflow stack another threshold and leaves the rest of it as it is.
 
-    The stack keeps its template, so that has to be this release's: another one, which somebody with less rights may
+    It has to stand by this release's template, which is sent again: another one, which somebody with less rights may
     have put there, would be carried out with the rights of whoever calls. Raises InfrastructureError if it is another.
     """
     name = settings().stack
@@ -161,7 +161,7 @@ def change_threshold(threshold: float, progress: Log) -> None:
             f"the stack {name} has another template than this release", "run the prepare-data deployment first"
         )
     parameters: dict[str, str | None] = {parameter["ParameterKey"]: None for parameter in stack["Parameters"]}
-    outcome = deploy_stack(name, None, {**parameters, "Threshold": repr(threshold)})
+    outcome = deploy_stack(name, WORKFLOW_TEMPLATE, {**parameters, "Threshold": repr(threshold)}, tagged=False)
     progress(f"stack {name}: {outcome}, the threshold is {threshold:.4f}")
 
 
@@ -200,10 +200,11 @@ def find_outputs(name: str) -> dict[str, str] | None:
     return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
 
-def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | None]) -> str:
+def deploy_stack(name: str, template: Path, parameters: dict[str, str | None], tagged: bool = True) -> str:
     """Brings a stack to its template by a change set: 'created', 'updated' or 'unchanged'.
 
-    A template or parameter that is None keeps the stack's, or the template's default. Raises InfrastructureError.
+    A parameter that is None keeps the stack's, or the template's default. tagged: give it the settings' tags anew.
+    Raises InfrastructureError.
     """
     cloudformation = client("cloudformation")
     stack = _settled(name)
@@ -219,11 +220,11 @@ def deploy_stack(name: str, template: Path | None, parameters: dict[str, str | N
             StackName=name,
             ChangeSetName=change_set,
             ChangeSetType="UPDATE" if exists else "CREATE",
-            **({"TemplateBody": template.read_text()} if template else {"UsePreviousTemplate": True}),
+            TemplateBody=template.read_text(),
             Capabilities=["CAPABILITY_IAM"],
             Parameters=_parameters(parameters, {p["ParameterKey"] for p in (stack or {}).get("Parameters", [])}),
             # CloudFormation gives them to what the stack makes. A change of parameters alone leaves them as they are.
-            **({"Tags": tag_list()} if template else {}),
+            **({"Tags": tag_list()} if tagged else {}),
         )
         reason = _wait_for_change_set(name, change_set)
         if reason is not None:

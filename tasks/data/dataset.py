@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from tasks.archives import BoundedHeader
 from tasks.data import cifar_pickle
 from tasks.data.generated import SIZE, THINGS, draw
 from tasks.errors import SconesError
@@ -260,7 +261,7 @@ def check_classes(dataset: str, classes: Sequence[str]) -> None:
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     """An archive to read from; whatever goes wrong with that is a DatasetError."""
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=BoundedHeader) as archive:
             yield archive
     except DatasetError:
         raise

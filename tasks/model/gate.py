@@ -10,7 +10,16 @@ from prefect.logging import get_run_logger
 
 from settings import Settings, settings
 from tasks.installation import Installation
-from tasks.model.registry import APPROVED, PENDING, REJECTED, ModelVersion, check_artifact, decide, versions
+from tasks.model.registry import (
+    APPROVED,
+    PENDING,
+    REJECTED,
+    ModelVersion,
+    check_artifact,
+    check_digest,
+    decide,
+    versions,
+)
 from tasks.model.training import JobPlan, image_shape, read_artifact, run_job, training_channels, upload_source
 from tasks.run import Log
 
@@ -101,6 +110,9 @@ def judge(
     )
     job = run_job(installation, plan, f"{settings().stack}-gate-{run}", progress)
     written = json.loads(read_artifact(job, COMPARISON))
+    for role, judged in (("challenger", challenger), ("champion", champion)):
+        if judged is not None:  # the archive that the job was given, whatever is in the bucket before and after
+            check_digest(judged, written.get(f"{role}_sha256"))
     if failure := written.get("challenger_failure"):
         return Verdict(False, failure)
     return verdict(comparison(written["figures"], champion.name if champion else None), settings())

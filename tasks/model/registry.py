@@ -129,8 +129,14 @@ def check_artifact(version: ModelVersion) -> None:
 
     Whoever may write below models/ could replace it; the registry takes other rights.
     """
+    if version.metadata.get(ARTIFACT_SHA256):
+        check_digest(version, _digest(version.artifact_uri))
+
+
+def check_digest(version: ModelVersion, found: str | None) -> None:
+    """Raises ArtifactChanged if an archive with this SHA-256 is not the one that was registered as a version."""
     known = version.metadata.get(ARTIFACT_SHA256)
-    if known and _digest(version.artifact_uri) != known:
+    if known and found != known:
         raise ArtifactChanged(
             f"{version.artifact_uri} is not the archive that was registered as {version.name}",
             "restore the object's version of that time, or train again",

@@ -14,6 +14,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from settings import CODE_PREFIX, MANIFESTS_PREFIX, MODELS_PREFIX, ROOT, TRAIN_PREFIX, settings
+from tasks.archives import BoundedHeader
 from tasks.aws import storage
 from tasks.aws.clients import (
     client,
@@ -315,7 +316,7 @@ def read_artifact(job: CompletedJob, name: str) -> bytes:
         raise TrainingError(f"{job.artifact_uri} has more than {MOST_ARTIFACT_BYTES:,} bytes")
     passed = 0
     try:
-        with tarfile.open(fileobj=io.BytesIO(found[0])) as archive:
+        with tarfile.open(fileobj=io.BytesIO(found[0]), tarinfo=BoundedHeader) as archive:
             for member in archive:
                 passed += member.size  # all of it is unpacked on the way
                 if passed > MOST_UNPACKED_BYTES:

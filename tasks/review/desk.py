@@ -248,7 +248,7 @@ class Desk:
         key = f"{REVIEW_LEASES_PREFIX}{name}.json"
         until = iso(utc_now() + timedelta(seconds=self.chosen.review_lease_seconds))
         lease = Lease(reviewer=reviewer, until=until).to_json()
-        found = storage.get_with_etag(self.bucket, key)
+        found = storage.get_with_etag(self.bucket, key, labels.MOST_BYTES + 1)
         if found is None:
             return storage.create_json(self.bucket, key, lease)
         held, longest = _lease_of(found[0]), timedelta(seconds=self.chosen.review_lease_seconds)
@@ -262,7 +262,7 @@ class Desk:
     def _release(self, name: str, reviewer: str) -> None:
         """Ends the person's lease. Somebody else's, who was given the image after it had ended, stays."""
         key = f"{REVIEW_LEASES_PREFIX}{name}.json"
-        found = storage.get_with_etag(self.bucket, key)
+        found = storage.get_with_etag(self.bucket, key, labels.MOST_BYTES + 1)
         held = _lease_of(found[0]) if found else None
         if held is not None and held.reviewer == reviewer:
             storage.delete(self.bucket, key)

@@ -1,5 +1,6 @@
 """What is fuzzed: for each parser, inputs to begin with, a call, and the errors that it may end in."""
 
+import asyncio
 import gzip
 import io
 import json
@@ -19,7 +20,7 @@ from PIL import Image
 
 from local_aws.config import ConfigError, LocalConfig
 from local_aws.credentials import Credentials
-from local_aws.ministack.doors import foreign, unsigned
+from local_aws.ministack.doors import with_doors
 from settings import ROOT, SettingsError, settings
 from tasks.aws import storage
 from tasks.bulk import manifest
@@ -187,12 +188,26 @@ def _door(content: bytes) -> object:
     path, _, query = first.partition("?")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     scope = {
+        "type": "http",
         "path": path,
         "raw_path": path.encode("latin-1"),
         "query_string": query.encode("latin-1"),
         "method": "POST",
+        "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
     }
-    return foreign(headers) or unsigned(scope, headers, body, ROOT_KEY)
+    answered: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        answered.append(message)
+
+    async def application(*scope: Any) -> None:
+        answered.append("let in")
+
+    asyncio.run(with_doors(application, ROOT_KEY, lambda key: False)(scope, receive, send))
+    return answered[0]
 
 
 REQUEST = b"""/bucket/key?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIAOWN%2F20261129%2Fx%2Fs3%2Faws4_request

@@ -224,7 +224,7 @@ def test_a_training_whose_process_is_killed_goes_on_with_its_job(installed: Any)
         time.sleep(0.2)
     for process in processes_of(run):
         process.kill()
-    ended(run, "Completed")
+    ended(run, "Approved")
     jobs = sagemaker.list_training_jobs(NameContains=name)["TrainingJobSummaries"]
     assert [(job["TrainingJobName"], job["TrainingJobStatus"]) for job in jobs] == [(name, "Completed")]
 

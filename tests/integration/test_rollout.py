@@ -500,7 +500,7 @@ def test_a_deployments_run_is_suspended_until_someone_decides(own: Installation)
     )
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    ended(run, "Completed")
+    ended(run, "Rejected")
     decided = next(versions())
     assert decided.number == version.number  # nothing was trained twice
     assert decided.status == REJECTED

@@ -1,21 +1,21 @@
 """The training tasks against real jobs: failure, stop, retry, cancel."""
 
-import os
-import subprocess
-import sys
 import time
 import uuid
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling
 from sagemaker.core.resources import TrainingJob
 
-from local_aws.config import ROOT
+from settings import run_id
 from tasks.aws import storage
 from tasks.aws.clients import client, sdk
 from tasks.installation import Installation
 from tasks.model.training import JobPlan, TrainingError, start_or_attach, stop, training_channels, wait
 from testing.archives import tar_gz
+from testing.flow_runs import ended, started
 from testing.waiting import eventually
 
 
@@ -52,31 +52,19 @@ def test_a_stopped_job_is_no_success_and_its_retry_is_a_new_job(installed: Any) 
     stop(again)
 
 
-def test_cancelling_a_flow_run_stops_its_training_job(installed: Any) -> None:
-    """A worker cancels with SIGTERM; the flow's main thread gets it while it waits for the job."""
-    flow = subprocess.Popen(
-        [sys.executable, "-c", "from flows.train_model import train_model; train_model()"],
-        cwd=ROOT,
-        env={**os.environ, "SCONES_EPOCHS": "5000"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_a_person_who_cancels_a_flow_run_stops_its_training_job(installed: Any) -> None:
+    """Through the worker, which sends the run's process a signal."""
+    run = started("train-model/local", {"hyperparameters": {"epochs": 5000}}, {})
+    name = f"scones-unlimited-{run_id(run)}"
 
-    def described(name: str) -> dict[str, Any]:
-        answer: dict[str, Any] = client("sagemaker").describe_training_job(TrainingJobName=name)
-        return answer
+    def status(member: str) -> str:
+        found = client("sagemaker").list_training_jobs(NameContains=name)["TrainingJobSummaries"]
+        return client("sagemaker").describe_training_job(TrainingJobName=name)[member] if found else ""
 
-    def training() -> str | None:
-        assert flow.poll() is None
-        running = client("sagemaker").list_training_jobs(StatusEquals="InProgress")["TrainingJobSummaries"]
-        names = [each["TrainingJobName"] for each in running]
-        return next((name for name in names if described(name)["SecondaryStatus"] == "Training"), None)
-
-    name = eventually(training, seconds=180)
-    flow.terminate()
-    log = flow.communicate(timeout=60)[1]
-    assert f"stopping training job {name}" in log
+    eventually(lambda: status("SecondaryStatus") == "Training", seconds=180)
+    with get_client(sync_client=True) as prefect:
+        prefect.set_flow_run_state(run, Cancelling())
+    ended(run, "Cancelled")
     # A script that does not end by itself is given 120 seconds.
-    eventually(lambda: described(name)["TrainingJobStatus"] not in ("InProgress", "Stopping"), seconds=180)
-    assert described(name)["TrainingJobStatus"] == "Stopped"
+    eventually(lambda: status("TrainingJobStatus") not in ("InProgress", "Stopping"), seconds=180)
+    assert status("TrainingJobStatus") == "Stopped"

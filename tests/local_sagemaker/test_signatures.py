@@ -39,7 +39,8 @@ def test_what_is_signed_as_aws_asks_is_answered(server: Server) -> None:
         ({"X_Amz_Target": "SageMaker.ListModels"}, "InvalidSignatureException"),  # what was signed is another call
         ({"X_Amz_Date": "20200101T000000Z"}, "InvalidSignatureException"),
         ({"X_Amz_Date": "yesterday"}, "IncompleteSignatureException"),
-        ({"X_Amz_Security_Token": "made up"}, "InvalidClientTokenId"),
+        ({"X_Amz_Security_Token": "made up"}, "InvalidSignatureException"),  # it is not among what was signed
+        ({"X_Amz_Content_SHA256": "UNSIGNED-PAYLOAD"}, "InvalidSignatureException"),
         # A page in a browser: by a name that its owner points to this machine, from its origin, or by a form.
         ({"Host": "rebound.example"}, "InvalidHost"),
         ({"Origin": "https://evil.example"}, "AccessDeniedException"),

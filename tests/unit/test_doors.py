@@ -29,15 +29,21 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": message["body"]})
 
 
-def ask(url: str, headers: dict[str, str], body: bytes = b"", method: str = "POST") -> tuple[int, bytes]:
-    split = urlsplit(url)
+def ask(
+    url: str,
+    headers: dict[str, str],
+    body: bytes = b"",
+    method: str = "POST",
+    twice: list[tuple[str, str]] | None = None,
+) -> tuple[int, bytes]:
+    split, twice = urlsplit(url), twice or []
     scope = {
         "type": "http",
         "method": method,
         "path": split.path,
         "raw_path": split.path.encode(),
         "query_string": split.query.encode(),
-        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        "headers": [(name.lower().encode(), value.encode()) for name, value in [*headers.items(), *twice]],
     }
     sent: list[dict[str, Any]] = []
 
@@ -47,7 +53,7 @@ def ask(url: str, headers: dict[str, str], body: bytes = b"", method: str = "POS
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(with_doors(application, ROOT)(scope, receive, send))
+    asyncio.run(with_doors(application, ROOT, lambda key: key == "ASIASESSION")(scope, receive, send))
     return sent[0]["status"], sent[1]["body"]
 
 
@@ -69,19 +75,44 @@ def test_the_accounts_own_key_opens_and_another_secret_does_not() -> None:
         ({**signed("AKIAOWN", "secret"), "X-Amz-Date": "20200101T000000Z"}, b"{}"),
     ):
         status, answer = ask(URL, headers, body)
-        assert status == 403, answer
+        assert status in (400, 403), answer
     # A key that IAM or STS gave out is ministack's to know.
     assert ask(URL, signed("ASIASESSION", "any"), b"{}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "key", ["test", "", "123456789012", "１２３４５６７８９０１２", "١٢٣٤٥٦٧٨٩٠١٢", "AKIANOBODY", "akiaown", "AKIAOWN "]
+)
+def test_a_key_that_nobody_gave_out_is_refused_unread(key: str) -> None:
+    """ministack takes twelve digits, of any script, for the root of an account of that number."""
+    made = signed("KEY", "x")
+    made["Authorization"] = made["Authorization"].replace("Credential=KEY", f"Credential={key}")
+    assert ask(URL, made, b"{}")[0] in (400, 403)
+    link = f"{URL}?Action=ListRoles&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={key}/20261129/x/iam/aws4_request"
+    assert ask(f"{link}&X-Amz-Signature=0", {"Host": "127.0.0.1:4567"}, method="GET")[0] in (400, 403)
+
+
+@pytest.mark.parametrize("name", ["Authorization", "X-Amz-Date", "X-Amz-Security-Token", "Host", "Content-Type"])
+def test_what_is_there_twice_is_refused(name: str) -> None:
+    """Of two Authorization headers ministack believes the first key, whoever signed the second."""
+    made = signed("AKIAOWN", "secret")
+    assert ask(URL, made, b"{}", twice=[(name, made.get(name, "x")), (name, "x")])[0] == 400
+    both = made["Authorization"].replace("Credential=", "Credential=test/x, Credential=")
+    assert ask(URL, {**made, "Authorization": both}, b"{}")[0] in (400, 403)
 
 
 def test_a_link_that_is_signed_opens_and_a_changed_one_does_not() -> None:
     request = AWSRequest("GET", f"{URL}bucket/key.png")
     S3SigV4QueryAuth(Keys("AKIAOWN", "secret"), "s3", REGION, expires=60).add_auth(request)
     host = {"Host": "127.0.0.1:4567"}
-    link = {**host, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}  # a person clicks it in a report
-    assert ask(str(request.url), link, method="GET")[0] == 200
+    link = {**host, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert ask(str(request.url), link, method="GET")[0] == 200  # a person clicks it in a report
+    assert ask(str(request.url), {**link, "Sec-Fetch-Dest": "iframe"}, method="GET")[0] == 403
+    other = AWSRequest("GET", f"{URL}?Action=GetCallerIdentity&Version=2011-06-15")
+    S3SigV4QueryAuth(Keys("AKIAOWN", "secret"), "sts", REGION, expires=60).add_auth(other)
+    assert ask(str(other.url), host, method="GET")[0] == 403
     assert ask(str(request.url).replace("key.png", "other.png"), host, method="GET")[0] == 403
-    assert ask(f"{request.url}&X-Amz-Credential=test/x", host, method="GET")[0] == 403
+    assert ask(f"{request.url}&X-Amz-Credential=test/x", host, method="GET")[0] == 400
     assert ask(str(request.url), {**host, **signed("ASIASESSION", "any")}, method="GET")[0] == 403
 
 

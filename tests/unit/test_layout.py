@@ -13,7 +13,7 @@ from local_aws.config import ROOT
 # The folders and files of tasks/, each above all that it imports.
 FLOORS = (
     {"errors"},
-    {"answers", "cancellation", "prices", "records", "run", "waiting"},
+    {"answers", "archives", "cancellation", "prices", "records", "run", "waiting"},
     {"installation", "heartbeat"},
     {"aws"},
     {"exclusive"},

@@ -24,6 +24,7 @@ from settings import ROOT, settings
 from tasks.aws import stacks, storage
 from tasks.bulk.manifest import ManifestError, Source
 from tasks.data import folder
+from tasks.data.dataset import DatasetError, from_archive
 from tasks.installation import Installation
 from tasks.model import gate, registry, training
 from tasks.model.registry import ModelVersion
@@ -33,7 +34,7 @@ from tests.unit.bucket import MemoryBucket
 from tests.unit.test_labels import waiting
 
 sys.path.insert(0, str(ROOT / "classifier"))
-from evaluate import ModelFailed, answers
+from evaluate import ModelFailed, _archive, answers
 
 QUEUED = waiting()
 PAGE = ROOT / "docs" / "threat-model.md"
@@ -59,6 +60,25 @@ def test_a_model_archive_that_climbs_out_of_its_folder_is_refused(tmp_path: Path
     with pytest.raises(ModelFailed):
         answers(tmp_path, np.zeros((1, 3, 32, 32), np.uint8), 2)
     assert not list(tmp_path.parent.rglob("climbed"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_a_model_archive_holds_files_only(tmp_path: Path, kind: bytes) -> None:
+    """By chains of links some releases of Python are led out of the folder in spite of their own filter."""
+    with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as archive:
+        info = tarfile.TarInfo("model.json")
+        info.type, info.linkname = kind, "code"
+        archive.addfile(info)
+    with pytest.raises(ModelFailed, match="which is no file"):
+        answers(tmp_path, np.zeros((1, 3, 32, 32), np.uint8), 2)
+
+
+def test_an_object_beside_a_model_archive_is_not_another_model(tmp_path: Path) -> None:
+    """A channel is a prefix, below which others may write: a champion that seems to be two was not compared with."""
+    (tmp_path / "model.tar.gz").write_bytes(b"archive")
+    (tmp_path / "model.tar.gz.x").mkdir()
+    (tmp_path / "model.tar.gz.x" / "a.tar.gz").write_bytes(b"another")
+    assert _archive(tmp_path) == tmp_path / "model.tar.gz"
 
 
 @pytest.mark.parametrize("given", ["s3://another/incoming/", "s3://ours-too/incoming/"])
@@ -95,7 +115,8 @@ def test_a_template_that_somebody_planted_is_not_carried_out(monkeypatch: pytest
     planted = ours + "\n  Evil:\n    Type: AWS::IAM::Role\n    Condition: ThresholdIsHigh\n"
     template = [planted]
 
-    def deploy(name: str, template: Any, parameters: dict[str, Any]) -> str:
+    def deploy(name: str, template: Any, parameters: dict[str, Any], tagged: bool) -> str:
+        assert template == stacks.WORKFLOW_TEMPLATE and not tagged  # never the one that stands there
         called.append(parameters["Threshold"])
         return "updated"
 
@@ -187,6 +208,21 @@ def test_a_record_of_many_bytes_is_not_read(monkeypatch: pytest.MonkeyPatch) -> 
     review = Review()
     review.refresh("bucket")
     assert bucket.read == [] and "100,000 bytes" in review.strange["review/labels/x/anna-1.json"]
+
+
+def test_a_long_header_of_an_archive_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes, compressed, of what tarfile reads whole before it tells of a member."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 50_000_000
+    packed = gzip.compress(header.tobuf() + b"1" * 50_000_000 + b"\0" * 10_240)
+    (tmp_path / "a.tar.gz").write_bytes(packed)
+    with pytest.raises(DatasetError, match="a header of 50,000,000 bytes"):
+        from_archive(tmp_path / "a.tar.gz", ("bicycle", "motorcycle"))
+    bucket = MemoryBucket(monkeypatch)
+    bucket.put_object("models/job/output/model.tar.gz", packed)
+    job = SimpleNamespace(name="job", artifact_uri="s3://bucket/models/job/output/model.tar.gz")
+    with pytest.raises(training.TrainingError, match="a header of 50,000,000 bytes"):
+        training.read_artifact(job, "metrics.json")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [10_000_000_000, training.MOST_FILE_BYTES + 1])

@@ -81,6 +81,16 @@ class Signatures:
         if found is None or not amz_date or not {"host", "x-amz-date"} <= set(signed):
             message = "Authorization header requires 'Credential', 'SignedHeaders' and 'Signature', and a 'X-Amz-Date'."
             raise ApiError("IncompleteSignatureException", message, refused)
+        amazons = {name.lower() for name in headers if name.lower().startswith("x-amz-")}
+        if not amazons <= set(signed):
+            message = (
+                f"There were headers present in the request which were not signed: {sorted(amazons - set(signed))}"
+            )
+            raise ApiError("InvalidSignatureException", message, refused)
+        digest = headers.get("X-Amz-Content-SHA256")
+        if digest is not None and digest != hashlib.sha256(body).hexdigest():
+            message = "The provided 'x-amz-content-sha256' header does not match what was computed."
+            raise ApiError("InvalidSignatureException", message, refused)
         if found["service"] != service:
             message = f"Credential should be scoped to correct service: '{service}'."
             raise ApiError("InvalidSignatureException", message, refused)
