@@ -48,8 +48,8 @@ class Checkpoints:
         try:
             s3 = account.client_as(self._role_arn, "s3")
             for name in changed:
-                with (self.folder / name).open("rb") as file:
-                    s3.put_object(Bucket=bucket, Key=prefix + name, Body=file)
+                # At once: a file that grows while it is sent would be longer than its request says.
+                s3.put_object(Bucket=bucket, Key=prefix + name, Body=(self.folder / name).read_bytes())
                 self._copied[name] = present[name]
             for name in deleted:
                 s3.delete_object(Bucket=bucket, Key=prefix + name)
