@@ -1,13 +1,9 @@
 """Runs Prefect's server for this machine's own browser: python -m local_aws.prefect_server.
 
-It is Prefect's own application with three additions. Requests by another name than 127.0.0.1 or localhost, or from a
+It is Prefect's own application with two additions. Requests by another name than 127.0.0.1 or localhost, or from a
 page of another origin, are refused before anything reads them. And the page /sign-in#USER:PASSWORD keeps the password
 where Prefect's pages look for it, so that a person only has to follow the link that `make up` and `make demo` print;
 what comes after # never leaves the browser.
-
-And on SQLite every transaction asks for the write lock when it begins. Prefect's begin by reading: if another one has
-written meanwhile, SQLite refuses at once with "database is locked", whatever time-out is set
-(https://www.sqlite.org/rescode.html#busy_snapshot), and a heartbeat or an event is written late or never.
 """
 
 import os
@@ -40,13 +36,8 @@ def main() -> None:
     # As `prefect server start` tells it.
     os.environ["PREFECT__SERVER_FINAL"] = "1"
     from prefect.server.api.server import create_app
-    from prefect.server.database.configurations import AioSqliteConfiguration
     from prefect.settings import get_current_settings
 
-    begin = AioSqliteConfiguration.begin_transaction
-    AioSqliteConfiguration.begin_transaction = (  # type: ignore[method-assign]
-        lambda self, session, with_for_update=False: begin(self, session, with_for_update=True)
-    )
     app = create_app(final=True)
     app.router.routes.insert(0, Route("/sign-in", lambda request: HTMLResponse(SIGN_IN)))
     keep_alive = get_current_settings().server.api.keepalive_timeout

@@ -48,10 +48,18 @@ def server_errors(config: LocalConfig, stopped_at_any_time: bool = False) -> lis
     # A server that was killed is followed by the banner of the next one, which is no part of the entry.
     lines = [list(takewhile(lambda line: not BANNER.match(line), entry)) for entry in lines]
     errors = [entry for entry in lines if entry and " | ERROR " in entry[0] and any("Traceback" in x for x in entry)]
-    # A test that deletes an automation of its own may do so while Prefect evaluates it.
+    # A test that deletes an automation of its own may do so while Prefect evaluates it. If two transactions read before
+    # they write, SQLite refuses one of them at once, whatever time-out is set
+    # (https://www.sqlite.org/rescode.html#busy_snapshot). Prefect repeats it: a client repeats a request on 503, the
+    # next heartbeat stands for one that was lost, and the recorder of events says how many it dropped.
     shown = ["\n".join([entry[0], "...", *entry[-6:]]) for entry in errors]
-    told = [text for text in shown if "FOREIGN KEY constraint failed" not in text]
+    told = [text for text in shown if "FOREIGN KEY constraint failed" not in text and not repeated(text)]
     return [text for text in told if not (stopped_at_any_time and CUT_OFF.search(text.splitlines()[-1]))]
+
+
+def repeated(text: str) -> bool:
+    """Returns whether an error is a transaction that SQLite refused and Prefect repeats."""
+    return "database is locked" in text and (" 0 dropped)" in text or "dropped)" not in text)
 
 
 @pytest.fixture(scope="session")
