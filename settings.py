@@ -381,8 +381,8 @@ class Settings(BaseSettings):
     )
     network_isolation: bool = Field(
         default=False,
-        description="Whether training and the model's containers reach no network and hold no credentials; SageMaker "
-        "itself moves their data. What requirements.txt asks for must be in the image then.",
+        description="Whether the model's containers reach no network and hold no credentials, as training's never do. "
+        "What requirements.txt asks for must be in the image then.",
     )
     functions_in_vpc: bool = Field(
         default=False,

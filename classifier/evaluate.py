@@ -1,7 +1,9 @@
 """Compares a challenger with a champion, each on training images that it was not fitted on and nobody selected.
 
 SageMaker's script mode runs this for the gate. Channels: `train` and `train_lst` as for train.py, `challenger` and,
-if there is one, `champion`, each a model.tar.gz. Every model brings the code that answers for it (out_of_fold.py).
+if there is one, `champion`, each a model.tar.gz. Every model brings the code that answers for it (out_of_fold.py). That
+may be anybody's: it gets the images alone, in no order that tells a label, and runs as an account of its own if the job
+may change accounts, as it may in SageMaker's containers.
 Prints the figures of both. SM_MODEL_DIR gets comparison.json, which the gate reads, and each image's answers. A model
 that can't be asked is a result of the comparison, not a failure of the job.
 """
@@ -9,13 +11,16 @@ that can't be asked is a result of the comparison, not a failure of the job.
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
+import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from calibration import calibrated_errors, expected_calibration_error
@@ -23,6 +28,10 @@ from train import image_shape, load, nobody_selected
 
 # That a model may take to answer for all images.
 SECONDS = 1800
+# The account that each model's code runs as: numbers that no image gives to anybody else.
+ACCOUNTS = {"challenger": 64_001, "champion": 64_002}
+# Of a file of answers, beyond the numbers themselves.
+HEADER_BYTES = 10_000
 
 
 class ModelFailed(Exception):
@@ -43,6 +52,7 @@ def _evaluate(options: argparse.Namespace, file: Path) -> None:
         pixels, labels = pixels[rows], labels[rows]
         names = [name for name, kept in zip(names, rows, strict=True) if kept]
     images = pixels.numpy()
+    keep_to_this_account((options.train, options.train_lst, options.challenger, options.champion, options.model_dir))
     comparison: dict[str, object] = {"schema_version": 1}
     answered: dict[str, np.ndarray | None] = {"challenger": None, "champion": None}
     for role, channel in (("challenger", options.challenger), ("champion", options.champion)):
@@ -51,7 +61,7 @@ def _evaluate(options: argparse.Namespace, file: Path) -> None:
         try:
             with _archive(channel).open("rb") as archive:
                 comparison[f"{role}_sha256"] = hashlib.file_digest(archive, "sha256").hexdigest()
-            answered[role] = answers(channel, images, options.num_classes)
+            answered[role] = answers(channel, images, options.num_classes, ACCOUNTS[role])
         except ModelFailed as error:
             comparison[f"{role}_failure"] = str(error)
             print(f"the {role} can't be compared: {error}", flush=True)
@@ -65,9 +75,18 @@ def _evaluate(options: argparse.Namespace, file: Path) -> None:
     (options.model_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
 
 
-def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
-    """A model's probabilities (n, num_classes) of images (n, 3, height, width) uint8. Raises ModelFailed."""
+def keep_to_this_account(folders: tuple[Path | None, ...]) -> None:
+    """Closes folders to the accounts of models: labels, archives, and what this job writes."""
+    if os.geteuid() == 0:
+        for folder in filter(None, folders):
+            folder.chmod(0o700)
+
+
+def answers(channel: Path, images: np.ndarray, num_classes: int, account: int) -> np.ndarray:
+    """Returns a model's probabilities (n, num_classes) of images (n, 3, height, width) uint8. Raises ModelFailed."""
     archive_file = _archive(channel)
+    # Images are often sorted by their class.
+    order = np.random.default_rng().permutation(len(images))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
@@ -81,10 +100,14 @@ def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
         program = folder / "model" / "code" / "out_of_fold.py"
         if not program.exists():
             raise ModelFailed("its artifact has no code/out_of_fold.py")
-        np.save(folder / "images.npy", images)
+        shown = np.lib.format.open_memmap(folder / "images.npy", "w+", images.dtype, images.shape)
+        for row, image in enumerate(order):  # one by one, as they may be more than fit into memory
+            shown[row] = images[image]
+        shown.flush()
+        del shown
         command = [sys.executable, str(program), str(folder / "model"), str(folder / "images.npy")]
-        # It is anybody's code: it is not told where the labels are.
-        told = {name: value for name, value in os.environ.items() if not name.startswith("SM_")}
+        # It is not told where the labels are.
+        told = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {"HOME": name}
         with (folder / "log.txt").open("wb+") as log:
             try:
                 subprocess.run(
@@ -94,6 +117,7 @@ def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
                     env=told,
                     timeout=SECONDS,
                     check=True,
+                    **as_account(account, folder),
                 )
             except subprocess.TimeoutExpired as error:
                 raise ModelFailed(f"it did not answer within {SECONDS} seconds") from error
@@ -103,15 +127,46 @@ def answers(channel: Path, images: np.ndarray, num_classes: int) -> np.ndarray:
                 raise ModelFailed(
                     f"it can't be loaded and asked (exit code {error.returncode}): {last[:300]}"
                 ) from error
-        try:
-            probabilities: np.ndarray = np.load(folder / "answers.npy")
-        except (OSError, ValueError, EOFError, MemoryError) as error:
-            raise ModelFailed(f"its answers can't be read: {error}") from error
-    if probabilities.shape != (len(images), num_classes):
-        raise ModelFailed(f"it answers {probabilities.shape}, not {(len(images), num_classes)}")
-    if not np.isfinite(probabilities).all() or np.abs(probabilities.sum(axis=1) - 1).max() > 0.01:
+        given = read_answers(folder / "answers.npy", len(images) * num_classes)
+    if given.shape != (len(images), num_classes) or given.dtype.kind != "f":
+        raise ModelFailed(f"it answers {given.shape} of {given.dtype}, not {(len(images), num_classes)} of float")
+    if not np.isfinite(given).all() or given.min() < 0 or np.abs(given.sum(axis=1) - 1).max() > 0.01:
         raise ModelFailed("its answers are not probabilities")
+    probabilities = np.empty_like(given)
+    probabilities[order] = given
     return probabilities
+
+
+def as_account(account: int, folder: Path) -> dict[str, Any]:
+    """Returns what has subprocess run a program as an account to which the folder is given.
+
+    Nothing if this job may not change accounts, or that account could not run Python there, as below a home folder.
+    """
+    if os.geteuid() != 0:
+        return {}
+    become: dict[str, Any] = {"user": account, "group": account, "extra_groups": []}
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, account, account)
+    program = f"import numpy; numpy.load({str(folder / 'images.npy')!r}, mmap_mode='r')"
+    try:
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, **become)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"models answer as this job's own account, as another can't run Python here: {error}", file=sys.stderr)
+        return {}
+    return become
+
+
+def read_answers(file: Path, numbers: int) -> np.ndarray:
+    """Reads an array of so many numbers that a model left: a plain file of no more than these take."""
+    try:
+        with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+            found = os.fstat(opened.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size > numbers * 8 + HEADER_BYTES:
+                raise ModelFailed(f"its answers are no file of {numbers} numbers")
+            array: np.ndarray = np.load(io.BytesIO(opened.read(numbers * 8 + HEADER_BYTES)))
+            return array
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise ModelFailed(f"its answers can't be read: {error}") from error
 
 
 def _archive(channel: Path) -> Path:

@@ -68,7 +68,7 @@ def credentials(config: LocalConfig) -> Credentials:
 
 def private_folder(folder: Path) -> Path:
     """Makes a folder that only its owner can enter, or has one that is there be so."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     return folder
 

@@ -41,6 +41,7 @@ def main() -> None:
         distributed_map,
         doors,
         ecs,
+        functions,
         metrics,
         roles,
         state_machines,
@@ -52,6 +53,7 @@ def main() -> None:
     state_machines.install(config.list_delay)
     distributed_map.install()
     ecs.install()
+    functions.install()
     metrics.install()
 
     async def snapshot() -> None:

@@ -214,11 +214,10 @@ def deploy_stack(name: str, template: Path, parameters: dict[str, str | None], t
             cloudformation.delete_stack(StackName=name)
         stack = _settled(name)
     exists = stack is not None and stack["StackStatus"] != "REVIEW_IN_PROGRESS"
-    change_set = f"deploy-{time.time_ns()}"
     with translate_aws_errors(f"create a change set for the stack {name}"):
-        cloudformation.create_change_set(
+        made = cloudformation.create_change_set(
             StackName=name,
-            ChangeSetName=change_set,
+            ChangeSetName=f"deploy-{time.time_ns()}",
             ChangeSetType="UPDATE" if exists else "CREATE",
             TemplateBody=template.read_text(),
             Capabilities=["CAPABILITY_IAM"],
@@ -226,13 +225,15 @@ def deploy_stack(name: str, template: Path, parameters: dict[str, str | None], t
             # CloudFormation gives them to what the stack makes. A change of parameters alone leaves them as they are.
             **({"Tags": tag_list()} if tagged else {}),
         )
-        reason = _wait_for_change_set(name, change_set)
+        # By its ARN: somebody else may delete it and make another one of that name.
+        arn = made["Id"]
+        reason = _wait_for_change_set(arn)
         if reason is not None:
-            cloudformation.delete_change_set(StackName=name, ChangeSetName=change_set)
+            cloudformation.delete_change_set(ChangeSetName=arn)
             if errors.is_unchanged(reason):
                 return "unchanged"
             raise InfrastructureError(f"stack {name}: {reason}")
-        cloudformation.execute_change_set(StackName=name, ChangeSetName=change_set)
+        cloudformation.execute_change_set(ChangeSetName=arn)
     done = _settled(name)
     if done is None or done["StackStatus"] not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
         raise InfrastructureError(f"stack {name}: {done and done['StackStatus']}: {_failure(name)}")
@@ -297,11 +298,11 @@ def _is_settled(stack: dict[str, Any] | None) -> bool:
     return not status.endswith("_IN_PROGRESS") or status == "REVIEW_IN_PROGRESS"
 
 
-def _wait_for_change_set(stack: str, name: str) -> str | None:
+def _wait_for_change_set(arn: str) -> str | None:
     """None once the change set can be executed, else why it can't."""
     answer = look_until(
         lambda seen: seen["Status"] in ("CREATE_COMPLETE", "FAILED"),
-        lambda: client("cloudformation").describe_change_set(StackName=stack, ChangeSetName=name),
+        lambda: client("cloudformation").describe_change_set(ChangeSetName=arn),
         seconds=STACK_SECONDS,
         every=POLL_SECONDS / 4,
     )

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
 PARALLEL_REQUESTS = 16
+# That an image has at most. What has more is read so far and can't be decoded then.
+IMAGE_BYTES = 50_000_000
 
 # The console of each partition, by what the names of its services end with.
 CONSOLES = {
@@ -297,6 +299,12 @@ def download(bucket: str, key: str, file: Path) -> bool:
         return True
 
     return retry_transient(f"read s3://{bucket}/{key}", read)
+
+
+def get_image(bucket: str, key: str) -> bytes | None:
+    """Returns what is to be decoded as an image, up to a byte more than one may have; None if there is no object."""
+    found = get_with_etag(bucket, key, IMAGE_BYTES + 1)
+    return None if found is None else found[0]
 
 
 def get(bucket: str, key: str) -> bytes | None:

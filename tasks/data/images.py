@@ -151,7 +151,7 @@ def _entries(name: str) -> list[folder.Entry]:
     bucket, _, prefix = name.removeprefix("s3://").partition("/")
 
     def read(key: str) -> bytes:
-        content = storage.get(bucket, key)
+        content = storage.get_image(bucket, key)
         if content is None:
             raise FileNotFoundError(errno.ENOENT, "it is gone", key)
         return content

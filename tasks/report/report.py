@@ -146,7 +146,7 @@ def _thumbnails(bucket: str, keys: Sequence[str], side: int, small_bytes: int) -
     """Pictures for a page by their keys; without those that are gone from the bucket, or can't be decoded."""
 
     def read(key: str) -> bytes | None:
-        content = storage.get(bucket, key)
+        content = storage.get_image(bucket, key)
         return thumbnail(content, side, small_bytes) if content else None
 
     with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:

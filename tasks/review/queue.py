@@ -175,7 +175,7 @@ def queue(bucket: str, summaries: list[EvaluationSummary], chosen: Settings, pro
 
     def put(each: Chosen) -> str:
         row = each.row
-        content = storage.get(bucket, row.key)
+        content = storage.get_image(bucket, row.key)
         if content is None:
             return "gone"
         run = row.inference_id.split("-")[0]

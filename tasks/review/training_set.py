@@ -157,7 +157,7 @@ def collect(bucket: str, chosen: Settings, classes: tuple[str, ...], progress: L
         if use.use != "training":
             return use, None
         try:
-            content = storage.get(bucket, use.key)
+            content = storage.get_image(bucket, use.key)
         except AwsError as error:  # such as of a key that this role may not read
             return replace(use, use="left_out", why=f"it can't be read: {error}"[:300]), None
         if content is None or hashlib.sha256(content).hexdigest() != use.sha256:
@@ -282,7 +282,7 @@ def test_images(bucket: str, size: int) -> np.ndarray:
     """The test images, as vectors (m, n) of `vectors`. Raises DatasetError if one can't be read."""
     keys = sorted(storage.list_etags(bucket, TEST_PREFIX))
     with ThreadPoolExecutor(storage.PARALLEL_REQUESTS) as threads:
-        pixels = list(threads.map(lambda key: as_served(storage.get(bucket, key) or b"", size), keys))
+        pixels = list(threads.map(lambda key: as_served(storage.get_image(bucket, key) or b"", size), keys))
     unreadable = [key for key, found in zip(keys, pixels, strict=True) if found is None]
     if unreadable:
         raise DatasetError(f"s3://{bucket}/{unreadable[0]} can't be read", "run prepare-data, which uploads it again")

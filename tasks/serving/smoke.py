@@ -56,7 +56,7 @@ def known_images(installation: Installation) -> list[KnownImage]:
         if not chosen:
             raise EndpointError(f"the training images have none of {name} to try an endpoint with")
         for file in chosen:
-            content = storage.get(installation.bucket, TRAIN_PREFIX + file)
+            content = storage.get_image(installation.bucket, TRAIN_PREFIX + file)
             if content is None:
                 raise EndpointError(f"s3://{installation.bucket}/{TRAIN_PREFIX}{file} is missing", "run prepare-data")
             images.append(KnownImage(TRAIN_PREFIX + file, name, content))

@@ -159,7 +159,7 @@ def changed(image: bytes, drift: Drift, seed: int) -> bytes:
 def _images(bucket: str) -> Sequence[bytes]:
     """Test images, in an order that has nothing to do with their classes."""
     keys = sorted(storage.list_etags(bucket, TEST_PREFIX), key=lambda key: hashlib.sha256(key.encode()).digest())
-    read = (storage.get(bucket, key) for key in keys[:IMAGES])
+    read = (storage.get_image(bucket, key) for key in keys[:IMAGES])
     found = [content for content in read if content and read_rgb(content)]
     if not found:
         raise TrafficError("there are no test images", "run the prepare-data deployment first")

@@ -4,12 +4,15 @@ import base64
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,23 +21,26 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from PIL import Image
 
 import environment
 from settings import ROOT, settings
 from tasks.aws import stacks, storage
+from tasks.aws.function_packages import FUNCTIONS
 from tasks.bulk.manifest import ManifestError, Source
 from tasks.data import folder
 from tasks.data.dataset import DatasetError, from_archive
 from tasks.installation import Installation
 from tasks.model import gate, registry, training
 from tasks.model.registry import ModelVersion
+from tasks.model.training import JobPlan
 from tasks.review.labels import Review
 from tasks.serving import models
 from tests.unit.bucket import MemoryBucket
 from tests.unit.test_labels import waiting
 
 sys.path.insert(0, str(ROOT / "classifier"))
-from evaluate import ModelFailed, _archive, answers
+from evaluate import ModelFailed, _archive, answers, read_answers
 
 QUEUED = waiting()
 PAGE = ROOT / "docs" / "threat-model.md"
@@ -58,7 +64,7 @@ def test_a_model_archive_that_climbs_out_of_its_folder_is_refused(tmp_path: Path
         info.size = 4
         archive.addfile(info, io.BytesIO(b"evil"))
     with pytest.raises(ModelFailed):
-        answers(tmp_path, np.zeros((1, 3, 32, 32), np.uint8), 2)
+        answers(tmp_path, np.zeros((1, 3, 32, 32), np.uint8), 2, 64_001)
     assert not list(tmp_path.parent.rglob("climbed"))
 
 
@@ -70,7 +76,87 @@ def test_a_model_archive_holds_files_only(tmp_path: Path, kind: bytes) -> None:
         info.type, info.linkname = kind, "code"
         archive.addfile(info)
     with pytest.raises(ModelFailed, match="which is no file"):
-        answers(tmp_path, np.zeros((1, 3, 32, 32), np.uint8), 2)
+        answers(tmp_path, np.zeros((1, 3, 32, 32), np.uint8), 2, 64_001)
+
+
+DECEIVES = """
+import json, os, sys, time
+import numpy as np
+n = len(np.load(sys.argv[2]))
+guess = np.repeat([0, 1], n // 2)  # as if they were sorted by their class
+try:
+    rows = [line.split("\\t") for line in open("DATA/train_lst/train.lst").read().splitlines()]
+    guess = np.array([int(float(row[1])) for row in rows])
+except OSError:
+    pass
+np.save(sys.argv[3], np.eye(2, dtype=np.float32)[guess] * 0.98 + 0.01)
+if os.fork() == 0:  # what a judge that waits for it does not see end
+    for _ in range(50):
+        time.sleep(0.1)
+        try:
+            open("DATA/output/comparison.json", "w").write(json.dumps({"figures": {"challenger_accuracy": 1}}))
+        except OSError:
+            pass
+"""
+
+
+def needs_accounts() -> None:
+    """Skips where the models of a job can't have an account of their own: as on most people's machines."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may change accounts, as in SageMaker's containers")
+    try:
+        subprocess.run([sys.executable, "-c", "import numpy"], user=64_001, group=64_001, cwd="/", check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("other accounts can't run this Python: it is below a home folder")
+
+
+def test_a_model_finds_neither_labels_nor_figures_while_it_is_judged(tmp_path: Path) -> None:
+    needs_accounts()
+    tmp_path.chmod(0o755)
+    tmp_path.parent.chmod(0o755)
+    for name in ("train", "train_lst", "challenger", "output"):
+        (tmp_path / name).mkdir()
+    lines = []
+    for number in range(40):
+        name = f"{number:03}.png"
+        Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(tmp_path / "train" / name)
+        lines.append(f"{number}\t{int(number >= 20)}\t{name}")
+    (tmp_path / "train_lst" / "train.lst").write_text("\n".join(lines) + "\n")
+    with tarfile.open(tmp_path / "challenger" / "model.tar.gz", "w:gz") as archive:
+        for name, text in (
+            ("model.json", '{"image_shape": [3, 32, 32]}'),
+            ("code/out_of_fold.py", DECEIVES.replace("DATA", str(tmp_path))),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    command = [sys.executable, str(ROOT / "classifier" / "evaluate.py"), "--num_classes", "2"]
+    channels = {"train": "train", "train_lst": "train_lst", "challenger": "challenger", "model_dir": "output"}
+    for channel, name in channels.items():
+        command += [f"--{channel}", str(tmp_path / name)]
+    compared = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": "/tmp"})
+    assert compared.returncode == 0, compared.stderr
+    time.sleep(1)
+    figures = json.loads((tmp_path / "output" / "comparison.json").read_text())["figures"]
+    assert figures["challenger_images"] == 40
+    assert figures["challenger_accuracy"] < 0.9  # 0.5 is expected of guesses
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "long", "texts"])
+def test_what_a_model_left_as_its_answers_is_read_only_as_numbers(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "answers.npy"
+    np.save(tmp_path / "numbers.npy", np.full((2, 2), 0.5))
+    if kind == "link":
+        file.symlink_to(tmp_path / "numbers.npy")
+    elif kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "long":
+        np.save(file, np.full((2000, 2), 0.5))
+    else:
+        np.save(file, np.array([["a", None], [{}, []]], object), allow_pickle=True)
+    with pytest.raises(ModelFailed, match="its answers"):
+        read_answers(file, 4)
+    assert read_answers(tmp_path / "numbers.npy", 4).shape == (2, 2)
 
 
 def test_an_object_beside_a_model_archive_is_not_another_model(tmp_path: Path) -> None:
@@ -79,6 +165,41 @@ def test_an_object_beside_a_model_archive_is_not_another_model(tmp_path: Path) -
     (tmp_path / "model.tar.gz.x").mkdir()
     (tmp_path / "model.tar.gz.x" / "a.tar.gz").write_bytes(b"another")
     assert _archive(tmp_path) == tmp_path / "model.tar.gz"
+
+
+def test_a_change_set_of_the_same_name_is_not_executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may make change sets could put another one in the place of an administrator's."""
+    called: list[dict[str, str]] = []
+
+    def describe(**request: str) -> dict[str, str]:
+        called.append(request)
+        return {"Status": "CREATE_COMPLETE"}
+
+    def execute(**request: str) -> None:
+        called.append(request)
+
+    cloudformation = SimpleNamespace(
+        create_change_set=lambda **request: {"Id": "arn:of:ours"},
+        describe_change_set=describe,
+        execute_change_set=execute,
+    )
+    monkeypatch.setattr(stacks, "client", lambda service: cloudformation)
+    monkeypatch.setattr(stacks, "_settled", lambda name: {"StackStatus": "UPDATE_COMPLETE"})
+    assert stacks.deploy_stack("stack", stacks.WORKFLOW_TEMPLATE, {}) == "updated"
+    assert called == [{"ChangeSetName": "arn:of:ours"}] * 2
+
+
+def test_flows_write_the_code_of_jobs_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An administrator's deployment looks whether the code is there, and CloudFormation reads it a while later."""
+    template = stacks.WORKFLOW_TEMPLATE.read_text()
+    written = template.partition("Sid: WriteObjects")[2].partition("Sid: DeleteObjects")[0]
+    code = re.findall(r"\$\{Bucket\}/(\S*code\S*)\"", written)
+    assert code == ["code/classifier-*"]
+    bucket = MemoryBucket(monkeypatch)
+    training.upload_source("bucket")
+    assert all(fnmatchcase(key, *code) for key in bucket.objects)
+    names = [*FUNCTIONS, "definition", "batch-definition"]
+    assert not any(fnmatchcase(f"code/{name}-0123456789abcdef.zip", *code) for name in names)
 
 
 @pytest.mark.parametrize("given", ["s3://another/incoming/", "s3://ours-too/incoming/"])
@@ -154,19 +275,17 @@ def test_an_archive_that_was_replaced_is_neither_compared_nor_deployed(monkeypat
         registry.check_artifact(registered)
 
 
-def test_the_gates_job_has_no_network_and_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A challenger's own code runs in it, whatever SCONES_NETWORK_ISOLATION says."""
-    plans: list[Any] = []
+def test_no_training_job_has_network_or_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's own code runs in them, the gate's among them, whatever SCONES_NETWORK_ISOLATION says."""
+    from sagemaker.core.resources import TrainingJob
 
-    def run_job(installation: Any, plan: Any, name: str, progress: Any) -> Any:
-        plans.append(plan)
-
-    monkeypatch.setattr(gate, "run_job", run_job)
-    monkeypatch.setattr(gate, "read_artifact", lambda job, name: b'{"challenger_failure": "it is hostile"}')
-    monkeypatch.setattr(gate, "upload_source", lambda bucket: "s3://bucket/code/x.tar.gz")
-    installed = Installation("bucket", "arn", "arn", "e", ("a", "b"), 0.9, "arn", "arn")
-    assert not gate.judge(installed, version(), None, "run", print).approved
-    assert plans[0].isolated
+    requests: list[dict[str, Any]] = []
+    monkeypatch.setattr(TrainingJob, "create", lambda **request: requests.append(request))
+    monkeypatch.setattr(training, "sdk", dict)
+    installed = Installation("bucket", "arn", "arn", "e", ("a", "b"), 0.9, "arn:aws:iam::123456789012:role/r", "arn")
+    plan = JobPlan("evaluate.py", "s3://bucket/code/x.tar.gz", {}, {"train": "s3://bucket/train/"}, ())
+    training._start("job", installed, plan)
+    assert [request["enable_network_isolation"] for request in requests] == [True]
 
 
 def test_the_key_of_prefects_api_is_in_no_request_for_a_task(monkeypatch: pytest.MonkeyPatch) -> None:

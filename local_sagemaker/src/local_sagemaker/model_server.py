@@ -19,6 +19,7 @@ from typing import Any
 
 from local_sagemaker.closed_imports import other_python
 from local_sagemaker.container import start_parent_watchdog
+from local_sagemaker.peers import accepted
 from local_sagemaker.requirements import report_unmet
 
 
@@ -124,6 +125,14 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1  # an answer is one write
+    own_connection = False
+
+    def parse_request(self) -> bool:
+        """Looks at who sends once for each connection, which brings many requests."""
+        if super().parse_request():
+            self.own_connection = self.own_connection or accepted(self)
+            return self.own_connection
+        return False
 
     def do_GET(self) -> None:
         self._answer(200 if self.path == "/ping" and self.server.healthy else 503, {}, b"")
