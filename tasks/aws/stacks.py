@@ -227,13 +227,13 @@ def deploy_stack(name: str, template: Path, parameters: dict[str, str | None], t
         )
         # By its ARN: somebody else may delete it and make another one of that name.
         arn = made["Id"]
-        reason = _wait_for_change_set(arn)
+        reason = _wait_for_change_set(name, arn)
         if reason is not None:
-            cloudformation.delete_change_set(ChangeSetName=arn)
+            cloudformation.delete_change_set(StackName=name, ChangeSetName=arn)
             if errors.is_unchanged(reason):
                 return "unchanged"
             raise InfrastructureError(f"stack {name}: {reason}")
-        cloudformation.execute_change_set(ChangeSetName=arn)
+        cloudformation.execute_change_set(StackName=name, ChangeSetName=arn)
     done = _settled(name)
     if done is None or done["StackStatus"] not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
         raise InfrastructureError(f"stack {name}: {done and done['StackStatus']}: {_failure(name)}")
@@ -298,11 +298,11 @@ def _is_settled(stack: dict[str, Any] | None) -> bool:
     return not status.endswith("_IN_PROGRESS") or status == "REVIEW_IN_PROGRESS"
 
 
-def _wait_for_change_set(arn: str) -> str | None:
+def _wait_for_change_set(stack: str, arn: str) -> str | None:
     """None once the change set can be executed, else why it can't."""
     answer = look_until(
         lambda seen: seen["Status"] in ("CREATE_COMPLETE", "FAILED"),
-        lambda: client("cloudformation").describe_change_set(ChangeSetName=arn),
+        lambda: client("cloudformation").describe_change_set(StackName=stack, ChangeSetName=arn),
         seconds=STACK_SECONDS,
         every=POLL_SECONDS / 4,
     )

@@ -64,7 +64,7 @@ def test_another_account_is_refused(port: int) -> None:
 
     assert asked(ASK) == "200"
     # After the interpreter has been loaded, which the other account might not be able to read.
-    assert asked("import os, socket; os.setgid(64001); os.setuid(64001)\n" + ASK) == "403"
+    assert asked("import encodings.idna, os, socket, sys; os.setgid(64001); os.setuid(64001)\n" + ASK) == "403"
 
 
 def test_a_socket_that_nobody_has_is_nobodys() -> None:

@@ -186,7 +186,7 @@ def test_a_change_set_of_the_same_name_is_not_executed(monkeypatch: pytest.Monke
     monkeypatch.setattr(stacks, "client", lambda service: cloudformation)
     monkeypatch.setattr(stacks, "_settled", lambda name: {"StackStatus": "UPDATE_COMPLETE"})
     assert stacks.deploy_stack("stack", stacks.WORKFLOW_TEMPLATE, {}) == "updated"
-    assert called == [{"ChangeSetName": "arn:of:ours"}] * 2
+    assert called == [{"StackName": "stack", "ChangeSetName": "arn:of:ours"}] * 2
 
 
 def test_flows_write_the_code_of_jobs_and_of_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
