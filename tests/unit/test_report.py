@@ -583,7 +583,9 @@ def test_pictures_for_a_page_are_small_and_only_those_that_there_are(monkeypatch
         png(np.random.default_rng(1).integers(0, 255, (200, 300, 3), np.uint8)),
     )
     there = {"small": small, "large": large, "broken": b"no image"}
-    monkeypatch.setattr(report, "storage", SimpleNamespace(get=lambda _, key: there.get(key), PARALLEL_REQUESTS=2))
+    monkeypatch.setattr(
+        report, "storage", SimpleNamespace(get_image=lambda _, key: there.get(key), PARALLEL_REQUESTS=2)
+    )
     found = report._thumbnails("bucket", [*there, "gone"], report.STORY_SIDE, report.STORY_BYTES)
     assert found["small"] == small and set(found) == {"small", "large"}
     assert len(found["large"]) < report.STORY_BYTES < len(large)
