@@ -55,7 +55,8 @@ def _evaluate(options: argparse.Namespace, file: Path) -> None:
     keep_to_this_account((options.train, options.train_lst, options.challenger, options.champion, options.model_dir))
     comparison: dict[str, object] = {"schema_version": 1}
     answered: dict[str, np.ndarray | None] = {"challenger": None, "champion": None}
-    for role, channel in (("challenger", options.challenger), ("champion", options.champion)):
+    # The champion first: what the challenger's code does to this container can't keep it from being compared with.
+    for role, channel in (("champion", options.champion), ("challenger", options.challenger)):
         if channel is None:
             continue
         try:
@@ -88,7 +89,10 @@ def answers(channel: Path, images: np.ndarray, num_classes: int, account: int) -
     # Images are often sorted by their class.
     order = np.random.default_rng().permutation(len(images))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        # Within a folder of the judge's, so that a model can't put another one in the place of its own.
+        Path(name).chmod(0o711)
+        folder = Path(name) / "asked"
+        folder.mkdir()
         try:
             with tarfile.open(archive_file) as archive:
                 archive.extractall(folder / "model", filter=_plain)  # noqa: S202 it calls data_filter
@@ -107,7 +111,8 @@ def answers(channel: Path, images: np.ndarray, num_classes: int, account: int) -
         del shown
         command = [sys.executable, str(program), str(folder / "model"), str(folder / "images.npy")]
         # It is not told where the labels are.
-        told = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {"HOME": name}
+        told = {name: value for name, value in os.environ.items() if not name.startswith("SM_")} | {"HOME": str(folder)}
+        become = as_account(account, folder)
         with (folder / "log.txt").open("wb+") as log:
             try:
                 subprocess.run(
@@ -117,16 +122,20 @@ def answers(channel: Path, images: np.ndarray, num_classes: int, account: int) -
                     env=told,
                     timeout=SECONDS,
                     check=True,
-                    **as_account(account, folder),
+                    **become,
                 )
             except subprocess.TimeoutExpired as error:
                 raise ModelFailed(f"it did not answer within {SECONDS} seconds") from error
             except subprocess.CalledProcessError as error:
-                log.seek(max(0, log.tell() - 2000))
-                last = (log.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+                # From its end, wherever the model left the file's position.
+                end = os.pread(log.fileno(), 2000, max(0, os.fstat(log.fileno()).st_size - 2000))
+                last = (end.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
                 raise ModelFailed(
                     f"it can't be loaded and asked (exit code {error.returncode}): {last[:300]}"
                 ) from error
+            finally:
+                if become:  # what it started and left running
+                    subprocess.run([sys.executable, "-c", "import os; os.kill(-1, 9)"], **become)
         given = read_answers(folder / "answers.npy", len(images) * num_classes)
     if given.shape != (len(images), num_classes) or given.dtype.kind != "f":
         raise ModelFailed(f"it answers {given.shape} of {given.dtype}, not {(len(images), num_classes)} of float")

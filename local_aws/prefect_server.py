@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
-from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from local_aws.config import LocalConfig
@@ -39,7 +40,7 @@ def main() -> None:
     from prefect.settings import get_current_settings
 
     app = create_app(final=True)
-    app.router.routes.insert(0, Route("/sign-in", lambda request: HTMLResponse(SIGN_IN)))
+    app.router.routes.insert(0, Route("/sign-in", sign_in))
     keep_alive = get_current_settings().server.api.keepalive_timeout
     uvicorn.run(
         OwnPagesOnly(app),
@@ -49,6 +50,13 @@ def main() -> None:
         timeout_keep_alive=keep_alive,
         timeout_graceful_shutdown=10,
     )
+
+
+def sign_in(request: Request) -> Response:
+    """The page that signs in whoever follows the link of the terminal; a page's link would sign them out."""
+    if request.headers.get("sec-fetch-site") in FOREIGN_SITES:
+        return PlainTextResponse("sign in by the link that `make up` prints", 403)
+    return HTMLResponse(SIGN_IN)
 
 
 class OwnPagesOnly:

@@ -44,7 +44,7 @@ class _Dtype:
     def known(self) -> "np.dtype[Any]":
         """Returns numpy's type. Raises ValueError if it is none of plain numbers."""
         if not isinstance(self.name, str) or self.name.lstrip("|<>=") not in TYPES:
-            raise ValueError(f"it has an array of {self.name!r}, which no CIFAR archive needs")
+            raise ValueError(f"it has an array of {_shown(self.name)}, which no CIFAR archive needs")
         kind = TYPES[self.name.lstrip("|<>=")]
         return kind.newbyteorder(">") if self.order == ">" else kind
 
@@ -66,8 +66,13 @@ class _Array:
         return _made(content, dtype, shape, "F" if by_columns else "C")
 
 
+def _shown(value: Any) -> str:
+    """Returns what a message says of a value: lists in lists may be exponentially long as text."""
+    return value[:100] if isinstance(value, str) else type(value).__name__
+
+
 def _made(content: Any, dtype: Any, shape: Any, order: Any) -> "np.ndarray[Any, Any]":
-    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes | bytearray):
+    if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
         raise ValueError("it has an array that is none of plain numbers")
     sizes = shape if isinstance(shape, tuple) else (shape,)
     kind = dtype.known()
@@ -75,7 +80,7 @@ def _made(content: Any, dtype: Any, shape: Any, order: Any) -> "np.ndarray[Any, 
         raise ValueError("it has an array of an impossible shape")
     if math.prod(sizes) * kind.itemsize != len(content):
         raise ValueError("it has an array whose shape and content do not agree")
-    return np.frombuffer(bytes(content), dtype=kind).reshape(sizes, order="F" if order == "F" else "C")
+    return np.frombuffer(content, dtype=kind).reshape(sizes, order="F" if order == "F" else "C")
 
 
 def _reconstruct(*ignored: Any) -> _Array:
@@ -155,7 +160,7 @@ class _Machine:
             case "STRING" | "BINSTRING" | "SHORT_BINSTRING" if isinstance(argument, str):  # Python 2's text is bytes
                 stack.append(argument.encode("latin-1"))
             case _ if name in PLAIN:
-                stack.append(argument)
+                stack.append(bytes(argument) if isinstance(argument, bytearray) else argument)
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
                 stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}[name]())
             case "DICT" | "LIST" | "TUPLE":
@@ -222,7 +227,7 @@ class _Named:
 
 def _named(module: Any, name: Any) -> _Named:
     if not (isinstance(module, str) and isinstance(name, str) and (module, name) in STAND_INS):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR archive needs")
+        raise pickle.UnpicklingError(f"it asks for {_shown(module)}.{_shown(name)}, which no CIFAR archive needs")
     return _Named(STAND_INS[module, name])
 
 
@@ -279,7 +284,11 @@ def names(value: Any) -> list[str]:
     """Returns a list of names as text. Raises ValueError for anything else."""
     if not isinstance(value, list):
         raise ValueError("it has no list of names")
-    return [_as_bytes(name).decode() for name in value]
+    texts: dict[str | bytes, str] = {}  # a pickle may refer to one name many times
+    for name in value:
+        if not isinstance(name, str | bytes) or name not in texts:
+            texts[name] = _as_bytes(name).decode()
+    return [texts[name] for name in value]
 
 
 def whole_numbers(value: Any) -> "np.ndarray[Any, Any]":

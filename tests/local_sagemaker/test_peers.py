@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -43,6 +44,8 @@ def port() -> Iterator[int]:
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Host": "rebound.example"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
 )
 def test_web_pages_are_refused(port: int, headers: dict[str, str], status: int) -> None:
@@ -68,4 +71,11 @@ def test_another_account_is_refused(port: int) -> None:
 
 
 def test_a_socket_that_nobody_has_is_nobodys() -> None:
-    assert peers.same_account(("127.0.0.1", 1)) is not peers.SOCKETS.exists()
+    assert peers.same_account(("127.0.0.1", 1), ("127.0.0.1", 2)) is not peers.SOCKETS.exists()
+
+
+def test_another_connection_from_the_same_port_is_not_this_one(port: int) -> None:
+    """Two sockets may share a port if they are connected to different ones."""
+    with socket.create_connection(("127.0.0.1", port)) as connected:
+        assert peers.same_account(connected.getsockname(), ("127.0.0.1", port))
+        assert peers.same_account(connected.getsockname(), ("127.0.0.1", 1)) is not peers.SOCKETS.exists()

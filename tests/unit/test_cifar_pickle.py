@@ -99,6 +99,17 @@ def test_an_array_that_is_an_attack_is_refused(attack: Reduced, protocol: int, t
         from_archive(archive(tmp_path / "a.tar.gz", train=train), CLASSES)
 
 
+# An array of 41 kB, as protocol 5 writes one that can be written to, under 40,000 keys.
+ONE_ARRAY_OFTEN = (
+    b"\x80\x05}(cnumpy\nndarray\n)R(K\x01M\x20\xa1\x85cnumpy\ndtype\n\x8c\x02u1\x85R\x89\x96"
+    + (41_248).to_bytes(8, "little")
+    + bytes(41_248)
+    + b"tbq\x000"
+    + b"".join(b"\x8c\x05%05dh\x00" % n for n in range(40_000))
+    + b"u."
+)
+
+
 @pytest.mark.parametrize(
     "bomb",
     [
@@ -112,6 +123,9 @@ def test_an_array_that_is_an_attack_is_refused(attack: Reduced, protocol: int, t
         + b"e.",
         b"\x80\x02" + b"}" * 10_000_000 + b".",
         b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b".",  # eight gigabytes, none of which follow
+        # A name that is a tuple of itself twice, forty times over: exponentially long in a message.
+        b"\x80\x04)" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(1, 41)) + b"\x8c\x01x\x93.",
+        ONE_ARRAY_OFTEN,
     ],
 )
 def test_a_few_bytes_do_not_take_gigabytes(bomb: bytes, tmp_path: Path) -> None:
@@ -119,7 +133,16 @@ def test_a_few_bytes_do_not_take_gigabytes(bomb: bytes, tmp_path: Path) -> None:
     code = f"{limited}; import sys; from tasks.data.cifar_pickle import load; load(open(sys.argv[1], 'rb').read())"
     (tmp_path / "bomb").write_bytes(bomb)
     ended = subprocess.run([sys.executable, "-c", code, tmp_path / "bomb"], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0 or re.match("(Value|Key|Index)Error", ended.stderr.splitlines()[-1]), ended.stderr
+    assert ended.returncode == 0 or re.match(
+        "(Value|Key|Index|_pickle.Unpickling)Error", ended.stderr.splitlines()[-1]
+    ), ended.stderr
+
+
+def test_one_name_that_is_referred_to_often_is_held_once() -> None:
+    listed = cifar_pickle.names([long := b"a" * 1000, long, long])
+    assert listed[0] is listed[1] is listed[2]
+    with pytest.raises(ValueError, match="where a name should be"):
+        cifar_pickle.names([[]])
 
 
 def test_a_stand_in_is_the_same_for_the_next_archive() -> None:
